@@ -1,0 +1,5 @@
+"""The nodes of the pack. One file a family of nodes; this list is what the host is given."""
+
+from comfy_api.latest import io
+
+NODES: list[type[io.ComfyNode]] = []

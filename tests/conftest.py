@@ -5,8 +5,8 @@ tests/host/conftest.py runs it. So a unit test may import `inner_guidance.guidan
 that imports `inner_guidance.nodes` belongs in tests/host.
 """
 
+import importlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -14,17 +14,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# `python -m pytest` adds the checkout: its folder `nodes` would stand beside the host's nodes.py.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+
 spec = importlib.util.spec_from_file_location(
     "inner_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
 )
 sys.modules["inner_guidance"] = importlib.util.module_from_spec(spec)
 
-
-def host_tree(folder: Path) -> Path:
-    """`folder` when it holds a ComfyUI; otherwise the run ends here, with what to do."""
-    if not (folder / "comfyui_version.py").is_file():
-        pytest.exit(f"There is no ComfyUI in {folder}: run `make setup`, or set COMFYUI_PATH.", returncode=1)
-    return folder
+setup_host = importlib.import_module("inner_guidance.tools.setup_host")
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +34,16 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def host() -> Path:
     """The ComfyUI that everything is tested on: COMFYUI_PATH, or the one that `make setup` fetched."""
-    return host_tree(Path(os.environ.get("COMFYUI_PATH") or ROOT / ".comfyui"))
+    try:
+        return setup_host.host_folder()
+    except setup_host.SetupError as error:
+        pytest.exit(str(error), returncode=1)
 
 
 @pytest.fixture(scope="session")
 def oldest_host() -> Path:
     """ComfyUI 0.9.2, without its server and `comfy.sd`: the oldest that the pack promises to load on."""
-    return host_tree(ROOT / ".comfyui-0.9.2")
+    folder = ROOT / setup_host.OLDEST_HOST.folder
+    if not setup_host.is_stamped(folder, setup_host.OLDEST_HOST.sha256):
+        pytest.exit(f"There is no ComfyUI 0.9.2 in {folder}: run `make setup`.", returncode=1)
+    return folder

@@ -2,8 +2,9 @@
 
 import asyncio
 
-import inner_guidance
 from comfy_api.latest import ComfyExtension
+
+import inner_guidance
 from inner_guidance.nodes import NODES
 
 

@@ -1,0 +1,26 @@
+# Every target does all of its own set-up. Linux and macOS; on Windows use WSL.
+
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+.PHONY: setup demo test lint format workflows
+
+setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
+	@$(PYTHON) tools/setup_host.py
+
+demo: setup    ## images without and with guidance, from a real server, into .demo/
+	@$(VENV) tools/demo.py
+
+test: lint    ## every test, in the real host
+	$(VENV) -m pytest
+
+lint: setup
+	$(VENV) -m ruff check
+	$(VENV) -m ruff format --check
+
+format: setup
+	$(VENV) -m ruff check --fix
+	$(VENV) -m ruff format
+
+workflows: setup    ## the API twins in workflows/api/ from the workflow files
+	@$(VENV) tools/api_twins.py

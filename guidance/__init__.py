@@ -1,0 +1,1 @@
+"""What happens while sampling: the papers' tensor mathematics here, the host's inner workings in host/."""

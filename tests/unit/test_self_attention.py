@@ -1,0 +1,264 @@
+"""guidance/self_attention.py against references written from the paper, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from inner_guidance.guidance import self_attention as sag
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference_received(q, k, bias=None):
+    """The explicit (N, N) attention matrix, its mean over the heads, its sum over the queries."""
+    q, k = q.double().numpy(), k.double().numpy()
+    logits = np.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        logits = logits + bias.numpy()
+    a = np.exp(logits - logits.max(-1, keepdims=True))
+    a /= a.sum(-1, keepdims=True)
+    return torch.from_numpy(a.mean(1).sum(1))
+
+
+def reference_blur(image, sigma):
+    """Direct convolution with reflect padding, one pixel after the other."""
+    blurred = image.double().numpy()
+    for axis in (-2, -1):
+        n = blurred.shape[axis]
+        radius = min(math.ceil(3 * sigma), n - 1)
+        weight = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+        weight /= weight.sum()
+        padding = [(0, 0)] * blurred.ndim
+        padding[axis] = (radius, radius)
+        padded = np.moveaxis(np.pad(blurred, padding, mode="reflect"), axis, -1)
+        out = sum(w * padded[..., t : t + n] for t, w in enumerate(weight))
+        blurred = np.moveaxis(out, -1, axis)
+    return torch.from_numpy(np.ascontiguousarray(blurred))
+
+
+class TestReceivedAttention:
+    def test_is_the_head_averaged_column_sum(self):
+        q, k = random(2, 3, 20, 8), random(2, 3, 20, 8, seed=1)
+        expected = reference_received(q, k)
+
+        received = sag.received_attention(q.float(), k.float())
+
+        assert received.dtype == torch.float32
+        torch.testing.assert_close(received.double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(received.mean(1), torch.ones(2))
+
+    @pytest.mark.parametrize("chunk", [1, 7, 60, 61, 1200])
+    def test_does_not_depend_on_the_chunks(self, monkeypatch, chunk):
+        q, k = random(3, 2, 30, 4), random(3, 2, 10, 4, seed=1)
+        monkeypatch.setattr(sag, "CHUNK_ELEMENTS", chunk)
+
+        received = sag.received_attention(q.float(), k.float())
+
+        torch.testing.assert_close(
+            received.double(), reference_received(q, k) * 10 / 30, rtol=1e-5, atol=1e-6
+        )
+
+    def test_never_holds_more_logits_than_a_chunk(self, monkeypatch):
+        sizes = []
+        matmul = torch.Tensor.__matmul__
+        monkeypatch.setattr(
+            torch.Tensor, "__matmul__", lambda a, b: sizes.append((r := matmul(a, b)).numel()) or r
+        )
+        monkeypatch.setattr(sag, "CHUNK_ELEMENTS", 4 * 256 * 8)
+
+        sag.received_attention(torch.randn(2, 4, 256, 8), torch.randn(2, 4, 256, 8))
+
+        assert max(sizes) == 4 * 256 * 8
+        assert sum(sizes) == 2 * 4 * 256 * 256
+
+    def test_half_precision_logits_do_not_overflow(self):
+        q = torch.full((1, 1, 4, 64), 40.0, dtype=torch.float16)  # q . k is 102400, beyond float16
+
+        assert sag.received_attention(q, q).isfinite().all()
+
+    def test_merged_queries_keep_the_mean_at_one(self):
+        received = sag.received_attention(random(1, 2, 9, 4).float(), random(1, 2, 16, 4, seed=1).float())
+
+        torch.testing.assert_close(received.mean(), torch.tensor(1.0))
+
+    def test_masks(self):
+        q, k = random(2, 2, 6, 4), random(2, 2, 6, 4, seed=1)
+        keep = torch.rand(2, 1, 1, 6, generator=torch.Generator().manual_seed(2)) > 0.3
+        bias = torch.zeros(2, 1, 1, 6, dtype=torch.float64).masked_fill(~keep, -1e9)
+        expected = reference_received(q, k, bias)
+
+        for attn_mask in (keep, bias.float()):
+            received = sag.received_attention(q.float(), k.float(), attn_mask)
+            torch.testing.assert_close(received.double(), expected, rtol=1e-5, atol=1e-6)
+
+    def test_grouped_queries(self):
+        q, k = random(1, 4, 6, 8), random(1, 2, 6, 8, seed=1)
+
+        received = sag.received_attention(q.float(), k.float())
+
+        expected = reference_received(q, k.repeat_interleave(2, dim=1))
+        torch.testing.assert_close(received.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layers_are_averaged_on_the_finest_grid():
+    coarse, fine = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]]])
+
+    average = sag.average_on_finest_grid([coarse, fine])
+
+    assert average.tolist() == [[[0.5, 1.0, 2.5, 3.0], [2.5, 3.0, 4.5, 5.0]]]
+
+
+class TestGaussianBlur:
+    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 5), (33, 17), (64, 40)])
+    @pytest.mark.parametrize("sigma", [0.05, 0.7, 1.0, 3.0, 10.0])
+    def test_is_the_reflect_padded_convolution(self, size, sigma):
+        x = random(2, 4, *size)
+
+        torch.testing.assert_close(sag.gaussian_blur(x, sigma), reference_blur(x, sigma))
+
+    def test_sigma_0_is_no_blur(self):
+        x = random(1, 4, 8, 8).float()
+
+        assert torch.equal(sag.gaussian_blur(x, 0.0), x)
+
+    def test_kernel_grows_with_sigma(self):
+        impulse = torch.zeros(1, 1, 129, 129, dtype=torch.float64)
+        impulse[..., 64, 64] = 1
+        distance = (torch.arange(129) - 64).double()
+
+        for sigma in (1.0, 3.0, 9.0):
+            profile = sag.gaussian_blur(impulse, sigma)[0, 0].sum(0)
+            assert math.sqrt((profile * distance**2).sum()) == pytest.approx(sigma, rel=0.02)
+            assert (profile > 0).sum() == 2 * math.ceil(3 * sigma) + 1
+
+    def test_video_is_blurred_frame_by_frame(self):
+        x = random(1, 4, 3, 8, 8)
+
+        frames = [sag.gaussian_blur(x[:, :, i], 1.5) for i in range(3)]
+
+        torch.testing.assert_close(sag.gaussian_blur(x, 1.5), torch.stack(frames, dim=2))
+
+
+class TestOneStep:
+    """x0 + guidance against the paper's update, for a model that is an arbitrary function of x."""
+
+    blur_sigma, scale = 1.3, 0.75
+
+    def setup_method(self):
+        self.x = random(1, 4, 12, 10)
+        self.mask = (random(1, 1, 12, 10, seed=3) > 0.4).double()
+        self.weight = random(4, 4, seed=4) / 3
+
+    def network(self, x):
+        return torch.einsum("cd,bdhw->bchw", self.weight, torch.tanh(x + 0.3 * x.roll(1, -1)))
+
+    def blend(self, x0):
+        return self.mask * reference_blur(x0, self.blur_sigma) + (1 - self.mask) * x0
+
+    def ours(self, denoise, signal, velocity):
+        """The update through guidance/self_attention.py, in float32."""
+        x, mask = self.x.float(), self.mask.float()
+        self.weight = self.weight.float()
+        x0 = denoise(x)
+        x0_bar = sag.degrade(x0, mask, self.blur_sigma)
+        d_bar = denoise(sag.renoise(x, x0, x0_bar, signal))
+        return x0 + sag.guidance(x0, x0_bar, d_bar, self.scale, velocity)
+
+    def check(self, expected, denoise, signal, velocity):
+        torch.testing.assert_close(
+            self.ours(denoise, signal, velocity).double(), expected, rtol=2e-5, atol=2e-5
+        )
+
+    @pytest.mark.parametrize("sigma", [0.3, 2.0, 14.6])
+    @pytest.mark.parametrize("space", ["eps", "v"])
+    def test_variance_preserving(self, sigma, space):
+        abar = 1 / (1 + sigma**2)
+        a, b = math.sqrt(abar), math.sqrt(1 - abar)
+        x = self.x * a  # the paper's x; the host's is x0 + sigma e
+
+        e = self.network(x)
+        x0 = (x - b * e) / a
+        x_bar = a * self.blend(x0) + b * e
+        e_bar = self.network(x_bar)
+        if space == "eps":
+            expected = (x - b * (e + self.scale * (e - e_bar))) / a
+        else:
+            v, v_bar = (a * noise - b * (z - b * noise) / a for noise, z in ((e, x), (e_bar, x_bar)))
+            expected = a * x - b * (v + self.scale * (v - v_bar))
+
+        self.check(
+            expected,
+            denoise=lambda z: z - sigma * self.network(z / math.sqrt(1 + sigma**2)),
+            signal=1.0,
+            velocity=None if space == "eps" else sigma**2 / (1 + sigma**2),
+        )
+
+    @pytest.mark.parametrize("sigma", [0.02, 0.5, 80.0])
+    @pytest.mark.parametrize("space", ["eps", "v"])
+    def test_edm(self, sigma, space):
+        data = 0.5
+        c_skip = data**2 / (sigma**2 + data**2)
+        c_out = sigma * data / math.sqrt(sigma**2 + data**2)
+        c_in = 1 / math.sqrt(sigma**2 + data**2)
+
+        def denoise(z):
+            return c_skip * z + c_out * self.network(c_in * z)
+
+        x0 = denoise(self.x)
+        e = (self.x - x0) / sigma
+        x_bar = self.blend(x0) + sigma * e
+        if space == "eps":
+            e_bar = (x_bar - denoise(x_bar)) / sigma
+            expected = self.x - sigma * (e + self.scale * (e - e_bar))
+        else:
+            f, f_bar = self.network(c_in * self.x), self.network(c_in * x_bar)
+            expected = c_skip * self.x + c_out * (f + self.scale * (f - f_bar))
+
+        velocity = None if space == "eps" else sigma**2 / (sigma**2 + data**2)
+        self.check(expected, denoise, 1.0, velocity)
+
+    @pytest.mark.parametrize("sigma", [0.05, 0.5, 0.95])
+    @pytest.mark.parametrize("space", ["eps", "v"])
+    def test_flow(self, sigma, space):
+        v = self.network(self.x)  # v = e - x0, x = (1 - sigma) x0 + sigma e
+        x0, e = self.x - sigma * v, self.x + (1 - sigma) * v
+        x_bar = (1 - sigma) * self.blend(x0) + sigma * e
+        v_bar = self.network(x_bar)
+        if space == "eps":
+            e_bar = x_bar + (1 - sigma) * v_bar
+            expected = (self.x - sigma * (e + self.scale * (e - e_bar))) / (1 - sigma)
+        else:
+            expected = self.x - sigma * (v + self.scale * (v - v_bar))
+
+        self.check(
+            expected,
+            denoise=lambda z: z - sigma * self.network(z),
+            signal=1 - sigma,
+            velocity=None if space == "eps" else sigma,
+        )
+
+
+class TestAblationMasks:
+    def test_random_keeps_the_tokens(self):
+        received = random(3, 6, 5)
+
+        shuffled = sag.shuffle_tokens(received, torch.Generator().manual_seed(1))
+
+        assert not torch.equal(shuffled, received)
+        torch.testing.assert_close(shuffled.flatten(1).sort().values, received.flatten(1).sort().values)
+
+    def test_high_frequency_marks_detail_with_the_same_area(self):
+        x0 = torch.zeros(2, 4, 16, 16)
+        x0[:, :, 4:8, 4:8] = random(2, 4, 4, 4).float()
+        mask = torch.zeros(2, 1, 16, 16)
+        mask[0, 0, :2] = 1
+        mask[1, 0, :1, :9] = 1
+
+        high = sag.high_frequency_mask(x0, mask, 1.0)
+
+        assert high.sum(dim=(1, 2, 3)).tolist() == [32, 9]
+        assert high[1, 0, 3:9, 3:9].sum() == 9

@@ -9,7 +9,7 @@ setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COM
 	@$(PYTHON) tools/setup_host.py
 
 demo: setup    ## images without and with guidance, from a real server, into .demo/
-	@$(VENV) tools/demo.py
+	@$(VENV) -m tools.demo
 
 test: lint    ## every test, in the real host
 	$(VENV) -m pytest
@@ -23,4 +23,4 @@ format: setup
 	$(VENV) -m ruff format
 
 workflows: setup    ## the API twins in workflows/api/ from the workflow files
-	@$(VENV) tools/api_twins.py
+	@$(VENV) -m tools.api_twins

@@ -1,0 +1,92 @@
+"""Writes the API twin of every workflow: workflows/*.json (what the canvas opens) -> workflows/api/.
+
+    make workflows
+
+The canvas stores the values of a node's widgets as a bare list, in the order in which the node declares them;
+the API wants them by name. The names come from the running host, so this starts one.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from .host_server import HostServer, HostServerError, Prompt
+from .setup_host import ROOT, SetupError, host_folder
+
+WORKFLOWS = ROOT / "workflows"
+NOTES = frozenset({"Note", "MarkdownNote"})
+WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
+
+
+class WorkflowError(Exception):
+    """A workflow file that does not fit the nodes of the host."""
+
+
+def widget_slots(node_info: dict[str, Any]) -> Iterator[str | None]:
+    """Names of the values that the canvas stores for a node, in order; None where the API has none."""
+    for group in ("required", "optional"):
+        for name in node_info["input_order"].get(group, []):
+            kind, *rest = node_info["input"][group][name]
+            options = rest[0] if rest else {}
+            if (isinstance(kind, str) and kind not in WIDGET_TYPES) or options.get("forceInput"):
+                continue
+            yield name
+            if options.get("control_after_generate"):
+                yield None  # fixed, randomize, ...
+            if options.get("image_upload"):
+                yield None  # the upload button
+
+
+def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
+    """The API form of a workflow in the canvas's format, version 0.4.
+
+    Args:
+        workflow: contents of a workflow file, without subgraphs, reroutes or bypassed nodes.
+        object_info: what the host says about its nodes.
+
+    Raises:
+        WorkflowError: a node that the host does not have, or a list of values of the wrong length.
+    """
+    sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
+    prompt = {}
+    for node in sorted(workflow["nodes"], key=lambda node: node["id"]):
+        kind = node["type"]
+        if kind in NOTES:
+            continue
+        if kind not in object_info:
+            raise WorkflowError(f"node {node['id']} is a {kind}, which this host does not have")
+        slots = list(widget_slots(object_info[kind]))
+        values = node.get("widgets_values", [])
+        if len(slots) != len(values):
+            raise WorkflowError(f"{kind} (node {node['id']}) stores {len(values)} values for {slots}")
+        inputs = {name: value for name, value in zip(slots, values, strict=True) if name}
+        inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        prompt[str(node["id"])] = {
+            "class_type": kind,
+            "inputs": inputs,
+            "_meta": {"title": node.get("title") or object_info[kind]["display_name"] or kind},
+        }
+    return prompt
+
+
+def main() -> None:
+    """Rewrite workflows/api from workflows."""
+    with HostServer(host_folder(), ROOT, log=ROOT / ".cache" / "server.log") as server:
+        object_info = server.object_info()
+    for path in sorted(WORKFLOWS.glob("*.json")):
+        try:
+            prompt = to_api(json.loads(path.read_text()), object_info)
+        except WorkflowError as error:
+            raise WorkflowError(f"{path.name}: {error}") from error
+        twin = WORKFLOWS / "api" / path.name
+        twin.parent.mkdir(exist_ok=True)
+        twin.write_text(json.dumps(prompt, indent=2) + "\n")
+        print(twin.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SetupError, HostServerError, WorkflowError) as error:
+        sys.exit(f"make workflows: {error}")

@@ -1,0 +1,93 @@
+"""Draws the same scenes without and with guidance in the real ComfyUI: `make demo`.
+
+Runs every workflow whose name begins with "Demo" on six prompts. In such a workflow the node titled "Prompt"
+holds the text, the one titled "Seed" the seed, and the title of a SaveImage node says what its pictures show.
+"""
+
+import copy
+import io
+import json
+import sys
+import time
+from collections import defaultdict
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from .contact_sheet import contact_sheet
+from .host_server import HostServer, HostServerError, Prompt
+from .setup_host import ROOT, SetupError, host_folder
+
+OUTPUT = ROOT / ".demo"
+SCENES = (
+    ("red sphere, blue box, grey checker floor, white wall", 1),
+    ("green cylinder, yellow sphere, brown striped floor, beige wall", 2),
+    ("purple box, orange cylinder, plain grey floor, blue wall", 3),
+    ("cyan sphere, pink sphere, blue checker floor, grey wall", 4),
+    ("white cylinder, black box, red striped floor, green wall", 5),
+    ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 6),
+)
+
+
+def node_titled(prompt: Prompt, title: str) -> dict[str, Any]:
+    """The inputs of the one node with this title."""
+    (node,) = (node for node in prompt.values() if node["_meta"]["title"] == title)
+    return node["inputs"]
+
+
+def for_scene(workflow: Prompt, text: str, seed: int) -> Prompt:
+    """A demo workflow with this prompt and seed set in it."""
+    prompt = copy.deepcopy(workflow)
+    node_titled(prompt, "Prompt")["text"] = text
+    node_titled(prompt, "Seed")["value"] = seed
+    return prompt
+
+
+def steps_of(prompt: Prompt) -> dict[str, int]:
+    """The number of sampling steps of each node that samples, by node id."""
+    return {node_id: node["inputs"]["steps"] for node_id, node in prompt.items() if "steps" in node["inputs"]}
+
+
+def draw(server: HostServer, prompt: Prompt, bar: tqdm) -> dict[str, bytes]:
+    """Run one graph, the bar following its sampling steps; PNG files by the title of their SaveImage node."""
+    done = dict.fromkeys(steps_of(prompt), 0)
+
+    def advance(node: str, step: int, _: int) -> None:
+        if node in done:
+            bar.update(step - done[node])
+            done[node] = step
+
+    files = server.run(prompt, advance)
+    return {node["_meta"]["title"]: files[node_id][0] for node_id, node in prompt.items() if node_id in files}
+
+
+def main() -> None:
+    """Draw all scenes, write the pictures and the sheet, print where they are."""
+    start = time.monotonic()
+    workflows = [json.loads(path.read_text()) for path in sorted(ROOT.glob("workflows/api/Demo*.json"))]
+    OUTPUT.mkdir(exist_ok=True)
+    rows: defaultdict[str, list[Image.Image]] = defaultdict(list)
+    print("Starting ComfyUI ...", flush=True)
+    with HostServer(host_folder(), ROOT, log=OUTPUT / "server.log") as server:
+        total = len(SCENES) * sum(sum(steps_of(workflow).values()) for workflow in workflows)
+        with tqdm(total=total, unit="step", desc="Sampling") as bar:
+            for text, seed in SCENES:
+                for workflow in workflows:
+                    for title, png in draw(server, for_scene(workflow, text, seed), bar).items():
+                        path = OUTPUT / f"{seed} {title}.png"
+                        path.write_bytes(png)
+                        rows[title].append(Image.open(io.BytesIO(png)).convert("RGB"))
+    sheet = OUTPUT / "contact-sheet.png"
+    contact_sheet([f"{text} (seed {seed})" for text, seed in SCENES], rows).save(sheet)
+    print(f"{sum(map(len, rows.values()))} images in {time.monotonic() - start:.0f} seconds: {OUTPUT}")
+    print(f"Side by side: {sheet}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (SetupError, HostServerError) as error:
+        sys.exit(f"make demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit("make demo: interrupted; the server is stopped.")

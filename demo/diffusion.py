@@ -1,0 +1,139 @@
+"""Trains the demo model's UNet and text encoder together on latents of the demo world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .latents import load_latents
+from .model import UNET_CONFIG, DemoWorld
+from .progress import Budget, read_checkpoint, reset_weights, update_average, write_checkpoint
+from .text import CONTEXT_LENGTH, EMPTY, SceneTextEncoder, SceneTokenizer
+from .world import sample_scene
+
+BATCH = 16
+LEARNING_RATE = 1e-3
+EMPTY_PROMPTS = 0.1
+"""Share of samples trained without a prompt, for classifier-free guidance."""
+PARTIAL_PROMPTS = 0.3
+"""Share of samples trained with half of their phrases: prompts may be shorter than a full caption."""
+AVERAGE_DECAY = 0.999
+CHECKPOINT_MINUTES = 3.0
+
+
+class TextToLatent(nn.Module):
+    """The two networks that learn together; the UNet is the host's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = DemoWorld(UNET_CONFIG)
+        config.set_inference_dtype(torch.float32, None)
+        model = config.get_model({}, "")
+        self.alpha_bar = 1 / (1 + model.model_sampling.sigmas.double() ** 2)
+        self.unet = model.diffusion_model
+        self.text = SceneTextEncoder()
+        reset_weights(self)
+        for block in self.unet.modules():
+            if hasattr(block, "out_layers"):
+                _zero(block.out_layers[-1])
+            if hasattr(block, "proj_out"):
+                _zero(block.proj_out)
+        _zero(self.unet.out[-1])
+        nn.init.normal_(self.text.words.weight, std=0.5)
+        self.requires_grad_(True).train()
+
+    def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
+        """Mean squared error of the velocity v = sqrt(abar) e - sqrt(1 - abar) x0 at stratified timesteps."""
+        count = len(x0)
+        strata = (torch.randperm(count) + torch.rand(count)) / count
+        t = (strata * len(self.alpha_bar)).long()
+        abar = self.alpha_bar[t].float().to(x0.device).view(-1, 1, 1, 1)
+        noise = torch.randn_like(x0)
+        x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+        v = abar.sqrt() * noise - (1 - abar).sqrt() * x0
+        with torch.autocast(x0.device.type, torch.bfloat16):
+            predicted = self.unet(x, t.float().to(x0.device), context=self.text(tokens))
+        return F.mse_loss(predicted.float(), v)
+
+
+def _zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def train_diffusion(
+    latents: Path,
+    checkpoint: Path,
+    minutes: float,
+    device: str,
+    after_checkpoint: Callable[[dict[str, Tensor], int], None],
+) -> None:
+    """Trains for `minutes` in all, earlier calls included.
+
+    `after_checkpoint` gets the averaged weights and the number of samples seen.
+    """
+    model = TextToLatent().to(device)
+    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    step, spent = 0, 0.0
+    average = {name: weight.clone() for name, weight in model.state_dict().items()}
+    if state := read_checkpoint(checkpoint):
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        average = {name: weight.to(device) for name, weight in state["average"].items()}
+        step, spent = state["step"], state["spent"]
+
+    seeds, x0 = load_latents(latents)
+    phrases = [[_tokens(phrase) for phrase in sample_scene(seed).phrases] for seed in seeds]
+    rng = np.random.default_rng(step)
+    budget = Budget(minutes, spent)
+    saved, smooth = spent, None
+    bar = tqdm(desc="diffusion", unit="img", initial=step * BATCH)
+    while budget.fraction < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = budget.rate(LEARNING_RATE, step, floor=0.03)
+        rows = rng.integers(len(x0), size=BATCH)
+        tokens = torch.stack([_prompt(phrases[row], rng) for row in rows])
+        loss = model.loss(x0[rows].to(device), tokens.to(device))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        update_average(average, model, step, AVERAGE_DECAY)
+        step += 1
+        bar.update(BATCH)
+        if step % 25 == 0:
+            smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
+            bar.set_postfix(loss=f"{smooth:.4f}", left=f"{minutes - budget.elapsed:.1f} min")
+        if budget.elapsed > saved + CHECKPOINT_MINUTES or budget.fraction == 1:
+            saved = budget.elapsed
+            write_checkpoint(
+                checkpoint,
+                model=model.state_dict(),
+                average=average,
+                optimiser=optimiser.state_dict(),
+                step=step,
+                spent=saved,
+            )
+            after_checkpoint(average, step * BATCH)
+
+
+def _tokens(phrase: str) -> list[int]:
+    section = SceneTokenizer().tokenize_with_weights(phrase)["scene"][0]
+    return [token for token, _ in section if token != EMPTY]
+
+
+def _prompt(phrases: list[list[int]], rng: np.random.Generator) -> Tensor:
+    """(CONTEXT_LENGTH,) tokens of a caption, of half of it, or of the empty prompt."""
+    chance = rng.random()
+    if chance < EMPTY_PROMPTS:
+        phrases = []
+    elif chance < EMPTY_PROMPTS + PARTIAL_PROMPTS:
+        phrases = [phrase for phrase in phrases if rng.random() < 0.5]
+    tokens = [token for phrase in phrases for token in phrase]
+    return torch.tensor(tokens + [EMPTY] * (CONTEXT_LENGTH - len(tokens)))

@@ -1,0 +1,62 @@
+"""Encodes the renders once, so that the diffusion model trains on latents alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .renders import shards
+
+BATCH = 10
+
+
+@torch.inference_mode()
+def encode_shards(
+    renders: Path, latents: Path, autoencoder: dict[str, Tensor], scenes: int, device: str
+) -> None:
+    """Writes a (SHARD, 4, 32, 32) half-precision array for every shard of renders; finished ones are kept."""
+    from comfy.taesd.taesd import TAESD
+
+    model = TAESD(latent_channels=4)
+    model.load_state_dict(autoencoder)
+    encoder = model.taesd_encoder.to(device, memory_format=torch.channels_last)
+    latents.mkdir(parents=True, exist_ok=True)
+    wanted = [path for path in shards(renders) if int(path.stem) < scenes]
+    for path in tqdm(
+        [path for path in wanted if not (latents / path.name).exists()], desc="encoding", unit="shard"
+    ):
+        pictures = torch.from_numpy(np.load(path)).permute(0, 3, 1, 2)
+        encoded = []
+        for batch in pictures.split(BATCH):
+            x = (batch.to(device).float() / 255).to(memory_format=torch.channels_last)
+            with torch.autocast(device, torch.bfloat16):
+                encoded.append(encoder(x).half().cpu())
+        unfinished = latents / f"{path.stem}.unfinished"
+        with open(unfinished, "wb") as file:
+            np.save(file, torch.cat(encoded).numpy())
+        unfinished.rename(latents / path.name)
+
+
+def load_latents(folder: Path) -> tuple[list[int], Tensor]:
+    """The seeds and their latents (N, 4, 32, 32), in float32."""
+    paths = shards(folder)
+    arrays = [np.load(path) for path in paths]
+    seeds = [int(path.stem) + i for path, array in zip(paths, arrays, strict=True) for i in range(len(array))]
+    return seeds, torch.from_numpy(np.concatenate(arrays)).float()
+
+
+def linear_preview(renders: Path, latents: Path) -> Tensor:
+    """(5, 3): the least-squares colour of a latent pixel in [-1, 1], four channel factors and a bias.
+
+    What the host's Latent2RGB previews need, from the first shard.
+    """
+    start = shards(latents)[0].name
+    pictures = torch.from_numpy(np.load(renders / start)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    colours = F.avg_pool2d(pictures, 8).permute(0, 2, 3, 1).reshape(-1, 3)
+    channels = torch.from_numpy(np.load(latents / start)).float().permute(0, 2, 3, 1).reshape(-1, 4)
+    return torch.linalg.lstsq(F.pad(channels, (0, 1), value=1.0), colours).solution

@@ -1,0 +1,131 @@
+"""The demo model for the host: its configuration, and MODEL, CLIP and VAE from their safetensors files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+from comfy.model_base import ModelType
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .text import CONTEXT_DIM, SceneTextEncoder, SceneTokenizer
+
+WEIGHTS = Path(__file__).parent / "weights"
+UNET_FILE = "unet.safetensors"
+TEXT_FILE = "text_encoder.safetensors"
+AUTOENCODER_FILE = "autoencoder.safetensors"
+
+UNET_CONFIG = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 64,
+    "channel_mult": [1, 2, 2],
+    "num_res_blocks": [1, 1, 1],
+    "transformer_depth": [0, 1, 1],
+    "transformer_depth_output": [0, 0, 1, 1, 1, 1],
+    "transformer_depth_middle": 1,
+    "context_dim": CONTEXT_DIM,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": True,
+    "use_temporal_attention": False,
+    "adm_in_channels": None,
+    "legacy": False,
+}
+
+
+# The latent's linear preview, fitted by `python -m demo.train latents`.
+LATENT_RGB = [[0.0, 0.0, 0.0]] * 4
+LATENT_RGB_BIAS = [0.0, 0.0, 0.0]
+
+
+class DemoLatent(comfy.latent_formats.LatentFormat):
+    """The autoencoder is trained to latents of unit variance, so there is nothing to scale."""
+
+    def __init__(self) -> None:
+        self.latent_rgb_factors, self.latent_rgb_factors_bias = LATENT_RGB, LATENT_RGB_BIAS
+
+
+class DemoWorld(comfy.supported_models_base.BASE):
+    """The host's model description: a v-prediction UNet on Stable Diffusion's beta schedule."""
+
+    unet_extra_config: ClassVar = {"num_heads": -1, "num_head_channels": 32}
+    latent_format = DemoLatent
+    memory_usage_factor = 1.0
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> ModelType:
+        """What the UNet predicts."""
+        return ModelType.V_PREDICTION
+
+
+def load_model(path: Path) -> comfy.model_patcher.ModelPatcher:
+    """The UNet under the host's memory management, in the precision that the host chooses for this device."""
+    state_dict = read_weights(path)
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    parameters = comfy.utils.calculate_parameters(state_dict)
+    config = DemoWorld(UNET_CONFIG)
+    dtype = comfy.model_management.unet_dtype(
+        model_params=parameters, supported_dtypes=config.supported_inference_dtypes
+    )
+    cast = comfy.model_management.unet_manual_cast(dtype, load_device, config.supported_inference_dtypes)
+    config.set_inference_dtype(dtype, cast)
+    model = config.get_model(state_dict, "").to(offload_device)
+    model.load_model_weights(state_dict, "")
+    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def load_clip(path: Path) -> comfy.sd.CLIP:
+    """The text encoder as the host's own CLIP, so that every node with a CLIP input takes it."""
+    state_dict = read_weights(path)
+    target = SimpleNamespace(params={}, clip=SceneTextEncoder, tokenizer=SceneTokenizer)
+    return comfy.sd.CLIP(
+        target, parameters=comfy.utils.calculate_parameters(state_dict), state_dict=state_dict
+    )
+
+
+def load_vae(path: Path) -> comfy.sd.VAE:
+    """The autoencoder, which the host recognises as a TAESD."""
+    return comfy.sd.VAE(sd=read_weights(path))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: when the file is missing or damaged; the sentence says how to get it back.
+    """
+    restore = f"Run `git checkout -- demo/weights/{path.name}` in the pack's folder, or reinstall the pack."
+    if not path.is_file():
+        raise ValueError(f"The demo model's file {path.name} is missing. {restore}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"The demo model's file {path.name} is damaged ({error}). {restore}") from error
+
+
+def export_weights(folder: Path, diffusion: dict[str, Tensor], autoencoder: dict[str, Tensor]) -> None:
+    """Writes the three files in half precision; an interruption leaves the previous ones whole."""
+    _write(folder / UNET_FILE, _below("unet.", diffusion))
+    _write(folder / TEXT_FILE, _below("text.", diffusion))
+    _write(folder / AUTOENCODER_FILE, autoencoder)
+
+
+def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
+
+
+def _write(path: Path, state_dict: dict[str, Tensor]) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    save_file({name: weight.half().contiguous() for name, weight in state_dict.items()}, unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,62 @@
+"""Draws prompts with the demo model through the host's own sampler, and puts pictures on a sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from PIL import Image
+from torch import Tensor
+
+from .model import AUTOENCODER_FILE, TEXT_FILE, UNET_FILE, load_clip, load_model, load_vae
+
+
+@torch.inference_mode()
+def draw(
+    model: ModelPatcher,
+    clip: CLIP,
+    vae: VAE,
+    prompts: list[str],
+    seed: int,
+    steps: int = 20,
+    cfg: float = 3.0,
+    sampler: str = "dpmpp_2m",
+    scheduler: str = "karras",
+) -> Tensor:
+    """One 256 px picture a prompt in one batch: (N, 256, 256, 3) in [0, 1]."""
+    positive = torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts])
+    negative = clip.encode_from_tokens(clip.tokenize(""))
+    latent = torch.zeros(len(prompts), 4, 32, 32, device=comfy.model_management.intermediate_device())
+    drawn = comfy.sample.sample(
+        model,
+        comfy.sample.prepare_noise(latent, seed),
+        steps,
+        cfg,
+        sampler,
+        scheduler,
+        [[positive, {}]],
+        [[negative, {}]],
+        latent,
+        seed=seed,
+        disable_pbar=True,
+    )
+    return vae.decode(drawn)
+
+
+def load_all(folder: Path) -> tuple[ModelPatcher, CLIP, VAE]:
+    """MODEL, CLIP and VAE from the three files in a folder."""
+    return load_model(folder / UNET_FILE), load_clip(folder / TEXT_FILE), load_vae(folder / AUTOENCODER_FILE)
+
+
+def save_sheet(pictures: Tensor, path: Path, columns: int) -> None:
+    """Writes (N, H, W, 3) pictures in rows of `columns`, left to right."""
+    _, height, width, _ = pictures.shape
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+    for number, picture in enumerate(pictures):
+        tile = Image.fromarray((picture * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+        sheet.paste(tile, (number % columns * width, number // columns * height))
+    sheet.save(path)

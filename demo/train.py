@@ -1,0 +1,88 @@
+"""Trains the demo model from nothing: `python -m demo.train STAGE --minutes M`, one stage after the other.
+
+    renders      ray-casts the training scenes
+    autoencoder  trains encoder and decoder on crops of the renders
+    latents      encodes the renders
+    diffusion    trains UNet and text encoder; writes a sample sheet at every checkpoint
+    decoder      trains the decoder alone; the UNet stays valid
+    export       puts the averaged weights of all stages into demo/weights
+
+Every stage can be interrupted and called again: it goes on where it was, until its `--minutes` are used up.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .host import import_host
+from .renders import HELD_OUT, render_shards
+from .world import sample_scene
+
+SHEET_PICTURES = 16
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    stages = ("renders", "autoencoder", "latents", "diffusion", "decoder", "export")
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--minutes", type=float, default=60, help="training time of the stage in all")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--scenes", type=int, default=12_000, help="training scenes to render or encode")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="renders and checkpoints")
+    options = parser.parse_args()
+
+    options.work.mkdir(parents=True, exist_ok=True)
+    renders, latents = options.work / "renders", options.work / "latents"
+    autoencoder, diffusion = options.work / "autoencoder.pt", options.work / "diffusion.pt"
+    if options.stage == "renders":
+        render_shards(renders, options.scenes, options.workers)
+        return
+
+    import_host(options.device)
+    from .autoencoder import train_autoencoder
+    from .diffusion import train_diffusion
+    from .latents import encode_shards, linear_preview
+    from .model import WEIGHTS, export_weights
+    from .progress import read_checkpoint
+    from .sheet import draw, load_all, save_sheet
+
+    match options.stage:
+        case "autoencoder" | "decoder":
+            train_autoencoder(
+                renders,
+                autoencoder,
+                options.minutes,
+                options.device,
+                train_encoder=options.stage == "autoencoder",
+            )
+        case "latents":
+            encode_shards(
+                renders, latents, read_checkpoint(autoencoder)["average"], options.scenes, options.device
+            )
+            print("LATENT_RGB and LATENT_RGB_BIAS for demo/model.py:", linear_preview(renders, latents))
+        case "diffusion":
+
+            def write_sheet(average: dict, samples: int) -> None:
+                export_weights(options.work, average, read_checkpoint(autoencoder)["average"])
+                prompts = [sample_scene(HELD_OUT + i).caption for i in range(SHEET_PICTURES)]
+                save_sheet(
+                    draw(*load_all(options.work), prompts, seed=1),
+                    options.work / f"sheet-{samples:07d}.png",
+                    columns=8,
+                )
+
+            train_diffusion(latents, diffusion, options.minutes, options.device, write_sheet)
+        case "export":
+            WEIGHTS.mkdir(exist_ok=True)
+            export_weights(
+                WEIGHTS, read_checkpoint(diffusion)["average"], read_checkpoint(autoencoder)["average"]
+            )
+
+
+if __name__ == "__main__":
+    main()

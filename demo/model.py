@@ -8,11 +8,11 @@ from typing import ClassVar
 
 import comfy.latent_formats
 import comfy.model_management
-import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
 from comfy.model_base import ModelType
+from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -67,8 +67,12 @@ class DemoWorld(comfy.supported_models_base.BASE):
         return ModelType.V_PREDICTION
 
 
-def load_model(path: Path) -> comfy.model_patcher.ModelPatcher:
-    """The UNet under the host's memory management, in the precision that the host chooses for this device."""
+def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    """The UNet under the host's memory management, in the precision that the host chooses for this device.
+
+    The host calls it again, through `cached_patcher_init`, where it needs weights that nobody shares: for
+    training, and for a second GPU. It may ask for a patcher without dynamic memory; this one never has it.
+    """
     state_dict = read_weights(path)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
@@ -81,21 +85,40 @@ def load_model(path: Path) -> comfy.model_patcher.ModelPatcher:
     config.set_inference_dtype(dtype, cast)
     model = config.get_model(state_dict, "").to(offload_device)
     model.load_model_weights(state_dict, "")
-    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher = ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    patcher.cached_patcher_init = (load_model, (path,))
+    return patcher
 
 
-def load_clip(path: Path) -> comfy.sd.CLIP:
-    """The text encoder as the host's own CLIP, so that every node with a CLIP input takes it."""
+def load_clip(path: Path, **memory: bool) -> comfy.sd.CLIP:
+    """The text encoder as the host's own CLIP, so that every node with a CLIP input takes it.
+
+    `memory` is for the host, when it loads again: hosts since 0.16 ask there for `disable_dynamic`.
+    """
     state_dict = read_weights(path)
-    target = SimpleNamespace(params={}, clip=SceneTextEncoder, tokenizer=SceneTokenizer)
-    return comfy.sd.CLIP(
-        target, parameters=comfy.utils.calculate_parameters(state_dict), state_dict=state_dict
+    clip = comfy.sd.CLIP(
+        SimpleNamespace(params={}, clip=SceneTextEncoder, tokenizer=SceneTokenizer),
+        parameters=comfy.utils.calculate_parameters(state_dict),
+        state_dict=state_dict,
+        **memory,
     )
+    clip.patcher.cached_patcher_init = (_load_clip_patcher, (path,))
+    return clip
+
+
+def _load_clip_patcher(path: Path, **memory: bool) -> ModelPatcher:
+    return load_clip(path, **memory).patcher
 
 
 def load_vae(path: Path) -> comfy.sd.VAE:
     """The autoencoder, which the host recognises as a TAESD."""
-    return comfy.sd.VAE(sd=read_weights(path))
+    vae = comfy.sd.VAE(sd=read_weights(path))
+    vae.patcher.cached_patcher_init = (_load_vae_patcher, (path,))
+    return vae
+
+
+def _load_vae_patcher(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
+    return load_vae(path).patcher
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -2,4 +2,6 @@
 
 from comfy_api.latest import io
 
-NODES: list[type[io.ComfyNode]] = []
+from .demo_model import LoadDemoModel
+
+NODES: list[type[io.ComfyNode]] = [LoadDemoModel]

@@ -1,0 +1,63 @@
+"""The demo model that ships with the pack, for trying the guidance nodes without a download."""
+
+import hashlib
+
+from comfy_api.latest import io
+
+
+class LoadDemoModel(io.ComfyNode):
+    """Hands out the demo model in the host's own kinds of objects.
+
+    demo/model.py, which makes them, is imported when the node runs: it needs `comfy.sd`, and the start of the
+    host must not wait for it.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """No inputs: there is one demo model."""
+        return io.Schema(
+            node_id="InnerLoadDemoModel",
+            display_name="Load Demo Model",
+            category="model/loaders",
+            description=(
+                "A small diffusion model that ships with the pack: rooms with coloured spheres, boxes and "
+                "cylinders, 256 x 256 px, drawn in seconds without a GPU. Connect it like a checkpoint."
+            ),
+            outputs=[
+                io.Model.Output(
+                    tooltip="The diffusion model, for samplers and guidance nodes. It learned on "
+                    "256 x 256 px; other sizes hold together less well. Try 20 steps, CFG 3, dpmpp_2m, "
+                    "karras: a higher CFG keeps closer to the prompt, in harsher colours."
+                ),
+                io.Clip.Output(
+                    tooltip="Its text encoder, for CLIP Text Encode. It knows 21 words, for prompts such as "
+                    "'red sphere, blue box, grey checker floor, white wall'; the log says which it ignores."
+                ),
+                io.Vae.Output(tooltip="Its autoencoder, for VAE Encode and VAE Decode, tiled or not."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls) -> str:
+        """A hash of the weight files: the node runs again when they were replaced."""
+        from ..demo import model as demo
+
+        content = hashlib.sha256()
+        for path in sorted(demo.WEIGHTS.glob("*.safetensors")):
+            content.update(path.name.encode() + path.read_bytes())
+        return content.hexdigest()
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """MODEL, CLIP and VAE.
+
+        Raises:
+            ValueError: when a weight file is missing or damaged; the sentence says how to get it back.
+        """
+        from ..demo import model as demo
+
+        return io.NodeOutput(
+            demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
+            demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE),
+            demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
+        )

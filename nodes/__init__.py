@@ -3,5 +3,6 @@
 from comfy_api.latest import io
 
 from .demo_model import LoadDemoModel
+from .self_attention_guidance import InnerSelfAttentionGuidance
 
-NODES: list[type[io.ComfyNode]] = [LoadDemoModel]
+NODES: list[type[io.ComfyNode]] = [LoadDemoModel, InnerSelfAttentionGuidance]

@@ -1,0 +1,121 @@
+"""Reads the queries and keys of chosen self-attention layers during one forward pass.
+
+The tap stands in `optimized_attention_override`, through which every architecture of the host calls its
+attention, in front of whatever override is there already. It looks at q and k and passes the call on, so the
+attention that is computed is the host's own, bit for bit, with whatever kernel the user chose. That is why it
+is not an attn1 replacement: those must recompute the attention, there is room for one in a block, and a
+replacement for one transformer hides another node's replacement for the block (the host's SAG hides its PAG).
+
+The override does not say whether a call is self-attention. In a UNet the host runs `attn1_patch` right before
+and `attn1_output_patch` right after it, so the tap reads only a call between the two. A layer whose attention
+another node has replaced without calling the host's is therefore not read, rather than read wrongly.
+
+A tap is made for one forward pass (recording.py) and has no memory beyond it; two passes, in two threads
+on two GPUs even, have two taps.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .blocks import AttentionLayer
+
+
+class Attention(NamedTuple):
+    """What a layer's self-attention is computed from.
+
+    q (B, H, n_q, d), k (B, H_k, n_k, d), attn_mask (B or 1, H or 1, n_q or 1, n_k) or None. Where a node such
+    as HyperTile computes attention in tiles, B is `tiles` times the rows of the latent batch, the tiles of a
+    row one after the other; n_k * tiles is then the number of tokens, in the order of the grid.
+    """
+
+    layer: AttentionLayer
+    q: Tensor
+    k: Tensor
+    attn_mask: Tensor | None
+    tiles: int
+    grid: tuple[int, ...]
+
+
+class UNetAttentionTap:
+    """Reads `layers` in one forward pass of a UNet, and hands each to `read` once."""
+
+    def __init__(self, layers: Sequence[AttentionLayer], read: Callable[[Attention], None]) -> None:
+        self.unread = set(layers)
+        self.read = read
+        self.armed: AttentionLayer | None = None
+        self.override: Callable[..., Tensor] | None = None
+
+    def install(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of one forward pass's transformer_options with the tap in it."""
+        options = transformer_options.copy()
+        patches = options.get("patches", {})
+        options["patches"] = patches | {
+            # First, so that n still has the tokens of the image: HyperTile and ToMe come after.
+            "attn1_patch": [self.arm, *patches.get("attn1_patch", [])],
+            "attn1_output_patch": [self.disarm, *patches.get("attn1_output_patch", [])],
+        }
+        self.override = options.get("optimized_attention_override")
+        options["optimized_attention_override"] = self
+        return options
+
+    def arm(
+        self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """attn1_patch: the next attention is the self-attention of this block.
+
+        Video UNets attend over the frames too, under the same names but with other tokens: not armed.
+        """
+        batch, _, *grid = extra_options["activations_shape"]
+        layer = AttentionLayer(*extra_options["block"], extra_options["block_index"])
+        spatial = n.shape[0] == batch and n.shape[1] == grid[0] * grid[1]
+        self.armed = layer if spatial and layer in self.unread else None
+        return n, context, value
+
+    def disarm(self, n: Tensor, extra_options: dict[str, Any]) -> Tensor:
+        """attn1_output_patch: the self-attention is over."""
+        self.armed = None
+        return n
+
+    def __call__(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """optimized_attention_override."""
+        if self.armed is not None:
+            layer, self.armed = self.armed, None
+            found = split_heads(layer, *args, **kwargs)
+            if found is not None:
+                self.unread.discard(layer)
+                self.read(found)
+        if self.override is not None:
+            return self.override(attention, *args, **kwargs)
+        return attention(*args, **kwargs)
+
+
+def split_heads(
+    layer: AttentionLayer,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    attn_precision: torch.dtype | None = None,
+    *,
+    transformer_options: dict[str, Any],
+    **_: Any,
+) -> Attention | None:
+    """The arguments of the host's attention, (B, N, H d), as an Attention.
+
+    None where the keys are not the tokens of the image, or not in their order: there is no map to read then.
+    """
+    batch, _, *grid = transformer_options["activations_shape"]
+    tiles = q.shape[0] // batch
+    if k.shape[:2] != (batch, grid[0] * grid[1]) or k.shape[1] % tiles:
+        return None
+    # HyperTile hands over tiles of queries and whole keys, which the host's attention then cuts like this.
+    q, k = (t.reshape(q.shape[0], -1, heads, t.shape[-1] // heads).transpose(1, 2) for t in (q, k))
+    if attn_precision == torch.float32:
+        q, k = q.float(), k.float()
+    if mask is not None:
+        mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])
+    return Attention(layer, q, k, mask, tiles, tuple(grid))

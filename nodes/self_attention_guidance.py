@@ -1,0 +1,155 @@
+"""The Self-Attention Guidance node."""
+
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from ..guidance.host.blocks import attention_blocks, parse_blocks
+from ..guidance.host.recording import WRAPPER_KEY
+from ..guidance.host.self_attention_guidance import SelfAttentionGuidance
+from ..guidance.host.self_attention_step import BRANCHES, MASKS, SPACES, SelfAttentionSettings
+
+ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+
+
+class InnerSelfAttentionGuidance(io.ComfyNode):
+    """Patches a model so that every sampler guides by its self-attention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The inputs of design.md, final; what is added has a default."""
+        return io.Schema(
+            node_id="InnerSelfAttentionGuidance",
+            display_name="Self-Attention Guidance (Inner)",
+            category="model/patch/unet",
+            description=(
+                "Looks at what the model itself pays attention to, blurs just that, and steers away from the "
+                "blurred result: crisper structure and detail. Put it between the model and the sampler."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),
+                io.Float.Input(
+                    "scale",
+                    default=0.75,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip=(
+                        "How strongly to steer away from the blurred image. Higher is crisper, too high is "
+                        "harsh and distorted; 0 switches the node off, negative values soften."
+                    ),
+                ),
+                io.Float.Input(
+                    "blur_sigma",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip=(
+                        "Width of the blur, in latent pixels (8 image pixels). Higher works on larger "
+                        "structures, lower on fine detail; 0 is no blur and next to no effect."
+                    ),
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=1.0,
+                    min=0.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip=(
+                        "Attention at which a place is blurred; 1 is the average of the image. Higher guides "
+                        "fewer places, those looked at most; 0 guides the whole image."
+                    ),
+                ),
+                io.String.Input(
+                    "blocks",
+                    default="m0",
+                    tooltip=(
+                        "Whose attention is read: m0 the middle block, d0, d1, ... going down, u0, u1, ... "
+                        "going up, ranges (u0-u2), one transformer of a block (m0.0), several with commas. "
+                        "The middle sees the composition; higher u numbers see finer detail."
+                    ),
+                ),
+                io.Combo.Input(
+                    "branch",
+                    options=list(BRANCHES),
+                    default="auto",
+                    tooltip=(
+                        "Whose attention and estimate are used: the negative prompt's or the positive one's. "
+                        "auto takes the negative where there is one and cfg is above 1, as the paper does."
+                    ),
+                ),
+                io.Combo.Input(
+                    "space",
+                    options=list(SPACES),
+                    default="eps",
+                    tooltip=(
+                        "What is extrapolated: the noise (eps, the paper) or the velocity (v, as diffusers "
+                        "does on v-prediction models, weaker where there is much noise)."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in the sampling guidance begins. Higher leaves the composition alone.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip=(
+                        "Where in the sampling guidance ends. Lower saves time and leaves the last, fine "
+                        "details alone; higher guides them too."
+                    ),
+                ),
+                io.Int.Input(
+                    "every_n_steps",
+                    default=1,
+                    min=1,
+                    max=100,
+                    tooltip=(
+                        "The guided steps need one more evaluation of the model. Higher values do that only at "
+                        "every n-th step and use the last guidance again in between: faster, less exact."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
+                io.Combo.Input(
+                    "mask",
+                    options=list(MASKS),
+                    default="attention",
+                    optional=True,
+                    tooltip=(
+                        "Where to blur: what the attention says, or, to compare with it, everywhere (global), "
+                        "the places with most detail (high frequency) or at random; these two over as much "
+                        "area as the attention's."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The guided model. Connect it to a sampler, or to more model patches."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, blocks: str, scale: float, mask: str = "attention", **settings: Any
+    ) -> io.NodeOutput:
+        """Check the blocks against the model and attach the guidance to a clone of it."""
+        layers = parse_blocks(blocks, attention_blocks(model.get_model_object("diffusion_model")))
+        model = model.clone()
+        if scale != 0:
+            guidance = SelfAttentionGuidance(
+                SelfAttentionSettings(layers=layers, scale=scale, mask=mask, **settings)
+            )
+            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, guidance)
+        return io.NodeOutput(model)

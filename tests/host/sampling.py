@@ -1,0 +1,205 @@
+"""Tiny models of the host's own classes, with random weights, and sampling with them in this process.
+
+Everything runs inside torch.inference_mode() (conftest.py), as in the host's executor, so the weights are
+inference tensors.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import cache
+
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models_base
+import torch
+from comfy.model_base import ModelType
+from comfy.patcher_extension import WrappersMP
+
+CPU = torch.device("cpu")
+CONTEXT = 16
+POOLED = 32
+
+SD15 = {
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "num_heads": 4,
+    "num_head_channels": -1,
+    "context_dim": CONTEXT,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "adm_in_channels": None,
+    "legacy": False,
+    "dtype": torch.float32,
+}
+SDXL = SD15 | {
+    "num_res_blocks": [2, 2, 2],
+    "channel_mult": [1, 2, 4],
+    "transformer_depth": [0, 0, 1, 1, 2, 2],
+    "transformer_depth_middle": 2,
+    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
+    "num_heads": -1,
+    "num_head_channels": 16,
+    "use_linear_in_transformer": True,
+    "num_classes": "sequential",
+    "adm_in_channels": POOLED + 6 * 256,
+}
+INPAINT = SD15 | {"in_channels": 9}
+SVD = SD15 | {
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1],
+    "num_head_channels": 16,
+    "num_heads": -1,
+    "in_channels": 8,
+    "use_temporal_attention": True,
+    "use_temporal_resblock": True,
+    "num_classes": "sequential",
+    "adm_in_channels": 3 * 256,
+    "extra_ff_mix_layer": True,
+    "use_spatial_context": True,
+    "merge_strategy": "learned_with_images",
+    "merge_factor": 0.0,
+    "video_kernel_size": [3, 1, 1],
+}
+
+
+class Config(comfy.supported_models_base.BASE):
+    """What the host reads of a checkpoint's configuration."""
+
+    unet_extra_config = {}
+    latent_format = comfy.latent_formats.SD15
+    memory_usage_factor = 1.0
+
+
+def initialise(model, seed):
+    """Random weights; the host leaves them uninitialised. Queries and keys are large, for a peaked attention."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.diffusion_model.named_parameters():
+        if parameter.ndim < 2:
+            norm = name.endswith("weight")
+            parameter.copy_(torch.full_like(parameter, 1.0 if norm else 0.0))
+            if "mix_factor" in name:
+                parameter.fill_(0.3)
+            continue
+        fan_in = math.prod(parameter.shape[1:])
+        gain = 2.5 if "to_q" in name or "to_k" in name else 1.0
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / math.sqrt(fan_in))
+
+
+@cache
+def base_model(kind, model_type, seed):
+    """The host's model, made once: the tests share its weights, never its patcher."""
+    unet_config, model_class = {
+        "sd15": (SD15, comfy.model_base.BaseModel),
+        "sdxl": (SDXL, comfy.model_base.SDXL),
+        "inpaint": (INPAINT, comfy.model_base.BaseModel),
+        "svd": (SVD, comfy.model_base.SVD_img2vid),
+    }[kind]
+    config = Config(dict(unet_config))
+    config.set_inference_dtype(torch.float32, None)
+    model = model_class(config, ModelType[model_type], device=CPU)
+    if kind == "inpaint":
+        model.set_inpaint()
+    initialise(model, seed)
+    return model
+
+
+def patcher(kind="sd15", model_type="EPS", seed=0):
+    """A fresh ModelPatcher on a tiny model."""
+    model = base_model(kind, model_type, seed)
+    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+
+
+def prompt(seed, tokens=7, **values):
+    """A conditioning as CLIPTextEncode would give it; values such as area or start_percent go into it."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    pooled = torch.randn(1, POOLED, generator=generator)
+    return [[torch.randn(1, tokens, CONTEXT, generator=generator), {"pooled_output": pooled} | values]]
+
+
+def noise(*shape, seed=0):
+    """What RandomNoise gives."""
+    return torch.randn(*(shape or (1, 4, 16, 16)), generator=torch.Generator().manual_seed(seed))
+
+
+def sample(model, latent=None, *, positive=None, negative=None, cfg=4.0, steps=3, sampler="euler", **kwargs):
+    """The samples of the stock KSampler."""
+    latent = torch.zeros(1, 4, 16, 16) if latent is None else latent
+    return comfy.sample.sample(
+        model,
+        noise(*latent.shape),
+        steps,
+        cfg,
+        sampler,
+        kwargs.pop("scheduler", "normal"),
+        positive if positive is not None else prompt(0),
+        negative if negative is not None else prompt(1),
+        latent,
+        disable_pbar=True,
+        seed=0,
+        **kwargs,
+    )
+
+
+def sample_with(guider, latent=None, *, steps=3, sampler="euler", noise_mask=None):
+    """The samples of SamplerCustomAdvanced with a guider."""
+    latent = torch.zeros(1, 4, 16, 16) if latent is None else latent
+    model_sampling = guider.model_patcher.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, "normal", steps)
+    return guider.sample(
+        noise(*latent.shape),
+        latent,
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        denoise_mask=noise_mask,
+        disable_pbar=True,
+        seed=0,
+    )
+
+
+@dataclass
+class ForwardPass:
+    """What was seen of one forward pass of the model."""
+
+    x: torch.Tensor
+    sigma: float
+    out: torch.Tensor
+    transformer_options: dict
+
+
+@dataclass
+class Watch:
+    """The forward passes of a model, in order."""
+
+    passes: list[ForwardPass] = field(default_factory=list)
+
+    def __len__(self):
+        return len(self.passes)
+
+    @property
+    def labels(self):
+        return [p.transformer_options["cond_or_uncond"] for p in self.passes]
+
+
+def watch(model):
+    """Write down every forward pass of this patcher and its clones."""
+    seen = Watch()
+
+    def wrapper(executor, x, t, *args, **kwargs):
+        out = executor(x, t, *args, **kwargs)
+        seen.passes.append(ForwardPass(x.clone(), float(t.max()), out.clone(), args[3]))
+        return out
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", wrapper)
+    return seen

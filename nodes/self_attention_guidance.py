@@ -115,7 +115,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     min=1,
                     max=100,
                     tooltip=(
-                        "The guided steps need one more evaluation of the model. Higher values do that only at "
+                        "A guided step needs one more evaluation of the model. Higher values do that only at "
                         "every n-th step and use the last guidance again in between: faster, less exact."
                     ),
                     extra_dict=ADVANCED,
@@ -126,9 +126,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     default="attention",
                     optional=True,
                     tooltip=(
-                        "Where to blur: what the attention says, or, to compare with it, everywhere (global), "
-                        "the places with most detail (high frequency) or at random; these two over as much "
-                        "area as the attention's."
+                        "Where to blur: where the attention is, or, to compare with it, everywhere (global), "
+                        "where there is most detail (high frequency) or at random; these two over as much "
+                        "area as the attention."
                     ),
                     extra_dict=ADVANCED,
                 ),

@@ -7,6 +7,7 @@ inference tensors.
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from types import MappingProxyType
 
 import comfy.latent_formats
 import comfy.model_base
@@ -77,13 +78,13 @@ SVD = SD15 | {
 class Config(comfy.supported_models_base.BASE):
     """What the host reads of a checkpoint's configuration."""
 
-    unet_extra_config = {}
+    unet_extra_config = MappingProxyType({})
     latent_format = comfy.latent_formats.SD15
     memory_usage_factor = 1.0
 
 
 def initialise(model, seed):
-    """Random weights; the host leaves them uninitialised. Queries and keys are large, for a peaked attention."""
+    """Random weights, which the host leaves uninitialised. Queries and keys are large: peaked attention."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.diffusion_model.named_parameters():
         if parameter.ndim < 2:

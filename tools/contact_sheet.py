@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 MARGIN = 12
 FONT_SIZE = 15
-LINE = 19
+LINE = 20
 BACKGROUND, INK = "white", "black"
 
 
@@ -33,7 +33,7 @@ def contact_sheet(columns: Sequence[str], rows: Mapping[str, Sequence[Image.Imag
         draw.multiline_text((left, MARGIN), caption, INK, font, spacing=LINE - FONT_SIZE)
     for number, (title, pictures) in enumerate(rows.items()):
         y = top + MARGIN + number * row_height
-        draw.text((MARGIN, y), title, INK, font)
+        draw.text((MARGIN, y - 2), title, INK, font)
         for left, picture in zip(lefts, pictures, strict=True):
             sheet.paste(picture, (left, y + LINE))
     return sheet

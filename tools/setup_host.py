@@ -223,7 +223,7 @@ def install_packages(host: Path, root: Path) -> None:
     wanted = "\n".join([TORCH, *TORCH_COMPANIONS, *OURS, *requirements])
     if is_stamped(root / ".venv", wanted):
         return
-    print(f"Installing {TORCH} (some 200 MB, on a machine with a GPU several GB) ...", flush=True)
+    print(f"Installing {TORCH} (200 MB, or 3 GB where the index gives its CUDA build) ...", flush=True)
     pip(root, "install", TORCH)
     pip(root, "install", "--no-deps", *TORCH_COMPANIONS)
     silence_torchaudio(root)

@@ -1,0 +1,30 @@
+"""The real server, started once for all tests of this folder."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inner_guidance.tools.host_server import HostServer
+
+
+@pytest.fixture(scope="session")
+def server(host: Path, root: Path) -> Iterator[HostServer]:
+    """The host with the pack in it, on the CPU."""
+    with HostServer(host, root, log=root / ".cache" / "test-server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def object_info(server: HostServer) -> dict[str, Any]:
+    """What the server tells the frontend about every node."""
+    return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def node_ids(root: Path) -> list[str]:
+    """The ids of the pack's nodes, read from the source as ComfyUI-Manager reads them: as literals."""
+    sources = "".join(path.read_text() for path in (root / "nodes").glob("*.py"))
+    return re.findall(r'node_id="(\w+)"', sources)

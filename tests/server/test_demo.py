@@ -1,0 +1,89 @@
+"""What `make demo` draws."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tqdm import tqdm
+
+from inner_guidance.tools.demo import SCENES, draw, for_scene, node_titled, steps_of
+
+PLAIN, GUIDED = "Without guidance", "With Self-Attention Guidance"
+
+
+@pytest.fixture
+def workflow(root):
+    return json.loads((root / "workflows" / "api" / "Demo - Self-Attention Guidance.json").read_text())
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
+
+
+def sag_node(prompt):
+    (node,) = (node for node in prompt.values() if node["class_type"] == "InnerSelfAttentionGuidance")
+    return node["inputs"]
+
+
+def test_draws_each_scene_without_and_with_guidance_and_counts_its_steps(server, workflow):
+    prompt = for_scene(workflow, *SCENES[0])
+    with tqdm(total=sum(steps_of(prompt).values()), disable=False, leave=False) as bar:
+        pictures = draw(server, prompt, bar)
+
+        assert bar.n == bar.total == 40
+    assert list(pictures) == [PLAIN, GUIDED]
+    plain, guided = pixels(pictures[PLAIN]), pixels(pictures[GUIDED])
+    assert plain.shape == guided.shape == (256, 256, 3)
+    assert np.abs(plain - guided).mean() > 0.5
+
+
+def test_scale_zero_draws_the_plain_picture(server, workflow):
+    prompt = for_scene(workflow, *SCENES[0])
+    sag_node(prompt)["scale"] = 0.0
+    with tqdm(disable=True) as bar:
+        pictures = draw(server, prompt, bar)
+
+    np.testing.assert_array_equal(pixels(pictures[PLAIN]), pixels(pictures[GUIDED]))
+
+
+def test_seed_and_prompt_reach_the_picture(server, workflow):
+    text, seed = SCENES[0]
+    with tqdm(disable=True) as bar:
+        first, other_seed, other_text = (
+            pixels(draw(server, for_scene(workflow, *scene), bar)[PLAIN])
+            for scene in ((text, seed), (text, seed + 1), (SCENES[1][0], seed))
+        )
+
+    assert np.abs(first - other_seed).mean() > 2
+    assert np.abs(first - other_text).mean() > 2
+
+
+def test_scenes_use_words_the_model_knows(server, workflow):
+    log = server.log.read_text()
+    with tqdm(disable=True) as bar:
+        for scene in SCENES:
+            prompt = for_scene(workflow, *scene)
+            for node in prompt.values():
+                if "steps" in node["inputs"]:
+                    node["inputs"]["steps"] = 1
+            draw(server, prompt, bar)
+
+    assert "does not know" not in server.log.read_text()[len(log) :]
+
+
+def test_a_node_that_fails_is_named_with_the_hosts_own_words(server, workflow):
+    prompt = for_scene(workflow, *SCENES[0])
+    sag_node(prompt)["blocks"] = "nowhere"
+
+    with pytest.raises(Exception, match=r"InnerSelfAttentionGuidance \(node 9\) failed: .*nowhere"):
+        server.run(prompt)
+
+
+def test_a_prompt_that_is_refused_names_its_faults(server, workflow):
+    prompt = for_scene(workflow, *SCENES[0])
+    node_titled(prompt, "Sample with guidance")["cfg"] = "high"
+
+    with pytest.raises(Exception, match=r"refused the prompt: .*\n.*KSampler \(node 10\): .*cfg"):
+        server.run(prompt)

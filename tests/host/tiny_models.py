@@ -19,20 +19,24 @@ import torch
 from comfy.model_base import ModelType
 from comfy.patcher_extension import WrappersMP
 
+from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
+
 CPU = torch.device("cpu")
 CONTEXT = 16
 POOLED = 32
 
-SD15 = {
+# Half-size latents reach the middle block: a 16 x 16 latent has an 8 x 8 map there, as SD has at 512 px.
+SMALL = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "model_channels": 32,
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "num_res_blocks": [1, 1],
+    "channel_mult": [1, 2],
+    "transformer_depth": [1, 1],
     "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1],
     "num_heads": 4,
     "num_head_channels": -1,
     "context_dim": CONTEXT,
@@ -42,7 +46,13 @@ SD15 = {
     "legacy": False,
     "dtype": torch.float32,
 }
-SDXL = SD15 | {
+SD15 = SMALL | {
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+}
+SDXL = SMALL | {
     "num_res_blocks": [2, 2, 2],
     "channel_mult": [1, 2, 4],
     "transformer_depth": [0, 0, 1, 1, 2, 2],
@@ -54,12 +64,8 @@ SDXL = SD15 | {
     "num_classes": "sequential",
     "adm_in_channels": POOLED + 6 * 256,
 }
-INPAINT = SD15 | {"in_channels": 9}
-SVD = SD15 | {
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_output": [1, 1, 1, 1],
+INPAINT = SMALL | {"in_channels": 9}
+SVD = SMALL | {
     "num_head_channels": 16,
     "num_heads": -1,
     "in_channels": 8,
@@ -102,6 +108,7 @@ def initialise(model, seed):
 def base_model(kind, model_type, seed):
     """The host's model, made once: the tests share its weights, never its patcher."""
     unet_config, model_class = {
+        "small": (SMALL, comfy.model_base.BaseModel),
         "sd15": (SD15, comfy.model_base.BaseModel),
         "sdxl": (SDXL, comfy.model_base.SDXL),
         "inpaint": (INPAINT, comfy.model_base.BaseModel),
@@ -116,7 +123,7 @@ def base_model(kind, model_type, seed):
     return model
 
 
-def patcher(kind="sd15", model_type="EPS", seed=0):
+def patcher(kind="small", model_type="EPS", seed=0):
     """A fresh ModelPatcher on a tiny model."""
     model = base_model(kind, model_type, seed)
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
@@ -169,6 +176,22 @@ def sample_with(guider, latent=None, *, steps=3, sampler="euler", noise_mask=Non
     )
 
 
+def guided(model, **settings):
+    """The model with our node behind it, at the node's defaults except for these settings."""
+    defaults = {
+        "scale": 0.75,
+        "blur_sigma": 1.0,
+        "threshold": 1.0,
+        "blocks": "m0",
+        "branch": "auto",
+        "space": "eps",
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "every_n_steps": 1,
+    }
+    return InnerSelfAttentionGuidance.execute(model, **defaults | settings).result[0]
+
+
 @dataclass
 class ForwardPass:
     """What was seen of one forward pass of the model."""
@@ -191,6 +214,11 @@ class Watch:
     @property
     def labels(self):
         return [p.transformer_options["cond_or_uncond"] for p in self.passes]
+
+    @property
+    def extra(self):
+        """The passes of our guidance."""
+        return [p for p in self.passes if TAG in p.transformer_options]
 
 
 def watch(model):

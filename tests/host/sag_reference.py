@@ -1,0 +1,57 @@
+"""Self-Attention Guidance once more, written from the paper in float64, for one forward pass of a test."""
+
+import contextlib
+import math
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+
+
+@contextlib.contextmanager
+def spy_on_attention(*attentions):
+    """The queries and keys that these attention modules project, one (q, k) a call, in float64."""
+    calls = [[] for _ in attentions]
+    hooks = []
+    for attention, seen in zip(attentions, calls, strict=True):
+        hooks += [
+            attention.to_q.register_forward_hook(lambda _m, _i, q, seen=seen: seen.append([q.double()])),
+            attention.to_k.register_forward_hook(lambda _m, _i, k, seen=seen: seen[-1].append(k.double())),
+        ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def received(q, k, heads):
+    """Column sums of the head-averaged softmax attention of one image: q, k (N, heads * d) -> (N,)."""
+    q, k = (t.numpy().reshape(t.shape[0], heads, -1).transpose(1, 0, 2) for t in (q, k))
+    logits = np.einsum("hid,hjd->hij", q, k) / math.sqrt(q.shape[-1])
+    a = np.exp(logits - logits.max(-1, keepdims=True))
+    a /= a.sum(-1, keepdims=True)
+    return torch.from_numpy(a.mean(0).sum(0))
+
+
+def nearest(token_map, height, width):
+    """A map (h, w) on a grid (height, width)."""
+    rows = [i * token_map.shape[0] // height for i in range(height)]
+    columns = [j * token_map.shape[1] // width for j in range(width)]
+    return token_map[rows][:, columns]
+
+
+def blur(x0, sigma):
+    """Gaussian, reflect padding, kernel of 3 sigma to either side but no longer than the side."""
+    blurred = x0.double().numpy()
+    for axis in (-2, -1):
+        n = blurred.shape[axis]
+        radius = min(math.ceil(3 * sigma), n - 1)
+        if radius:
+            blurred = gaussian_filter1d(blurred, sigma, axis=axis, mode="mirror", radius=radius)
+    return torch.from_numpy(blurred)
+
+
+def degraded(x0, mask, sigma):
+    """x0_bar."""
+    return torch.where(mask, blur(x0, sigma), x0.double())

@@ -24,9 +24,18 @@ sys.path.append(str(Path(__file__).parent))  # tiny_models and sag_reference, wh
 pack = sys.modules["inner_guidance"]
 pack.__spec__.loader.exec_module(pack)
 
+model_management = importlib.import_module("comfy.model_management")
+
 
 @pytest.fixture(autouse=True)
 def inference_mode() -> Iterator[None]:
     """Every test runs as the host's executor runs a node; without it, gradient faults would stay hidden."""
     with torch.inference_mode():
         yield
+
+
+@pytest.fixture(autouse=True)
+def unloaded() -> Iterator[None]:
+    """Leaves no model loaded: the host would complain in the next test that this one's patcher is gone."""
+    yield
+    model_management.unload_all_models()

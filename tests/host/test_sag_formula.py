@@ -3,10 +3,9 @@
 import math
 
 import pytest
-import torch
-
 import sag_reference as paper
 import tiny_models as tiny
+import torch
 
 SETTINGS = {"scale": 0.75, "blur_sigma": 1.3}
 
@@ -144,7 +143,7 @@ def test_ablation_masks(mask):
     ],
 )
 def test_branches(branch, cfg, expected):
-    """Mask, estimate and second pass are one branch's, and cfg 1 stays cheap unless the negative is asked for."""
+    """Mask, estimate and second pass are of one branch; cfg 1 is cheap unless the negative is asked for."""
     model = tiny.patcher()
     seen = tiny.watch(model)
     attention = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1

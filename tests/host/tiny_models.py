@@ -105,8 +105,8 @@ def initialise(model, seed):
 
 
 @cache
-def base_model(kind, model_type, seed):
-    """The host's model, made once: the tests share its weights, never its patcher."""
+def root(kind, model_type, seed):
+    """A model of the host's, made once, and what a loader node would hand out for it."""
     unet_config, model_class = {
         "small": (SMALL, comfy.model_base.BaseModel),
         "sd15": (SD15, comfy.model_base.BaseModel),
@@ -120,13 +120,12 @@ def base_model(kind, model_type, seed):
     if kind == "inpaint":
         model.set_inpaint()
     initialise(model, seed)
-    return model
+    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
 def patcher(kind="small", model_type="EPS", seed=0):
-    """A fresh ModelPatcher on a tiny model."""
-    model = base_model(kind, model_type, seed)
-    return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
+    """A tiny model: a clone, with patches of its own, of the one that all tests share."""
+    return root(kind, model_type, seed).clone()
 
 
 def prompt(seed, tokens=7, **values):

@@ -151,6 +151,18 @@ def test_conditioning_nodes(loaded):
         assert drawn["samples"].isfinite().all()
 
 
+def test_prompt_decides_the_colour(sample, vae):
+    """Fails on an untrained UNet, and on one whose text encoder is another's."""
+    redness = {}
+    for colour in ("red", "blue"):
+        prompt = f"{colour} sphere, grey plain floor, white wall"
+        drawn = sample(empty(256, batch_size=2), prompt, steps=10, sampler="dpmpp_2m", scheduler="karras")
+        picture = stock.VAEDecode().decode(vae, drawn)[0]
+        redness[colour] = (picture[..., 0] - picture[..., 2]).mean()
+
+    assert redness["red"] > redness["blue"] + 0.01
+
+
 def test_autoencoder_gives_a_render_back(vae, picture):
     latent = stock.VAEEncode().encode(vae, picture)[0]
     back = stock.VAEDecode().decode(vae, latent)[0]

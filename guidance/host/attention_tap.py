@@ -7,14 +7,16 @@ is not an attn1 replacement: those must recompute the attention, there is room f
 replacement for one transformer hides another node's replacement for the block (the host's SAG hides its PAG).
 
 The override does not say whether a call is self-attention. In a UNet the host runs `attn1_patch` right before
-and `attn1_output_patch` right after it, so the tap reads only a call between the two. A layer whose attention
-another node has replaced without calling the host's is therefore not read, rather than read wrongly.
+and `attn1_output_patch` right after it, so the tap reads only the first call between the two. Where another
+node has replaced a block's attention, perhaps without any call of the host's, the tap reads what is handed to
+the replacement.
 
 A tap is made for one forward pass (recording.py) and has no memory beyond it; two passes, in two threads
 on two GPUs even, have two taps.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +59,12 @@ class UNetAttentionTap:
             "attn1_patch": [self.arm, *patches.get("attn1_patch", [])],
             "attn1_output_patch": [self.disarm, *patches.get("attn1_output_patch", [])],
         }
+        replace = options.get("patches_replace", {})
+        options["patches_replace"] = replace | {
+            "attn1": {
+                key: partial(self.replacement, patch) for key, patch in replace.get("attn1", {}).items()
+            }
+        }
         self.override = options.get("optimized_attention_override")
         options["optimized_attention_override"] = self
         return options
@@ -81,15 +89,38 @@ class UNetAttentionTap:
 
     def __call__(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """optimized_attention_override."""
-        if self.armed is not None:
-            layer, self.armed = self.armed, None
-            found = split_heads(layer, *args, **kwargs)
-            if found is not None:
-                self.unread.discard(layer)
-                self.read(found)
+        self.read_armed(*args, **kwargs)
         if self.override is not None:
             return self.override(attention, *args, **kwargs)
         return attention(*args, **kwargs)
+
+    def replacement(
+        self,
+        patch: Callable[..., Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extra_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        """patches_replace["attn1"], in front of another node's."""
+        self.read_armed(
+            q,
+            k,
+            v,
+            extra_options["n_heads"],
+            attn_precision=extra_options["attn_precision"],
+            transformer_options=extra_options,
+        )
+        return patch(q, k, v, extra_options, **kwargs)
+
+    def read_armed(self, *args: Any, **kwargs: Any) -> None:
+        """Hand the attention with these arguments over, if it is the one that is waited for."""
+        layer, self.armed = self.armed, None
+        found = layer and split_heads(layer, *args, **kwargs)
+        if found:
+            self.unread.discard(layer)
+            self.read(found)
 
 
 def split_heads(

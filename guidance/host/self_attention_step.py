@@ -152,6 +152,8 @@ class SelfAttentionStep:
                 return
             signal, velocity = signal_and_velocity(args["model"].model_sampling, sigma, x.ndim)
             x0_bar = sag.degrade(x0, mask * self.denoise_mask, self.settings.blur_sigma)
+            if torch.equal(x0_bar, x0):
+                return  # the second pass would be the first, and the guidance 0
             x_bar = sag.renoise(x, x0, x0_bar, signal)
             d_bar = extra_pass(
                 GUIDANCE, args["model"], conds[branch], branch, x_bar, sigma, args["model_options"]

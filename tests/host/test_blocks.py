@@ -1,0 +1,102 @@
+"""Block names on the host's models at their real depths."""
+
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+from inner_guidance.guidance.host.blocks import AttentionLayer, attention_blocks, parse_blocks
+from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
+
+
+def unet(config):
+    """The modules alone, without memory for weights."""
+    return UNetModel(**config, device="meta")
+
+
+@pytest.fixture(scope="module")
+def sd15():
+    return attention_blocks(unet(tiny.SD15))
+
+
+@pytest.fixture(scope="module")
+def sdxl():
+    depths = {
+        "transformer_depth": [0, 0, 2, 2, 10, 10],
+        "transformer_depth_middle": 10,
+        "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+    }
+    return attention_blocks(unet(tiny.SDXL | depths))
+
+
+def test_blocks_of_sd15(sd15):
+    assert list(sd15) == [f"d{i}" for i in range(6)] + ["m0"] + [f"u{i}" for i in range(9)]
+    assert [layer.number for name in sd15 for layer in sd15[name]] == [1, 2, 4, 5, 7, 8, 0, *range(3, 12)]
+
+
+def test_blocks_of_sdxl(sdxl):
+    assert {name: len(layers) for name, layers in sdxl.items()} == {
+        name: depth
+        for names, depth in (("d0 d1 u3 u4 u5", 2), ("d2 d3 m0 u0 u1 u2", 10))
+        for name in names.split()
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("m0", ["m0"]),
+        ("d2", ["d2"]),
+        ("u0-u2", ["u0", "u1", "u2"]),
+        (" U1 , m0,", ["m0", "u1"]),
+        ("m0,m0,u3,u2-u3", ["m0", "u2", "u3"]),
+    ],
+)
+def test_names(sdxl, text, expected):
+    assert parse_blocks(text, sdxl) == tuple(layer for name in expected for layer in sdxl[name])
+
+
+def test_one_transformer_of_a_block(sdxl):
+    assert parse_blocks("m0.3,u3.1", sdxl) == (AttentionLayer("middle", 0, 3), AttentionLayer("output", 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("u9", r"no block u9. It has d0-d3, m0, u0-u5\."),
+        ("d2-d7", r"no block d4. It has"),
+        ("m1", r"no block m1"),
+        ("b12", r"no block b12"),
+        ("d0-u2", r"'d0-u2' is not a range. Write it as u0-u2"),
+        ("u2-u0", r"'u2-u0' is not a range"),
+        ("middle", r"'middle' is not a block name. Write names such as m0"),
+        ("", r"'' is not a block name"),
+        ("m0,,u1", r"'' is not a block name"),
+        ("m0.10", r"block m0 has 10 transformers, m0.0 to m0.9; there is no m0.10"),
+    ],
+)
+def test_wrong_names_say_what_there_is(sdxl, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_blocks(text, sdxl)
+
+
+def test_block_of_one_transformer(sd15):
+    with pytest.raises(ValueError, match=r"block m0 has 1 transformer, m0.0; there is no m0.1"):
+        parse_blocks("m0.1", sd15)
+
+
+def test_model_without_a_middle_block():
+    """Segmind's tiny UNets."""
+    assert "m0" not in attention_blocks(unet(tiny.SD15 | {"transformer_depth_middle": -2}))
+
+
+def test_model_of_another_kind():
+    with pytest.raises(ValueError, match="no self-attention that Inner Guidance can read"):
+        parse_blocks("m0", attention_blocks(torch.nn.Linear(2, 2)))
+
+
+def test_node_refuses_before_any_sampling():
+    schema = {i.id: i.default for i in InnerSelfAttentionGuidance.define_schema().inputs if i.id != "model"}
+
+    with pytest.raises(ValueError, match=r"no block u7. It has d0-d1, m0, u0-u3"):
+        InnerSelfAttentionGuidance.execute(tiny.patcher(), **schema | {"blocks": "u7"})

@@ -1,11 +1,9 @@
 """Self-Attention Guidance beside other nodes: each keeps the effect that it has alone."""
 
 import comfy_extras.nodes_apg as apg
-import comfy_extras.nodes_custom_sampler as custom
 import comfy_extras.nodes_freelunch as freeu
 import comfy_extras.nodes_hypertile as hypertile
 import comfy_extras.nodes_mahiro as mahiro
-import comfy_extras.nodes_model_advanced as model_advanced
 import comfy_extras.nodes_model_downscale as downscale
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_perpneg as perpneg
@@ -258,6 +256,8 @@ def test_three_conditions_of_the_perp_neg_guider(mask):
 
 
 def test_dual_cfg_guider_with_its_own_order_of_lists():
+    custom = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+
     def run(model):
         guider = custom.Guider_DualCFG(model)
         guider.set_conds(tiny.prompt(0), tiny.prompt(9), tiny.prompt(1))
@@ -299,6 +299,7 @@ def test_cfg_function_that_thresholds_sees_the_guided_predictions():
 
 
 def test_rescale_cfg_of_0_is_plain_cfg():
+    model_advanced = pytest.importorskip("comfy_extras.nodes_model_advanced")
     model = tiny.patcher()
     rescaled = result_of(model_advanced.RescaleCFG().patch(model, 0.0))
 

@@ -174,14 +174,10 @@ def test_branches(branch, cfg, expected):
 
 
 def test_negative_branch_without_a_negative_is_refused():
-    import comfy_extras.nodes_custom_sampler as custom
-
     model = tiny.guided(tiny.patcher(), branch="negative")
-    guider = custom.Guider_Basic(model)
-    guider.set_conds(tiny.prompt(0))
 
     with pytest.raises(ValueError, match=r"no negative conditioning.*'auto' or 'positive'"):
-        tiny.sample_with(guider)
+        tiny.sample_with(tiny.BasicGuider(model, tiny.prompt(0)))
 
 
 def test_blur_sigma_is_in_latent_pixels_whatever_the_size():

@@ -6,7 +6,6 @@ import threading
 import weakref
 
 import comfy.model_patcher
-import comfy_extras.nodes_custom_sampler as custom
 import comfy_extras.nodes_easycache as easycache
 import pytest
 import tiny_models as tiny
@@ -290,8 +289,7 @@ def test_an_interrupt_leaves_the_next_run_clean(runs_and_steps, after):
 
 def test_guider_gets_its_options_back():
     model = tiny.guided(tiny.patcher())
-    guider = custom.Guider_Basic(interrupting(model, 1))
-    guider.set_conds(tiny.prompt(0))
+    guider = tiny.BasicGuider(interrupting(model, 1), tiny.prompt(0))
     before = guider.model_options
 
     with pytest.raises(InterruptionError):

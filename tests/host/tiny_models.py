@@ -175,6 +175,14 @@ def sample_with(guider, latent=None, *, steps=3, sampler="euler", noise_mask=Non
     )
 
 
+class BasicGuider(comfy.samplers.CFGGuider):
+    """The guider of the host's BasicGuider node: a positive, no negative."""
+
+    def __init__(self, model, positive):
+        super().__init__(model)
+        self.inner_set_conds({"positive": positive})
+
+
 def guided(model, **settings):
     """The model with our node behind it, at the node's defaults except for these settings."""
     defaults = {

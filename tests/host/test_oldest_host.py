@@ -1,0 +1,33 @@
+"""The guidance on ComfyUI 0.9.2, in a process of its own: a process has one host."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FILES = (
+    "test_blocks.py",
+    "test_sag_chaining.py",
+    "test_sag_faults.py",
+    "test_sag_formula.py",
+    "test_sag_geometry.py",
+    "test_sag_runs.py",
+)
+
+
+@pytest.mark.slow
+def test_self_attention_guidance_on_comfyui_0_9_2(oldest_host, root):
+    tests = [f"tests/host/{name}" for name in FILES]
+
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *tests],
+        cwd=root,
+        env=os.environ | {"COMFYUI_PATH": str(oldest_host)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stdout[-8000:]
+    assert " passed" in result.stdout.splitlines()[-1]

@@ -68,7 +68,8 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     tooltip=(
                         "Whose attention is read: m0 the middle block, d0, d1, ... going down, u0, u1, ... "
                         "going up, ranges (u0-u2), one transformer of a block (m0.0), several with commas. "
-                        "The middle sees the composition; higher u numbers see finer detail."
+                        "The middle sees the composition; higher u numbers see finer detail. Flux, SD3 and "
+                        "their like have b0, b1, ..., of which m0 is the one at half depth."
                     ),
                 ),
                 io.Combo.Input(

@@ -1,9 +1,13 @@
 """The one folder that knows how the host works inside.
 
-blocks.py            block names such as m0 and u0-u2, and what attention a model has
-attention_tap.py     reads queries and keys of chosen layers during one forward pass
-recording.py         the attention received, over one evaluation of the conditions
-extra_pass.py        our own evaluations of the model: labelled, tagged, without our recorders
-run.py               what lives as long as one sampling run; where in the schedule a step is
-self_attention_guidance.py   Self-Attention Guidance in a run, from these and the mathematics
+blocks.py               block names such as m0 and u0-u2, and what attention a model has
+attention_tap.py        reads queries and keys of chosen layers during one forward pass of a UNet
+joint_models.py, joint_attention_tap.py
+                        the same for SD3, Flux, Chroma, Qwen-Image, Lumina 2 and Z-Image
+recording.py            the attention received, over one evaluation of the conditions
+extra_pass.py           our own evaluations of the model: labelled, tagged, without our recorders
+parametrisation.py      how a model's latent is made of image and noise
+run.py                  what lives as long as one sampling run; where in the schedule a step is
+self_attention_guidance.py, self_attention_step.py
+                        Self-Attention Guidance in a run, and at one step of it
 """

@@ -1,10 +1,12 @@
-"""Block names: what `m0`, `d2`, `u0-u2` and `m0.0` mean in a given model."""
+"""Block names: what `m0`, `d2`, `u0-u2`, `m0.0` and `b12` mean in a given model."""
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+
+from .joint_models import joint_model
 
 TERM = re.compile(r"([a-z])(\d+)(?:\.(\d+)|-([a-z])(\d+))?")
 UNET_PARTS = {
@@ -17,7 +19,8 @@ UNET_PARTS = {
 class AttentionLayer(NamedTuple):
     """One self-attention layer, as the host's `transformer_options` name it during the forward pass.
 
-    part "input", "middle" or "output", number the block's, transformer the one inside the block.
+    UNets: part "input", "middle" or "output", number the block's, transformer the one inside the block. Joint
+    models: part is the block type, "double" or "single", number the block's among those, transformer 0.
     """
 
     part: str
@@ -29,9 +32,26 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
     """The blocks of a model that have self-attention, by name, in the order of the forward pass.
 
     UNets: d0, d1, ... down, m0, u0, u1, ... up, counted among the blocks with attention; the layers are the
-    transformers inside. Empty for a model that is no UNet of the Stable Diffusion kind.
+    transformers inside. Joint models (joint_models.py): b0, b1, ... through all stacks, and m0, so that the
+    node's default is right for them too: the one at half depth. The paper knows no such models; half depth is
+    where its layer is in UNets, not the result of an experiment.
+
+    Raises ValueError for models whose attention cannot be read.
     """
-    found: dict[str, tuple[AttentionLayer, ...]] = {}
+    if family := joint_model(diffusion_model):
+        layers = [
+            AttentionLayer(block_type, number, 0)
+            for block_type, attribute in family.stacks
+            for number in range(len(getattr(diffusion_model, attribute)))
+        ]
+        found = {f"b{i}": (layer,) for i, layer in enumerate(layers)}
+        return found | {"m0": found[f"b{len(layers) // 2}"]}
+    if not hasattr(diffusion_model, "input_blocks"):
+        raise ValueError(
+            f"The attention of this model, {type(diffusion_model).__name__}, cannot be read: use Stable "
+            "Diffusion 1.x, 2.x, XL, 3 or 3.5, SVD, Flux, Chroma, Qwen-Image, Lumina 2 or Z-Image."
+        )
+    found = {}
     for letter, (part, attribute) in UNET_PARTS.items():
         blocks = getattr(diffusion_model, attribute, None)
         if blocks is None:  # some distilled UNets have no middle block
@@ -58,15 +78,11 @@ def parse_blocks(
     text: comma-separated names (m0), ranges (u0-u2) or single transformers (m0.3) of `available`, which comes
     from attention_blocks. Raises ValueError, with the names there are, for anything else.
     """
-    if not available:
-        raise ValueError(
-            "This model has no self-attention that Inner Guidance can read: use a Stable Diffusion 1.x, 2.x, "
-            "SDXL or SVD model."
-        )
     chosen: set[AttentionLayer] = set()
     for term in text.replace(" ", "").lower().strip(",").split(","):
         chosen.update(_layers_of(term, available))
-    return tuple(layer for layers in available.values() for layer in layers if layer in chosen)
+    in_order = dict.fromkeys(layer for layers in available.values() for layer in layers)
+    return tuple(layer for layer in in_order if layer in chosen)
 
 
 def _layers_of(term: str, available: Mapping[str, tuple[AttentionLayer, ...]]) -> tuple[AttentionLayer, ...]:

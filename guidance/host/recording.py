@@ -19,6 +19,8 @@ from torch import Tensor
 from ..self_attention import average_on_finest_grid, received_attention, resize_nearest
 from .attention_tap import Attention, UNetAttentionTap
 from .blocks import AttentionLayer
+from .joint_attention_tap import JointAttentionTap
+from .joint_models import joint_model
 
 # All wrappers of ours stand under this key, so that our own passes can leave them out (extra_pass.py).
 WRAPPER_KEY = "inner_guidance"
@@ -158,8 +160,12 @@ class Evaluation:
         wanted = [i for i, number in enumerate(numbers) if labels[number // batch] in self.placements]
         maps: list[Tensor] = []
         if wanted:
-            tap = UNetAttentionTap(self.layers, lambda attention: maps.append(received_by(attention, wanted)))
-            transformer_options = tap.install(transformer_options)
+            transformer_options = self.tap(
+                executor.class_obj.diffusion_model,
+                x,
+                c_crossattn,
+                lambda attention: maps.append(received_by(attention, wanted)),
+            ).install(transformer_options)
 
         out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
@@ -173,6 +179,18 @@ class Evaluation:
                     self.chunks.append(ChunkMap(label, placement, torch.stack(chunk)))
             rows.clear()
         return out
+
+    def tap(
+        self,
+        diffusion_model: torch.nn.Module,
+        x: Tensor,
+        context: Tensor,
+        read: Callable[[Attention], None],
+    ) -> UNetAttentionTap | JointAttentionTap:
+        """The tap for one forward pass of a model."""
+        if joint_model(diffusion_model):
+            return JointAttentionTap(self.layers, diffusion_model, x, context, read)
+        return UNetAttentionTap(self.layers, read)
 
     def label_of(self, branch: int, conds: Sequence[Conditions | None]) -> int | None:
         """The number that conds[branch] has among the lists of this evaluation.

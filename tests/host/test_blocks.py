@@ -91,8 +91,8 @@ def test_model_without_a_middle_block():
 
 
 def test_model_of_another_kind():
-    with pytest.raises(ValueError, match="no self-attention that Inner Guidance can read"):
-        parse_blocks("m0", attention_blocks(torch.nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match=r"of this model, Linear, cannot be read: use .* Z-Image\."):
+        attention_blocks(torch.nn.Linear(2, 2))
 
 
 def test_node_refuses_before_any_sampling():

@@ -13,6 +13,7 @@ FILES = (
     "test_sag_formula.py",
     "test_sag_geometry.py",
     "test_sag_runs.py",
+    "test_sag_transformers.py",
 )
 
 

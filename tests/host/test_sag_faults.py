@@ -86,6 +86,16 @@ def test_both_are_the_papers_in_the_simplest_case(sag):
     torch.testing.assert_close(change, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "model_type"), [("flux", "FLUX"), ("sd3", "FLOW"), ("lumina", "FLOW")])
+@fault(AttributeError)
+def test_fault_01_unets_only(sag, kind, model_type):
+    model = tiny.patcher(kind, model_type)
+    seen = tiny.watch(model)
+
+    assert tiny.sample(sag(model), torch.zeros(1, 16, 16, 16)).isfinite().all()
+    assert seen.labels == [[1, 0], [1]] * 3
+
+
 @fault(AttributeError)
 def test_fault_02_no_negative(sag):
     model = tiny.patcher()

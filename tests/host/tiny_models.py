@@ -81,12 +81,102 @@ SVD = SMALL | {
 }
 
 
+FLUX = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": POOLED,
+    "context_in_dim": CONTEXT,
+    "hidden_size": 48,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 3,
+    "axes_dim": [8, 8, 8],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "txt_ids_dims": [],
+    "dtype": torch.float32,
+}
+CHROMA = {key: value for key, value in FLUX.items() if key != "guidance_embed"} | {
+    "in_channels": 64,
+    "out_channels": 64,
+    "in_dim": 64,
+    "out_dim": 48,
+    "hidden_dim": 32,
+    "n_layers": 1,
+}
+SD3 = {  # 3.5: the first block has a second attention, over the image alone
+    "in_channels": 16,
+    "depth": 2,
+    "num_blocks": 3,
+    "adm_in_channels": POOLED,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": CONTEXT, "out_features": 128},
+    },
+    "pos_embed_max_size": 32,
+    "num_patches": 1024,
+    "qk_norm": "rms",
+    "x_block_self_attn_layers": [0],
+    "dtype": torch.float32,
+}
+QWEN = {
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 3,
+    "attention_head_dim": 24,
+    "num_attention_heads": 2,
+    "joint_attention_dim": CONTEXT,
+    "axes_dims_rope": (8, 8, 8),
+    "dtype": torch.float32,
+}
+LUMINA = {
+    "in_channels": 16,
+    "dim": 48,
+    "n_layers": 3,
+    "n_refiner_layers": 1,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "multiple_of": 16,
+    "qk_norm": True,
+    "cap_feat_dim": CONTEXT,
+    "axes_dims": (8, 8, 8),
+    "axes_lens": (64, 64, 64),
+    "dtype": torch.float32,
+}
+ZIMAGE = LUMINA | {
+    "dim": 256,
+    "n_heads": 8,
+    "n_kv_heads": 8,
+    "axes_dims": (8, 12, 12),
+    "z_image_modulation": True,
+    "pad_tokens_multiple": 32,
+    "time_scale": 1000.0,
+}
+
+
 class Config(comfy.supported_models_base.BASE):
     """What the host reads of a checkpoint's configuration."""
 
     unet_extra_config = MappingProxyType({})
+    sampling_settings = MappingProxyType({})
     latent_format = comfy.latent_formats.SD15
     memory_usage_factor = 1.0
+
+
+class TransformerConfig(Config):
+    """The same for transformers: 16 latent channels, flow."""
+
+    latent_format = comfy.latent_formats.Flux
+    sampling_settings = MappingProxyType({"shift": 1.15, "multiplier": 1.0})
+
+
+class QwenConfig(TransformerConfig):
+    """Images are videos of one frame."""
+
+    latent_format = comfy.latent_formats.Wan21
 
 
 def initialise(model, seed):
@@ -94,27 +184,35 @@ def initialise(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.diffusion_model.named_parameters():
         if parameter.ndim < 2:
-            norm = name.endswith("weight")
-            parameter.copy_(torch.full_like(parameter, 1.0 if norm else 0.0))
-            if "mix_factor" in name:
-                parameter.fill_(0.3)
-            continue
-        fan_in = math.prod(parameter.shape[1:])
-        gain = 2.5 if "to_q" in name or "to_k" in name else 1.0
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / math.sqrt(fan_in))
+            norm = name.endswith(("weight", "scale"))
+            parameter.fill_(0.3 if "mix_factor" in name else 2.0 if norm and "_norm" in name else float(norm))
+        else:
+            fan_in = math.prod(parameter.shape[1:])
+            gain = 2.5 if "to_q" in name or "to_k" in name else 1.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / math.sqrt(fan_in))
+    if getattr(model.diffusion_model, "pos_embed", None) is not None:
+        model.diffusion_model.pos_embed.copy_(
+            torch.randn(model.diffusion_model.pos_embed.shape, generator=generator)
+        )
 
 
 @cache
 def root(kind, model_type, seed):
     """A model of the host's, made once, and what a loader node would hand out for it."""
-    unet_config, model_class = {
+    unet_config, model_class, *config_class = {
         "small": (SMALL, comfy.model_base.BaseModel),
         "sd15": (SD15, comfy.model_base.BaseModel),
         "sdxl": (SDXL, comfy.model_base.SDXL),
         "inpaint": (INPAINT, comfy.model_base.BaseModel),
         "svd": (SVD, comfy.model_base.SVD_img2vid),
+        "flux": (FLUX, comfy.model_base.Flux, TransformerConfig),
+        "chroma": (CHROMA, comfy.model_base.Chroma, TransformerConfig),
+        "sd3": (SD3, comfy.model_base.SD3, TransformerConfig),
+        "qwen": (QWEN, comfy.model_base.QwenImage, QwenConfig),
+        "lumina": (LUMINA, comfy.model_base.Lumina2, TransformerConfig),
+        "zimage": (ZIMAGE, comfy.model_base.Lumina2, TransformerConfig),
     }[kind]
-    config = Config(dict(unet_config))
+    config = (config_class or [Config])[0](dict(unet_config))
     config.set_inference_dtype(torch.float32, None)
     model = model_class(config, ModelType[model_type], device=CPU)
     if kind == "inpaint":

@@ -1,0 +1,105 @@
+"""The tap for transformers whose blocks attend over text and image at once: SD3, Flux, Chroma, Qwen, Lumina.
+
+Read is the attention among the tokens of the image alone, with the softmax over them, so that what they
+receive has mean 1 as in a UNet, whatever share of the attention goes to the prompt or to reference images.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention_tap import Attention
+from .blocks import AttentionLayer
+from .joint_models import joint_model
+
+
+class JointAttentionTap:
+    """Reads `layers` in one forward pass, and hands each to `read` once. x (B, C, *spatial) is its input."""
+
+    def __init__(
+        self,
+        layers: Sequence[AttentionLayer],
+        diffusion_model: torch.nn.Module,
+        x: Tensor,
+        context: Tensor,
+        read: Callable[[Attention], None],
+    ) -> None:
+        self.unread = set(layers)
+        self.read = read
+        self.family = joint_model(diffusion_model)
+        patch = diffusion_model.patch_size
+        *frames, height, width = x.shape[2:]
+        self.grid = (*frames, -(-height // patch), -(-width // patch))
+        self.text_tokens = context.shape[1]
+        # Z-Image fills the image up to a multiple of its tokens.
+        self.multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
+        self.override: Callable[..., Tensor] | None = None
+
+    def install(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of one forward pass's transformer_options with the tap in it."""
+        options = transformer_options.copy()
+        self.override = options.get("optimized_attention_override")
+        options["optimized_attention_override"] = self
+        if not self.family.names_blocks:
+            replace = options.get("patches_replace", {})
+            blocks = dict(replace.get("dit", {}))
+            for layer in self.unread:
+                key = ("double_block", layer.number)
+                blocks[key] = partial(name_block, layer, blocks.get(key))
+            options["patches_replace"] = replace | {"dit": blocks}
+        return options
+
+    def __call__(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """optimized_attention_override."""
+        options = kwargs["transformer_options"]
+        if "block_type" in options:
+            layer = AttentionLayer(options["block_type"], options["block_index"], 0)
+            # The first attention in a block; SD3.5 has a second one, over the image alone.
+            found = self.of_the_image(layer, *args, **kwargs) if layer in self.unread else None
+            if found:
+                self.unread.discard(layer)
+                self.read(found)
+        if self.override is not None:
+            return self.override(attention, *args, **kwargs)
+        return attention(*args, **kwargs)
+
+    def of_the_image(
+        self,
+        layer: AttentionLayer,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        skip_reshape: bool = False,
+        **_: Any,
+    ) -> Attention | None:
+        """The image's part of an attention; None where the sequence is not the one of the model."""
+        if not skip_reshape:  # (B, N, H d)
+            q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
+        tokens = torch.Size(self.grid).numel()
+        start = self.text_tokens
+        if self.family.image_last:
+            start = k.shape[2] + -(-tokens // self.multiple) * -self.multiple
+        if start < 0 or start + tokens > k.shape[2]:
+            return None
+        image = slice(start, start + tokens)
+        if mask is not None:
+            mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])[..., image]
+            mask = mask[..., image, :] if mask.shape[-2] > 1 else mask
+        return Attention(layer, q[:, :, image], k[:, :, image], mask, 1, self.grid)
+
+
+def name_block(
+    layer: AttentionLayer,
+    replacement: Callable[..., dict[str, Tensor]] | None,
+    args: dict[str, Any],
+    extra: dict[str, Any],
+) -> dict[str, Tensor]:
+    """patches_replace["dit"]: tell the attention its block, as other models of the host do."""
+    options = args["transformer_options"] | {"block_type": layer.part, "block_index": layer.number}
+    args = args | {"transformer_options": options}
+    return replacement(args, extra) if replacement else extra["original_block"](args)

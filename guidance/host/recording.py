@@ -63,19 +63,19 @@ class AttentionRecorder:
         executor: Callable[..., list[Tensor]],
         model: Any,
         conds: list[Conditions | None],
-        x: Tensor,
+        x_in: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
         """CALC_COND_BATCH wrapper: records one evaluation."""
         if self.stopped:
-            return executor(model, conds, x, timestep, model_options)
-        placements = {i: placements_of(cond, x, timestep) for i, cond in enumerate(conds) if cond}
+            return executor(model, conds, x_in, timestep, model_options)
+        placements = {i: placements_of(cond, x_in, timestep) for i, cond in enumerate(conds) if cond}
         chosen = self.choose([label for label, placed in placements.items() if placed], len(conds))
         evaluation = Evaluation(
             self.layers,
             conds,
-            x,
+            x_in,
             {label: placements[label] for label in chosen},
             model_options["transformer_options"].get("context_window"),
         )
@@ -83,13 +83,18 @@ class AttentionRecorder:
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.APPLY_MODEL, WRAPPER_KEY, evaluation.apply_model, options, is_model_options=True
         )
-        out = executor(model, conds, x, timestep, options)
+        out = executor(model, conds, x_in, timestep, options)
         self.evaluations.append(evaluation)
         return out
 
     def stop(self) -> None:
         """Record no more: what follows at this step are other nodes' passes."""
         self.stopped = True
+
+    def label_of(self, branch: int, conds: Sequence[Conditions | None]) -> int:
+        """The number of conds[branch] in the sampler's own evaluation; `branch` if nothing was recorded."""
+        labels = (evaluation.label_of(branch, conds) for evaluation in self.evaluations)
+        return next((label for label in labels if label is not None), branch)
 
     def received(
         self,

@@ -83,8 +83,8 @@ class SelfAttentionRun:
             fresh=self.last is None or is_nth_step(sigma, schedule, self.within, self.settings.every_n_steps),
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
-        if step.fresh and step.guidance is not None:
-            self.last = step.guidance, sigma
+        if step.fresh:
+            self.last = None if step.guidance is None else (step.guidance, sigma)
         if step.problem and step.guidance is None and not self.warned:
             logging.warning("Self-Attention Guidance has no effect at sigma %.3f: %s.", sigma, step.problem)
             self.warned = True

@@ -141,31 +141,36 @@ class SelfAttentionStep:
         self.recorder.stop()
         x, sigma = args["input"], args["sigma"]
         for branch in BRANCHES[self.settings.branch]:
-            if not conds[branch] or not placements_of(conds[branch], x, sigma):
-                continue  # not evaluated at this step
-            x0 = out[branch]
-            mask = self.mask(branch, conds, x, x0)
-            if mask is None:
-                # A cache of the steps may have skipped the model, or another node its attention.
-                self.guidance = self.previous
-                self.problem = "the attention of the chosen blocks could not be read"
+            if conds[branch] and placements_of(conds[branch], x, sigma):  # evaluated at this step
+                self.guide(args, conds, branch, out[branch])
                 return
-            signal, velocity = signal_and_velocity(args["model"].model_sampling, sigma, x.ndim)
-            x0_bar = sag.degrade(x0, mask * self.denoise_mask, self.settings.blur_sigma)
-            if torch.equal(x0_bar, x0):
-                return  # the second pass would be the first, and the guidance 0
-            x_bar = sag.renoise(x, x0, x0_bar, signal)
-            d_bar = extra_pass(
-                GUIDANCE, args["model"], conds[branch], branch, x_bar, sigma, args["model_options"]
-            )
-            guidance = sag.guidance(
-                x0, x0_bar, d_bar, self.settings.scale, velocity if self.settings.space == "v" else None
-            )
-            if guidance.isfinite().all():
-                self.guidance = guidance
-            else:
-                self.problem = "the model returned numbers that are not finite"
+
+    def guide(
+        self, args: dict[str, Any], conds: Sequence[Conditions | None], branch: int, x0: Tensor
+    ) -> None:
+        """Compute the guidance from one branch and its estimate."""
+        x, sigma, settings = args["input"], args["sigma"], self.settings
+        mask = self.mask(branch, conds, x, x0)
+        if mask is None:
+            # A cache of the steps may have skipped the model, or another node its attention.
+            self.guidance = self.previous
+            self.problem = "the attention of the chosen blocks could not be read"
             return
+        x0_bar = sag.degrade(x0, mask * self.denoise_mask, settings.blur_sigma)
+        if torch.equal(x0_bar, x0):  # the second pass would be the first
+            self.guidance = torch.zeros_like(x0)
+            return
+        signal, velocity = signal_and_velocity(args["model"].model_sampling, sigma, x.ndim)
+        x_bar = sag.renoise(x, x0, x0_bar, signal)
+        label = self.recorder.label_of(branch, conds)
+        d_bar = extra_pass(GUIDANCE, args["model"], conds[branch], label, x_bar, sigma, args["model_options"])
+        guidance = sag.guidance(
+            x0, x0_bar, d_bar, settings.scale, velocity if settings.space == "v" else None
+        )
+        if guidance.isfinite().all():
+            self.guidance = guidance
+        else:
+            self.problem = "the model returned numbers that are not finite"
 
     def mask(self, branch: int, conds: Sequence[Conditions | None], x: Tensor, x0: Tensor) -> Tensor | None:
         """M for a branch: (B, 1, *spatial); None when its attention was not recorded."""
@@ -180,23 +185,23 @@ class SelfAttentionStep:
         if received is None:
             return None
         mask = (received > self.settings.threshold).to(x.dtype)
-        return (
-            sag.high_frequency_mask(x0, mask, self.settings.blur_sigma) if kind == "high frequency" else mask
-        )
+        if kind == "high frequency":
+            mask = sag.high_frequency_mask(x0, mask, self.settings.blur_sigma)
+        return mask
 
     def shifted_calc_cond_batch(
         self,
         executor: Callable[..., list[Tensor]],
         model: Any,
         conds: list[Conditions | None],
-        x: Tensor,
+        x_in: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> list[Tensor]:
         """CALC_COND_BATCH wrapper for the evaluations of another node's CFG function."""
         window = model_options["transformer_options"].get("context_window")
         shift = self.guidance if window is None else window.get_tensor(self.guidance)
-        return [d + shift for d in executor(model, conds, x, timestep, model_options)]
+        return [d + shift for d in executor(model, conds, x_in, timestep, model_options)]
 
 
 def wrap_calc_cond_batch(options: dict[str, Any], wrapper: Callable[..., list[Tensor]]) -> None:

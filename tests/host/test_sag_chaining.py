@@ -270,6 +270,7 @@ def test_dual_cfg_guider_with_its_own_order_of_lists():
 
     sampler, extra = seen.passes
     row = sampler.transformer_options["cond_or_uncond"].index(0)  # this guider's first list is the negative
+    assert extra.transformer_options["cond_or_uncond"] == [0]
     x, x0 = sampler.x[:1].double(), sampler.out[row : row + 1].double()
     guidance = 0.75 * (extra.x.double() - x + x0 - extra.out.double())
     torch.testing.assert_close(guided - run(tiny.patcher()), guidance / 0.18215, rtol=1e-3, atol=2e-2)
@@ -367,3 +368,73 @@ def test_the_models_options_are_left_alone():
     assert model.model_options["sampler_post_cfg_function"] == functions
     assert "sampler_pre_cfg_function" not in model.model_options
     assert "optimized_attention_override" not in model.model_options["transformer_options"]
+
+
+def test_controlnet_in_both_passes():
+    """It runs again for our pass, on the degraded latent; nothing of the sampler's pass is used up."""
+    controlnet = pytest.importorskip("comfy.controlnet")
+    inputs = []
+
+    class Residuals(controlnet.ControlBase):
+        """A ControlNet that adds the same to every skip connection of tiny_models' UNet."""
+
+        def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+            inputs.append(x_noisy.clone())
+            grids, channels = [16, 16, 8, 8], [32, 32, 32, 64]
+            rows = x_noisy.shape[0]
+            return {
+                "input": [],
+                "middle": [torch.full((rows, 64, 8, 8), 0.5)],
+                "output": [torch.full((rows, c, g, g), 0.5) for c, g in zip(channels, grids, strict=True)],
+            }
+
+        def get_models(self):
+            return []
+
+    def prompts(control):
+        values = {"control": control, "control_apply_to_uncond": False} if control else {}
+        return {"positive": tiny.prompt(0, **values), "negative": tiny.prompt(1, **values)}
+
+    model, plain = tiny.patcher(), tiny.patcher()
+    seen, seen_plain = tiny.watch(model), tiny.watch(plain)
+    first_denoised(plain, **prompts(Residuals()))
+    inputs.clear()
+
+    first_denoised(tiny.guided(model), **prompts(Residuals()))
+
+    assert torch.equal(seen.passes[0].out, seen_plain.passes[0].out)
+    assert [len(x) for x in inputs] == [2, 1]
+    assert torch.equal(inputs[1], seen.extra[0].x)
+    uncontrolled = tiny.patcher()
+    seen_uncontrolled = tiny.watch(uncontrolled)
+    first_denoised(tiny.guided(uncontrolled), **prompts(None))
+    assert not torch.allclose(seen.extra[0].out, seen_uncontrolled.extra[0].out, atol=1.0)
+
+
+def test_hook_with_an_attention_override_of_its_own():
+    """An override that a conditioning's hook brings is chained like one of the model's."""
+    hooks = pytest.importorskip("comfy.hooks")
+    calls = []
+
+    def override(attention, *args, **kwargs):
+        calls.append(TAG in kwargs["transformer_options"])
+        return attention(*args, **kwargs) * 1.01
+
+    def negative():
+        group = hooks.HookGroup()
+        group.add(hooks.TransformerOptionsHook({"optimized_attention_override": override}))
+        return tiny.prompt(1, hooks=group)
+
+    model, plain = tiny.patcher(), tiny.patcher()
+    seen, seen_plain = tiny.watch(model), tiny.watch(plain)
+    first_denoised(plain, negative=negative())
+    once = len(calls)
+    calls.clear()
+
+    first_denoised(tiny.guided(model), negative=negative())
+
+    by_label = {p.transformer_options["cond_or_uncond"][0]: p.out for p in seen_plain.passes}
+    for forward in seen.passes[:2]:
+        assert torch.equal(forward.out, by_label[forward.transformer_options["cond_or_uncond"][0]])
+    assert once > 0
+    assert calls == [False] * once + [True] * (once // 2)  # both branches, then ours

@@ -185,6 +185,23 @@ def test_no_second_negative_is_bought_between_the_passes():
     assert seen.labels == [[1, 0], [1], [0]] * 2
 
 
+def test_nothing_is_reused_after_the_negative_has_ended():
+    """The guidance of a branch that is no longer evaluated is dropped, not kept for the steps to come."""
+    model = tiny.patcher()
+    seen = tiny.watch(model)
+    denoised = []
+    tiny.sample(
+        tiny.guided(model, branch="negative", every_n_steps=2),
+        steps=6,
+        negative=tiny.prompt(1, start_percent=0.0, end_percent=0.4),
+        callback=lambda i, x0, x, total: denoised.append(x0),
+    )
+
+    assert seen.labels == [[1, 0], [1], [1, 0], [1, 0], [1], [0], [0], [0]]
+    for step, forward in zip(denoised[4:], seen.passes[6:], strict=True):
+        assert torch.equal(step, 4.0 * forward.out)  # cfg 4 with a negative of 0, as the host has it
+
+
 def test_a_skipped_step_of_a_cache_takes_the_last_guidance():
     model = easycache.EasyCacheNode.execute(tiny.patcher(), 10.0, 0.0, 1.0, False).result[0]
     seen = tiny.watch(model)

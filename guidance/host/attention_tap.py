@@ -55,9 +55,8 @@ class UNetAttentionTap:
         options = transformer_options.copy()
         patches = options.get("patches", {})
         options["patches"] = patches | {
-            # First, so that n still has the tokens of the image: HyperTile and ToMe come after.
-            "attn1_patch": [self.arm, *patches.get("attn1_patch", [])],
-            "attn1_output_patch": [self.disarm, *patches.get("attn1_output_patch", [])],
+            "attn1_patch": [*patches.get("attn1_patch", []), self.arm],
+            "attn1_output_patch": [*patches.get("attn1_output_patch", []), self.disarm],
         }
         replace = options.get("patches_replace", {})
         options["patches_replace"] = replace | {
@@ -74,12 +73,10 @@ class UNetAttentionTap:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """attn1_patch: the next attention is the self-attention of this block.
 
-        Video UNets attend over the frames too, under the same names but with other tokens: not armed.
+        Video UNets attend over the frames under the same name, after the image: it is read by then.
         """
-        batch, _, *grid = extra_options["activations_shape"]
         layer = AttentionLayer(*extra_options["block"], extra_options["block_index"])
-        spatial = n.shape[0] == batch and n.shape[1] == grid[0] * grid[1]
-        self.armed = layer if spatial and layer in self.unread else None
+        self.armed = layer if layer in self.unread else None
         return n, context, value
 
     def disarm(self, n: Tensor, extra_options: dict[str, Any]) -> Tensor:

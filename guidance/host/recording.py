@@ -71,12 +71,14 @@ class AttentionRecorder:
         if self.stopped:
             return executor(model, conds, x_in, timestep, model_options)
         placements = {i: placements_of(cond, x_in, timestep) for i, cond in enumerate(conds) if cond}
-        chosen = self.choose([label for label, placed in placements.items() if placed], len(conds))
+        active = [label for label, placed in placements.items() if placed]
         evaluation = Evaluation(
             self.layers,
+            model,
             conds,
             x_in,
-            {label: placements[label] for label in chosen},
+            active,
+            {label: placements[label] for label in self.choose(active, len(conds))},
             model_options["transformer_options"].get("context_window"),
         )
         options = comfy.model_patcher.create_model_options_clone(model_options)
@@ -91,10 +93,17 @@ class AttentionRecorder:
         """Record no more: what follows at this step are other nodes' passes."""
         self.stopped = True
 
-    def label_of(self, branch: int, conds: Sequence[Conditions | None]) -> int:
-        """The number of conds[branch] in the sampler's own evaluation; `branch` if nothing was recorded."""
-        labels = (evaluation.label_of(branch, conds) for evaluation in self.evaluations)
-        return next((label for label in labels if label is not None), branch)
+    def model_and_label(self, branch: int, conds: Sequence[Conditions | None]) -> tuple[Any, int] | None:
+        """The model that evaluated conds[branch] at this step, and the number that the list had there.
+
+        Usually the sampler's model and `branch`; not so with DualModelGuider and DualCFGGuider. None where no
+        condition of the list is active at this step.
+        """
+        for evaluation in self.evaluations:
+            label = evaluation.label_of(branch, conds)
+            if label in evaluation.active:
+                return evaluation.model, label
+        return None
 
     def received(
         self,
@@ -127,14 +136,18 @@ class Evaluation:
     def __init__(
         self,
         layers: Sequence[AttentionLayer],
+        model: Any,
         conds: list[Conditions | None],
         x: Tensor,
+        active: list[int],
         placements: dict[int, dict[Any, Placement]],
         window: Any,
     ) -> None:
         self.layers = layers
+        self.model = model
         self.conds = conds
         self.x = x
+        self.active = active
         self.placements = placements
         self.window = window
         self.chunks: list[ChunkMap] = []

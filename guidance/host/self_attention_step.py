@@ -24,7 +24,7 @@ from .. import self_attention as sag
 from .blocks import AttentionLayer
 from .extra_pass import extra_pass
 from .parametrisation import signal_and_velocity
-from .recording import WRAPPER_KEY, AttentionRecorder, Conditions, placements_of
+from .recording import WRAPPER_KEY, AttentionRecorder, Conditions
 
 GUIDANCE = "self_attention_guidance"
 POSITIVE, NEGATIVE = 0, 1  # the order of the host's condition lists
@@ -84,8 +84,7 @@ class SelfAttentionStep:
         """A copy of the sampler's model_options in which this evaluation is guided."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
         if self.fresh:
-            if self.settings.mask != "global":
-                wrap_calc_cond_batch(options, self.recorder.calc_cond_batch)
+            wrap_calc_cond_batch(options, self.recorder.calc_cond_batch)
             if self.settings.branch == "negative":
                 # At cfg 1 the host leaves the negative out, unless somebody reads it.
                 options["disable_cfg1_optimization"] = True
@@ -98,6 +97,8 @@ class SelfAttentionStep:
 
     def lists_to_record(self, active: list[int], count: int) -> list[int]:
         """The branch's list out of the host's [positive, negative]; all of a guider with other lists."""
+        if self.settings.mask == "global":
+            return []
         if count != 2:
             return active
         return [label for label in BRANCHES[self.settings.branch] if label in active][:1]
@@ -139,16 +140,22 @@ class SelfAttentionStep:
             return
         self.computed = True
         self.recorder.stop()
-        x, sigma = args["input"], args["sigma"]
         for branch in BRANCHES[self.settings.branch]:
-            if conds[branch] and placements_of(conds[branch], x, sigma):  # evaluated at this step
-                self.guide(args, conds, branch, out[branch])
+            evaluated = self.recorder.model_and_label(branch, conds)
+            if evaluated:
+                self.guide(args, conds, branch, out[branch], *evaluated)
                 return
 
     def guide(
-        self, args: dict[str, Any], conds: Sequence[Conditions | None], branch: int, x0: Tensor
+        self,
+        args: dict[str, Any],
+        conds: Sequence[Conditions | None],
+        branch: int,
+        x0: Tensor,
+        model: Any,
+        label: int,
     ) -> None:
-        """Compute the guidance from one branch and its estimate."""
+        """Compute the guidance from one branch, its estimate and the model that made it."""
         x, sigma, settings = args["input"], args["sigma"], self.settings
         mask = self.mask(branch, conds, x, x0)
         if mask is None:
@@ -160,10 +167,9 @@ class SelfAttentionStep:
         if torch.equal(x0_bar, x0):  # the second pass would be the first
             self.guidance = torch.zeros_like(x0)
             return
-        signal, velocity = signal_and_velocity(args["model"].model_sampling, sigma, x.ndim)
+        signal, velocity = signal_and_velocity(model.model_sampling, sigma, x.ndim)
         x_bar = sag.renoise(x, x0, x0_bar, signal)
-        label = self.recorder.label_of(branch, conds)
-        d_bar = extra_pass(GUIDANCE, args["model"], conds[branch], label, x_bar, sigma, args["model_options"])
+        d_bar = extra_pass(GUIDANCE, model, conds[branch], label, x_bar, sigma, args["model_options"])
         guidance = sag.guidance(
             x0, x0_bar, d_bar, settings.scale, velocity if settings.space == "v" else None
         )

@@ -1,5 +1,6 @@
 """Self-Attention Guidance beside other nodes: each keeps the effect that it has alone."""
 
+import comfy.samplers
 import comfy_extras.nodes_apg as apg
 import comfy_extras.nodes_freelunch as freeu
 import comfy_extras.nodes_hypertile as hypertile
@@ -274,6 +275,49 @@ def test_dual_cfg_guider_with_its_own_order_of_lists():
     x, x0 = sampler.x[:1].double(), sampler.out[row : row + 1].double()
     guidance = 0.75 * (extra.x.double() - x + x0 - extra.out.double())
     torch.testing.assert_close(guided - run(tiny.patcher()), guidance / 0.18215, rtol=1e-3, atol=2e-2)
+
+
+@pytest.mark.parametrize("mask", ["attention", "global"])
+def test_dual_model_guider_asks_the_model_of_the_branch(mask):
+    """The negative has a model of its own: its attention, its second pass."""
+    custom = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+    if not hasattr(custom, "Guider_DualModel"):
+        pytest.skip("this host has no DualModelGuider")
+
+    def run(model):
+        guider = custom.Guider_DualModel(model, tiny.patcher(seed=1))
+        guider.set_conds(tiny.prompt(0), tiny.prompt(1))
+        guider.set_cfg(4.0)
+        return tiny.sample_with(guider, steps=1).double()
+
+    model = tiny.patcher()
+    seen = tiny.watch(model)
+    guided = run(tiny.guided(model, mask=mask))
+
+    _, negative, extra = seen.passes
+    alone = tiny.patcher(seed=1)
+    seen_alone = tiny.watch(alone)
+    tiny.sample_with(tiny.BasicGuider(tiny.guided(alone, mask=mask), tiny.prompt(1)), steps=1)
+    assert torch.equal(extra.x, seen_alone.extra[0].x)
+    assert torch.equal(extra.out, seen_alone.extra[0].out)
+    x, x0 = negative.x.double(), negative.out.double()
+    guidance = 0.75 * (extra.x.double() - x + x0 - extra.out.double())
+    torch.testing.assert_close(guided - run(tiny.patcher()), guidance / 0.18215, rtol=1e-3, atol=2e-2)
+
+
+def test_first_evaluation_of_a_step_counts():
+    """A node evaluates the conditions twice and takes the first: that is the attention to read."""
+
+    def twice(args):
+        rest = (args["conds"], args["input"], args["sigma"], args["model_options"])
+        first = comfy.samplers.calc_cond_batch(args["model"], *rest)
+        comfy.samplers.calc_cond_batch(args["model"], rest[0], rest[1].flip(-1), *rest[2:])
+        return first
+
+    model = tiny.patcher()
+    model.set_model_sampler_calc_cond_batch_function(twice)
+
+    assert torch.equal(first_denoised(tiny.guided(model)), first_denoised(tiny.guided(tiny.patcher())))
 
 
 def thresholding(args):

@@ -335,6 +335,22 @@ def test_a_pass_that_is_not_finite_is_dropped_and_reported_once(caplog):
     assert "not finite" in warnings[0]
 
 
+def test_cross_attention_is_never_read_instead(caplog):
+    """Self-attention that somebody computes in another way altogether, and a prompt of as many tokens."""
+    model = tiny.patcher()
+    attention = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1
+    model.add_object_patch(
+        "diffusion_model.middle_block.1.transformer_blocks.0.attn1.forward",
+        lambda x, **kwargs: attention.to_out(attention.to_v(x)),
+    )
+    prompts = {"positive": tiny.prompt(0, tokens=64), "negative": tiny.prompt(1, tokens=64)}
+
+    with caplog.at_level(logging.WARNING):
+        tiny.sample(tiny.guided(model), **prompts)
+
+    assert "could not be read" in caplog.text
+
+
 def test_unreadable_attention_is_reported_once(caplog):
     """A node that gives the block other tokens than the image's."""
     model = tiny.patcher()

@@ -378,6 +378,26 @@ def test_nodes_that_change_cfg(other):
         torch.testing.assert_close(both - alone, guidance_of(seen), rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.parametrize("sag_first", [True, False], ids=["sag-first", "sag-last"])
+def test_post_cfg_functions_see_the_guided_result(sag_first):
+    """And the predictions as the model made them, wherever the nodes stand in the graph."""
+    seen_args = []
+    other = tiny.patcher()
+    seen = tiny.watch(other)
+
+    def attach(model):
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(lambda args: seen_args.append(args) or args["denoised"])
+        return model
+
+    denoised = first_denoised(attach(tiny.guided(other)) if sag_first else tiny.guided(attach(other)))
+
+    uncond, cond = seen.passes[0].out.chunk(2)
+    assert torch.equal(seen_args[0]["denoised"].double(), denoised)
+    assert torch.equal(seen_args[0]["uncond_denoised"], uncond)
+    assert torch.equal(seen_args[0]["cond_denoised"], cond)
+
+
 def test_cfg_pp_samplers_renoise_with_the_negative_alone():
     """euler_cfg_pp: the next latent is the denoised result plus noise from the unguided negative."""
 

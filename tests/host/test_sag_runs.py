@@ -7,6 +7,7 @@ import weakref
 
 import comfy.model_patcher
 import comfy_extras.nodes_easycache as easycache
+import comfy_extras.nodes_pag as pag
 import pytest
 import tiny_models as tiny
 import torch
@@ -78,6 +79,32 @@ def test_recording_alone_leaves_the_image_bit_identical(kind, blocks):
 
 
 # Cost
+
+
+def with_pag(model):
+    return pag.PerturbedAttentionGuidance.execute(model, 3.0).result[0]
+
+
+@pytest.mark.parametrize(
+    ("attach", "reads_a_step"),
+    [
+        (tiny.guided, 1),
+        (lambda model: tiny.guided(model, branch="positive"), 1),
+        (lambda model: with_pag(tiny.guided(model, branch="positive")), 1),
+        (lambda model: tiny.guided(tiny.guided(model)), 2),
+    ],
+    ids=["one node", "of the positive", "beside PAG", "two nodes"],
+)
+def test_attention_is_read_once_a_step_and_never_in_an_extra_pass(monkeypatch, attach, reads_a_step):
+    rows = []
+    received = recording.received_attention
+    monkeypatch.setattr(
+        recording, "received_attention", lambda q, k, mask: rows.append(len(q)) or received(q, k, mask)
+    )
+
+    tiny.sample(attach(tiny.patcher()))
+
+    assert rows == [1] * reads_a_step * 3
 
 
 def test_scale_0_is_no_node():

@@ -98,7 +98,14 @@ def function_wrapper(model):
     return model
 
 
+def nag(model):
+    """Normalized Attention Guidance: changes the positive of a pass that has both branches."""
+    node = pytest.importorskip("comfy_extras.nodes_nag").NAGuidance
+    return result_of(node.execute(model, 5.0, 0.5, 1.5))
+
+
 CHANGED_PASSES = {
+    "NAG": nag,
     "FreeU": lambda model: result_of(freeu.FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2)),
     "HyperTile": lambda model: result_of(hypertile.HyperTile.execute(model, 32, 2, 1, False)),
     "ToMe": lambda model: result_of(tome.TomePatchModel.execute(model, 0.5)),

@@ -38,7 +38,9 @@ def received_attention(
     """
     batch, heads, n_q, d = q.shape
     n_k = k.shape[2]
-    k = k.repeat_interleave(heads // k.shape[1], dim=1).transpose(2, 3)
+    if k.shape[1] != heads:
+        k = k.repeat_interleave(heads // k.shape[1], dim=1)
+    k = k.transpose(2, 3)
     scale = d**-0.5 if softmax_scale is None else softmax_scale
     rows = max(1, CHUNK_ELEMENTS // (heads * n_q * n_k))
     queries = max(1, CHUNK_ELEMENTS // (heads * n_k))

@@ -1,114 +1,104 @@
-"""Trains the demo model's autoencoder: the host's TAESD class, 256 px pictures to 32 x 32 x 4 latents.
+"""The demo model's autoencoder: pictures (B, 3, 8h, 8w) in [-1, 1] to latents (B, 4, h, w) of unit variance.
 
-The encoder can be frozen (`train_encoder=False`) to go on with the decoder alone: a diffusion model trained
-on its latents stays valid.
+All work happens at a quarter of the picture's resolution and below, behind pixel (un)shuffles, so that it
+trains on a CPU: a seventh of the cost of the host's own small autoencoder, TAESD.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from tqdm import tqdm
+from comfy.ldm.models.autoencoder import AutoencoderKL
+from torch import Tensor, nn
 
-from .progress import Budget, read_checkpoint, reset_weights, update_average, write_checkpoint
-from .renders import shards
+LATENT_CHANNELS = 4
+FINE, COARSE, FULL = 64, 128, 16
+"""Channels at a quarter and an eighth of the picture's resolution, and of the last layer at the full one."""
 
-SMALL_CROP, CROP = 64, 128
-"""Side of the training crops until SMALL_SHARE of the time is over, and after it: many cheap steps first."""
-SMALL_SHARE = 0.5
-BATCH = 8
-LEARNING_RATE = 1e-3
-LATENT_NOISE = 0.08
-"""Standard deviation of the noise on training latents: the decoder must forgive what a sampler leaves."""
+STAND_IN = {
+    "embed_dim": 4,
+    "ddconfig": {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 8,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+}
 
 
-def train_autoencoder(
-    renders: Path, checkpoint: Path, minutes: float, device: str, train_encoder: bool = True
-) -> dict[str, Tensor]:
-    """Trains for `minutes` in all, earlier calls included; returns the averaged weights in TAESD's names.
+class ResidualBlock(nn.Module):
+    """x + conv(silu(conv(silu(x)))), without normalisation: colours are absolute."""
 
-    The encoder is also held to latents of mean 0 and standard deviation 1 in each channel, so that the latent
-    format needs no scale.
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape out."""
+        return x + self.convs(x)
+
+
+class SceneAutoencoder(nn.Module):
+    """Encoder and decoder with the two methods that the host's VAE calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(3 * 16, FINE, 3, padding=1),
+            *(ResidualBlock(FINE) for _ in range(2)),
+            nn.Conv2d(FINE, COARSE, 3, stride=2, padding=1),
+            *(ResidualBlock(COARSE) for _ in range(3)),
+            nn.Conv2d(COARSE, LATENT_CHANNELS, 3, padding=1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(LATENT_CHANNELS, COARSE, 3, padding=1),
+            *(ResidualBlock(COARSE) for _ in range(4)),
+            nn.Conv2d(COARSE, 4 * FINE, 1),
+            nn.PixelShuffle(2),
+            *(ResidualBlock(FINE) for _ in range(3)),
+            nn.Conv2d(FINE, 16 * FULL, 3, padding=1),
+            nn.PixelShuffle(4),
+            nn.SiLU(),
+            nn.Conv2d(FULL, 3, 3, padding=1),
+        )
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(B, 3, 8h, 8w) in [-1, 1] -> (B, 4, h, w)."""
+        return self.encoder(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """(B, 4, h, w) -> (B, 3, 8h, 8w). Latents beyond 4 standard deviations are softly held back."""
+        return self.decoder(torch.tanh(z / 4) * 4)
+
+
+class DemoVAE(comfy.sd.VAE):
+    """The host's VAE around our autoencoder.
+
+    The host builds only autoencoders that it knows; a stand-in gets everything else of its VAE made.
     """
-    from comfy.taesd.taesd import TAESD
 
-    model = TAESD(latent_channels=4)
-    reset_weights(model)
-    model.requires_grad_(True).train().to(device, memory_format=torch.channels_last)
-    model.taesd_encoder.requires_grad_(train_encoder)
-    trained = [p for name, p in model.named_parameters() if p.requires_grad and name.startswith("taesd")]
-    optimiser = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    step, spent = 0, 0.0
-    if state := read_checkpoint(checkpoint):
-        model.load_state_dict(state["model"])
-        if state["train_encoder"] == train_encoder:
-            optimiser.load_state_dict(state["optimiser"])
-            step, spent = state["step"], state["spent"]
-    average = {
-        name: weight.clone() for name, weight in (state["average"] if state else model.state_dict()).items()
-    }
-    average = {name: weight.to(device) for name, weight in average.items()}
-
-    rng = np.random.default_rng(step)
-    pictures = [np.load(path, mmap_mode="r") for path in shards(renders)]
-    budget = Budget(minutes, spent)
-    bar = tqdm(desc="autoencoder", unit="step", initial=step)
-    saved = spent
-    while budget.fraction < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = budget.rate(LEARNING_RATE, step, warm_up=50)
-        crop = SMALL_CROP if budget.fraction < SMALL_SHARE else CROP
-        x = _crops(pictures, crop, rng).to(device, memory_format=torch.channels_last)
-        with torch.autocast(device, torch.bfloat16):
-            z = model.taesd_encoder(x).float()
-            y = model.taesd_decoder(z + LATENT_NOISE * torch.randn_like(z)).float()
-        loss = reconstruction_loss(y, x)
-        if train_encoder:
-            mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
-            loss = loss + 0.01 * (mean.square() + std.log().square()).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        update_average(average, model, step, 0.995)
-        step += 1
-        bar.update()
-        if step % 20 == 0:
-            bar.set_postfix(
-                psnr=f"{-10 * torch.log10(F.mse_loss(y, x)).item():.2f}",
-                left=f"{minutes - budget.elapsed:.1f} min",
-            )
-        if budget.elapsed > saved + 2 or budget.fraction == 1:
-            saved = budget.elapsed
-            write_checkpoint(
-                checkpoint,
-                model=model.state_dict(),
-                average=average,
-                optimiser=optimiser.state_dict(),
-                step=step,
-                spent=saved,
-                train_encoder=train_encoder,
-            )
-    return average
-
-
-def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """L1 + 2 x squared error + L1 of the horizontal and vertical differences."""
-    gradients = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
-    return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + gradients
-
-
-def _crops(pictures: list[np.ndarray], side: int, rng: np.random.Generator) -> Tensor:
-    """(BATCH, 3, side, side) random crops in [0, 1], half of them mirrored."""
-    crops = []
-    for _ in range(BATCH):
-        shard = pictures[rng.integers(len(pictures))]
-        picture = shard[rng.integers(len(shard))]
-        top, left = rng.integers(0, picture.shape[0] - side + 1, 2)
-        crop = picture[top : top + side, left : left + side]
-        crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
+    def __init__(self, state_dict: dict[str, Tensor]) -> None:
+        super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})
+        self.first_stage_model = SceneAutoencoder().eval().requires_grad_(False)
+        self.first_stage_model.load_state_dict(state_dict)
+        self.first_stage_model.to(self.vae_dtype)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model,
+            load_device=self.device,
+            offload_device=comfy.model_management.vae_offload_device(),
+        )
+        self.size = comfy.model_management.module_size(self.first_stage_model)

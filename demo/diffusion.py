@@ -24,7 +24,7 @@ EMPTY_PROMPTS = 0.1
 PARTIAL_PROMPTS = 0.3
 """Share of samples trained with half of their phrases: prompts may be shorter than a full caption."""
 AVERAGE_DECAY = 0.999
-CHECKPOINT_MINUTES = 3.0
+CHECKPOINT_MINUTES = 5.0
 
 
 class TextToLatent(nn.Module):

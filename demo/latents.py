@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .autoencoder import SceneAutoencoder
 from .renders import shards
 
 BATCH = 10
@@ -20,11 +21,9 @@ def encode_shards(
     renders: Path, latents: Path, autoencoder: dict[str, Tensor], scenes: int, device: str
 ) -> None:
     """Writes a (SHARD, 4, 32, 32) half-precision array for every shard of renders; finished ones are kept."""
-    from comfy.taesd.taesd import TAESD
-
-    model = TAESD(latent_channels=4)
+    model = SceneAutoencoder()
     model.load_state_dict(autoencoder)
-    encoder = model.taesd_encoder.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)
     latents.mkdir(parents=True, exist_ok=True)
     wanted = [path for path in shards(renders) if int(path.stem) < scenes]
     for path in tqdm(
@@ -33,9 +32,9 @@ def encode_shards(
         pictures = torch.from_numpy(np.load(path)).permute(0, 3, 1, 2)
         encoded = []
         for batch in pictures.split(BATCH):
-            x = (batch.to(device).float() / 255).to(memory_format=torch.channels_last)
+            x = (batch.to(device).float() / 127.5 - 1).to(memory_format=torch.channels_last)
             with torch.autocast(device, torch.bfloat16):
-                encoded.append(encoder(x).half().cpu())
+                encoded.append(model.encode(x).half().cpu())
         unfinished = latents / f"{path.stem}.unfinished"
         with open(unfinished, "wb") as file:
             np.save(file, torch.cat(encoded).numpy())

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .autoencoder import DemoVAE
 from .text import CONTEXT_DIM, SceneTextEncoder, SceneTokenizer
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -44,8 +45,13 @@ UNET_CONFIG = {
 
 
 # The latent's linear preview, fitted by `python -m demo.train latents`.
-LATENT_RGB = [[0.0, 0.0, 0.0]] * 4
-LATENT_RGB_BIAS = [0.0, 0.0, 0.0]
+LATENT_RGB = [
+    [0.2610, 0.0096, -0.0643],
+    [0.0018, 0.0467, 0.2858],
+    [0.1394, 0.0704, 0.0717],
+    [0.0139, 0.2399, 0.0670],
+]
+LATENT_RGB_BIAS = [0.0066, -0.0350, -0.0712]
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
@@ -111,8 +117,8 @@ def _load_clip_patcher(path: Path, **memory: bool) -> ModelPatcher:
 
 
 def load_vae(path: Path) -> comfy.sd.VAE:
-    """The autoencoder, which the host recognises as a TAESD."""
-    vae = comfy.sd.VAE(sd=read_weights(path))
+    """The autoencoder as the host's VAE."""
+    vae = DemoVAE(read_weights(path))
     vae.patcher.cached_patcher_init = (_load_vae_patcher, (path,))
     return vae
 

@@ -5,6 +5,7 @@
     latents      encodes the renders
     diffusion    trains UNet and text encoder; writes a sample sheet at every checkpoint
     decoder      trains the decoder alone; the UNet stays valid
+    recogniser   trains the network that demo.evaluate measures with; puts it into demo/weights
     export       puts the averaged weights of all stages into demo/weights
 
 Every stage can be interrupted and called again: it goes on where it was, until its `--minutes` are used up.
@@ -27,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    stages = ("renders", "autoencoder", "latents", "diffusion", "decoder", "export")
+    stages = ("renders", "autoencoder", "latents", "diffusion", "decoder", "recogniser", "export")
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--minutes", type=float, default=60, help="training time of the stage in all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -44,12 +45,14 @@ def main() -> None:
         return
 
     import_host(options.device)
-    from .autoencoder import train_autoencoder
     from .diffusion import train_diffusion
     from .latents import encode_shards, linear_preview
     from .model import WEIGHTS, export_weights
     from .progress import read_checkpoint
+    from .recogniser import RECOGNISER_FILE, save_recogniser
     from .sheet import draw, load_all, save_sheet
+    from .train_autoencoder import train_autoencoder
+    from .train_recogniser import train_recogniser
 
     match options.stage:
         case "autoencoder" | "decoder":
@@ -77,6 +80,16 @@ def main() -> None:
                 )
 
             train_diffusion(latents, diffusion, options.minutes, options.device, write_sheet)
+        case "recogniser":
+            average = train_recogniser(
+                renders,
+                options.work / "examples",
+                options.work / "recogniser.pt",
+                options.minutes,
+                options.device,
+            )
+            WEIGHTS.mkdir(exist_ok=True)
+            save_recogniser(WEIGHTS / RECOGNISER_FILE, average)
         case "export":
             WEIGHTS.mkdir(exist_ok=True)
             export_weights(

@@ -1,0 +1,112 @@
+"""Trains the demo model's autoencoder on crops of renders.
+
+The encoder can be frozen (`train_encoder=False`) to go on with the decoder alone: a diffusion model trained
+on its latents stays valid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from .autoencoder import SceneAutoencoder
+from .progress import Budget, read_checkpoint, update_average, write_checkpoint
+from .renders import shards
+
+CROP = 128
+BATCH = 12
+SHARDS = 16
+"""Shards of renders that are kept in memory: 50 MB each."""
+LEARNING_RATE = 1e-3
+LATENT_NOISE = 0.03
+"""Standard deviation of the noise on training latents: the decoder must forgive what a sampler leaves."""
+
+
+def train_autoencoder(
+    renders: Path, checkpoint: Path, minutes: float, device: str, train_encoder: bool = True
+) -> dict[str, Tensor]:
+    """Trains for `minutes` in all, earlier calls included; returns the averaged weights.
+
+    The encoder is also held to latents of mean 0 and standard deviation 1 in each channel, so that the latent
+    format needs no scale.
+    """
+    model = SceneAutoencoder().to(device, memory_format=torch.channels_last)
+    model.encoder.requires_grad_(train_encoder)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    step, spent = 0, 0.0
+    if state := read_checkpoint(checkpoint):
+        model.load_state_dict(state["model"])
+        if state["train_encoder"] == train_encoder:
+            optimiser.load_state_dict(state["optimiser"])
+            step, spent = state["step"], state["spent"]
+    average = {
+        name: weight.clone() for name, weight in (state["average"] if state else model.state_dict()).items()
+    }
+    average = {name: weight.to(device) for name, weight in average.items()}
+
+    rng = np.random.default_rng(step)
+    pictures = [np.load(path) for path in shards(renders)[:SHARDS]]
+    budget = Budget(minutes, spent)
+    bar = tqdm(desc="autoencoder", unit="step", initial=step)
+    saved, smooth = spent, None
+    while budget.fraction < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = budget.rate(LEARNING_RATE, step, warm_up=50)
+        x = _crops(pictures, rng).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16):
+            z = model.encode(x).float()
+            y = model.decode(z + LATENT_NOISE * torch.randn_like(z)).float()
+        loss = reconstruction_loss(y, x)
+        if train_encoder:
+            mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+            loss = loss + 0.01 * (mean.square() + std.log().square()).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        update_average(average, model, step, 0.995)
+        step += 1
+        bar.update()
+        psnr = 10 * torch.log10(4 / F.mse_loss(y, x)).item()
+        smooth = psnr if smooth is None else 0.98 * smooth + 0.02 * psnr
+        if step % 20 == 0:
+            bar.set_postfix(
+                psnr=f"{smooth:.2f}",
+                left=f"{minutes - budget.elapsed:.1f} min",
+            )
+        if budget.elapsed > saved + 2 or budget.fraction == 1:
+            saved = budget.elapsed
+            write_checkpoint(
+                checkpoint,
+                model=model.state_dict(),
+                average=average,
+                optimiser=optimiser.state_dict(),
+                step=step,
+                spent=saved,
+                train_encoder=train_encoder,
+            )
+    return average
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 + 2 x squared error + L1 of the horizontal and vertical differences."""
+    gradients = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
+    return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + gradients
+
+
+def _crops(pictures: list[np.ndarray], rng: np.random.Generator) -> Tensor:
+    """(BATCH, 3, CROP, CROP) random crops in [-1, 1], half of them mirrored."""
+    crops = []
+    for _ in range(BATCH):
+        shard = pictures[rng.integers(len(pictures))]
+        picture = shard[rng.integers(len(shard))]
+        top, left = rng.integers(0, picture.shape[0] - CROP + 1, 2)
+        crop = picture[top : top + CROP, left : left + CROP]
+        crops.append(crop[:, ::-1] if rng.random() < 0.5 else crop)
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1

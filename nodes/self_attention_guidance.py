@@ -18,7 +18,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """The inputs of design.md, final; what is added has a default."""
+        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
         return io.Schema(
             node_id="InnerSelfAttentionGuidance",
             display_name="Self-Attention Guidance (Inner)",

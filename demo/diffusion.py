@@ -79,7 +79,9 @@ def train_diffusion(
     `after_checkpoint` gets the averaged weights and the number of samples seen.
     """
     model = TextToLatent().to(device)
-    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
     step, spent = 0, 0.0
     average = {name: weight.clone() for name, weight in model.state_dict().items()}
     if state := read_checkpoint(checkpoint):
@@ -107,8 +109,8 @@ def train_diffusion(
         update_average(average, model, step, AVERAGE_DECAY)
         step += 1
         bar.update(BATCH)
+        smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
         if step % 25 == 0:
-            smooth = loss.item() if smooth is None else 0.95 * smooth + 0.05 * loss.item()
             bar.set_postfix(loss=f"{smooth:.4f}", left=f"{minutes - budget.elapsed:.1f} min")
         if budget.elapsed > saved + CHECKPOINT_MINUTES or budget.fraction == 1:
             saved = budget.elapsed

@@ -51,8 +51,8 @@ def read_checkpoint(path: Path) -> dict | None:
 def update_average(average: dict[str, torch.Tensor], model: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average of the weights; a young average forgets faster."""
     decay = min(decay, (1 + step) / (10 + step))
-    for name, weight in model.state_dict().items():
-        average[name].lerp_(weight, 1 - decay)
+    weights = model.state_dict()
+    torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - decay)
 
 
 def reset_weights(model: nn.Module) -> None:

@@ -86,9 +86,10 @@ def train_diffusion(
     average = {name: weight.clone() for name, weight in model.state_dict().items()}
     if state := read_checkpoint(checkpoint):
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
         average = {name: weight.to(device) for name, weight in state["average"].items()}
-        step, spent = state["step"], state["spent"]
+        if "optimiser" in state:
+            optimiser.load_state_dict(state["optimiser"])
+            step, spent = state["step"], state["spent"]
 
     seeds, x0 = load_latents(latents)
     phrases = [[_tokens(phrase) for phrase in sample_scene(seed).phrases] for seed in seeds]

@@ -150,6 +150,14 @@ def export_weights(folder: Path, diffusion: dict[str, Tensor], autoencoder: dict
     _write(folder / AUTOENCODER_FILE, autoencoder)
 
 
+def restore_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What `export_weights` wrote, in single precision: diffusion, autoencoder."""
+    unet, text = read_weights(folder / UNET_FILE), read_weights(folder / TEXT_FILE)
+    diffusion = {f"unet.{name}": w.float() for name, w in unet.items()}
+    diffusion |= {f"text.{name}": w.float() for name, w in text.items()}
+    return diffusion, {name: w.float() for name, w in read_weights(folder / AUTOENCODER_FILE).items()}
+
+
 def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
 

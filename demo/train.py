@@ -1,6 +1,7 @@
 """Trains the demo model from nothing: `python -m demo.train STAGE --minutes M`, one stage after the other.
 
     renders      ray-casts the training scenes
+    restore      makes checkpoints of demo/weights, so that training goes on from the published model
     autoencoder  trains encoder and decoder on crops of the renders
     latents      encodes the renders
     diffusion    trains UNet and text encoder; writes a sample sheet at every checkpoint
@@ -28,7 +29,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    stages = ("renders", "autoencoder", "latents", "diffusion", "decoder", "recogniser", "export")
+    stages = (
+        "renders",
+        "restore",
+        "autoencoder",
+        "latents",
+        "diffusion",
+        "decoder",
+        "recogniser",
+        "export",
+    )
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--minutes", type=float, default=60, help="training time of the stage in all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -47,14 +57,20 @@ def main() -> None:
     import_host(options.device)
     from .diffusion import train_diffusion
     from .latents import encode_shards, linear_preview
-    from .model import WEIGHTS, export_weights
-    from .progress import read_checkpoint
+    from .model import WEIGHTS, export_weights, restore_weights
+    from .progress import read_checkpoint, write_checkpoint
     from .recogniser import RECOGNISER_FILE, save_recogniser
     from .sheet import draw, load_all, save_sheet
     from .train_autoencoder import train_autoencoder
     from .train_recogniser import train_recogniser
 
     match options.stage:
+        case "restore":
+            for checkpoint in (autoencoder, diffusion):
+                if checkpoint.exists():
+                    parser.error(f"{checkpoint} exists. Move it away to start from the published weights.")
+            for checkpoint, weights in zip((diffusion, autoencoder), restore_weights(WEIGHTS), strict=True):
+                write_checkpoint(checkpoint, model=weights, average=weights)
         case "autoencoder" | "decoder":
             train_autoencoder(
                 renders,

@@ -42,7 +42,7 @@ def train_autoencoder(
     step, spent = 0, 0.0
     if state := read_checkpoint(checkpoint):
         model.load_state_dict(state["model"])
-        if state["train_encoder"] == train_encoder:
+        if state.get("train_encoder") == train_encoder:
             optimiser.load_state_dict(state["optimiser"])
             step, spent = state["step"], state["spent"]
     average = {

@@ -7,6 +7,8 @@ joint_models.py, joint_attention_tap.py
 recording.py            the attention received, over one evaluation of the conditions
 extra_pass.py           our own evaluations of the model: labelled, tagged, without our recorders
 parametrisation.py      how a model's latent is made of image and noise
+records.py              what the Record nodes hand out; the run that a map node shows
+executing.py            which node the host is executing
 run.py                  what lives as long as one sampling run; where in the schedule a step is
 self_attention_guidance.py, self_attention_step.py
                         Self-Attention Guidance in a run, and at one step of it

@@ -1,0 +1,185 @@
+"""What the Record nodes hand out: the runs of a recorded model, told apart by the node that sampled.
+
+A record outlives the runs, on purpose, and nothing else of them does: it holds float16 maps on the CPU. It is
+an output of a node, so it lives as long as the host keeps that output.
+
+    Record Attention --MODEL--> sampler --LATENT--> map node
+            `--------------------record--------------^
+
+The map node wires the LATENT for the order, and to say whose run is meant: run_for follows that link upstream
+to the nearest node of which there is a run. A node that samples again replaces its run; one that the host
+takes from its cache keeps it. Nothing in this file needs the host.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+# Runs that a record holds, the newest. Samplers in loops have a new id at every turn.
+RUNS_KEPT = 8
+
+
+class Execution(NamedTuple):
+    """A call of a node by the host: the prompt, the node in it, the item of a list of inputs."""
+
+    prompt_id: str | None = None
+    node_id: str | None = None
+    list_index: int | None = None
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """The attention at one step of the schedule.
+
+    number from 0, in the schedule of the run; sigma of the evaluation. Maps are float16, on the CPU.
+
+    received[branch, layer] (B, *grid): what each image token receives in self-attention; the mean over the
+    grid is 1 (guidance/self_attention.py).
+    prompt[branch, layer, condition] (B, tokens, *grid): the softmax weight, averaged over the heads, that
+    each image token gives to each token of the prompt. In a UNet they sum to 1 over the tokens; in joint
+    models the image's own tokens have a share of it.
+
+    branch: the guider's name for a list of conditions, "positive" or "negative" with the stock samplers.
+    layer: "m0.0", "u1.0", "b12": names that the `blocks` input takes. condition: the number of the prompt in
+    its branch, 0 unless several are combined; outside a prompt's area its map is 0.
+    grid: (h, w) of the layer, (frames, h, w) for video latents, over the whole latent.
+    """
+
+    number: int
+    sigma: float
+    received: Mapping[tuple[str, str], Tensor]
+    prompt: Mapping[tuple[str, str, int], Tensor]
+
+
+@dataclass(frozen=True)
+class FeatureStep:
+    """The features at one step of the schedule: features[branch, layer] (B, C, *grid), float16, on the CPU.
+
+    number, sigma, branch, grid as in AttentionStep; layer as in feature_layers.py.
+    """
+
+    number: int
+    sigma: float
+    features: Mapping[tuple[str, str], Tensor]
+
+
+Step = TypeVar("Step", AttentionStep, FeatureStep)
+
+
+@dataclass
+class Run(Generic[Step]):
+    """One sampling run.
+
+    latent_shape (B, C, *spatial, h, w); image_size (height, width) of the decoded image, in pixels; steps in
+    the order of the schedule, one each; they may be fewer than the schedule has.
+    """
+
+    execution: Execution
+    latent_shape: tuple[int, ...]
+    image_size: tuple[int, int]
+    steps: list[Step] = field(default_factory=list)
+
+    def put(self, step: Step) -> None:
+        """Add a step in its place, instead of one that has its number."""
+        others = [s for s in self.steps if s.number != step.number]
+        self.steps = sorted([*others, step], key=lambda s: s.number)
+
+
+@dataclass
+class Record(Generic[Step]):
+    """The runs of a recorded model, the newest RUNS_KEPT of them, oldest first."""
+
+    runs: list[Run[Step]] = field(default_factory=list)
+
+    def begin(self, run: Run[Step]) -> None:
+        """Take in a run that starts, instead of those that its node had before.
+
+        Several runs of a node in one prompt stay side by side only where they belong to the items of a list.
+        """
+        kept = [r for r in self.runs if not _replaces(run.execution, r.execution)]
+        self.runs = [*kept, run][-RUNS_KEPT:]
+
+    def run_for(
+        self,
+        node_id: str | None,
+        get_node: Callable[[str], Mapping[str, Any]] | None,
+        list_index: int | None = None,
+        input_name: str = "latent",
+    ) -> Run[Step]:
+        """The run that made the LATENT wired into a node.
+
+        node_id: the map node. get_node(id): a node of the prompt, {"inputs": {name: value or [id, slot]}}, as
+        the host's DynamicPrompt.get_node. list_index: the item of a list that the map node is called for.
+        Raises ValueError where there is no such run, or no step in it.
+        """
+        if not self.runs:
+            raise ValueError(
+                f"{self.title}: nothing is recorded. Wire its MODEL into a sampler, and the LATENT of that "
+                "sampler into the node that shows the record."
+            )
+        found = self.runs
+        if len(self.runs) > 1:
+            link = get_node(node_id)["inputs"].get(input_name) if get_node else None
+            found = nearest_upstream(link, get_node, self.runs) if is_link(link) else []
+        if not found:
+            raise ValueError(
+                f"{self.title}: the LATENT comes from none of the {len(self.runs)} samplers that were "
+                "recorded. Wire the LATENT of a sampler that gets this node's MODEL."
+            )
+        run = next((run for run in found if run.execution.list_index == list_index), found[-1])
+        if not run.steps:
+            raise ValueError(
+                f"{self.title}: the sampler had no step in the recorded range. Lower start_percent or raise "
+                "end_percent."
+            )
+        return run
+
+
+class AttentionRecord(Record[AttentionStep]):
+    """What Record Attention has recorded."""
+
+    title = "Record Attention"
+
+
+class FeatureRecord(Record[FeatureStep]):
+    """What Record Features has recorded."""
+
+    title = "Record Features"
+
+
+def _replaces(new: Execution, old: Execution) -> bool:
+    if new.node_id != old.node_id:
+        return False
+    return new.prompt_id != old.prompt_id or new.list_index == old.list_index
+
+
+def is_link(value: Any) -> bool:
+    """Whether an input of a prompt's node is an output of another: [node id, slot]."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+
+
+def nearest_upstream(
+    link: list[Any], get_node: Callable[[str], Mapping[str, Any]], runs: list[Run[Any]]
+) -> list[Run[Any]]:
+    """The runs of the node nearest to a link, breadth first against the wires; [] where there are none.
+
+    A node that expands into others while the host executes ("7") has the runs of those ("7.0.0.3").
+    """
+    queue, seen = deque([link[0]]), {link[0]}
+    while queue:
+        node_id = queue.popleft()
+        of_node = [
+            run
+            for run in runs
+            if run.execution.node_id == node_id or str(run.execution.node_id).startswith(f"{node_id}.")
+        ]
+        if of_node:
+            return of_node
+        for value in get_node(node_id)["inputs"].values():
+            if is_link(value) and value[0] not in seen:
+                seen.add(value[0])
+                queue.append(value[0])
+    return []

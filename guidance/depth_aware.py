@@ -1,0 +1,188 @@
+"""Depth-Aware Guidance (DAG, arXiv:2212.08861): the mathematics of one step.
+
+    x          noisy latent                        x0         clean estimate
+    d_S, d_W   depth, strong and weak branch       eta        noise on a depth map
+    tau, abar  its level, 0 clean to 1             eps_phi    the depth prior, predicts eta
+    L          a loss of the depth maps            g          grad_x L, through the heads and the UNet
+
+One step: while the model computes x0 from x, the depth heads read d_S and d_W from its features. Each loss is
+a function of these maps alone, so `pull` adds up what the losses ask of the maps; one vector-Jacobian product
+through the heads and the UNet makes it g, whatever the number of losses. `paper_shift` or `robust_shift` turn
+g into a shift of x0, which every sampler understands.
+
+Depth is relative inverse depth in [0, 1], near = 1: (B, 1, h, w). Losses are (B,), one for each image;
+gradients are taken of their sum, so an image's guidance does not depend on the batch around it. Nothing here
+knows the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The paper's w_dc and w_dp.
+PAPER_WEIGHT = 40.0
+# A robust shift at strength 1, in posterior standard deviations of x0.
+ROBUST_STEP = 0.15
+# How much a target depth map may be stretched or flattened to fit the estimate.
+TARGET_SCALE = (0.5, 2.0)
+# The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map.
+PRIOR_LEVELS = (0.1, 0.7)
+
+Loss = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def per_image_mean(t: Tensor) -> Tensor:
+    """(B, ...) -> (B,)."""
+    return t.flatten(1).mean(dim=1)
+
+
+def rms(t: Tensor) -> Tensor:
+    """Root mean square of each image: (B, C, h, w) -> (B, 1, 1, 1)."""
+    return t.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+
+
+def consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
+    """DCG: L_dc = || stopgrad(d_S) - d_W ||^2 (B,), the mean over the pixels.
+
+    The strong branch is the weak one's pseudo-label, so the gradient runs through d_W only. The paper does
+    not say whether the norm is a sum or a mean; with the mean a strength means the same at every resolution.
+    """
+    return per_image_mean((d_strong.detach() - d_weak).square())
+
+
+def noised_depth(d: Tensor, eta: Tensor, abar: Tensor | float) -> Tensor:
+    """d_tau = sqrt(abar) d + sqrt(1 - abar) eta."""
+    return abar**0.5 * d + (1 - abar) ** 0.5 * eta
+
+
+def prior_loss(d: Tensor, eta: Tensor, abar: Tensor | float, eps_phi: Callable[[Tensor], Tensor]) -> Tensor:
+    """DPG: L_dp = || eta - eps_phi(d_tau, tau) ||^2 (B,), the mean over the pixels.
+
+    d is the strong depth as the prior sees depth maps; eps_phi takes d_tau, its tau is bound. The gradient
+    runs through eps_phi, without a stop.
+    """
+    return per_image_mean((eta - eps_phi(noised_depth(d, eta, abar))).square())
+
+
+def align(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The target as a target + b, closest to d by least squares inside the mask, for each image; a constant.
+
+    Depth of a single picture is known up to a scale and a shift. The scale a stays within TARGET_SCALE: freed
+    of that, an estimate that does not resemble the target yet would be met by a = 0, which asks for nothing
+    but flatness, or by a negative a, which exchanges near and far.
+    mask: in [0, 1], broadcast to d; None is everywhere.
+    """
+    d = d.detach()
+    weight = torch.ones_like(d) if mask is None else mask.expand_as(d)
+    weight = weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
+
+    def mean(t: Tensor) -> Tensor:
+        return (weight * t).sum(dim=(1, 2, 3), keepdim=True)
+
+    centred = target - mean(target)
+    a = mean(centred * (d - mean(d))) / mean(centred.square()).clamp_min(torch.finfo(d.dtype).tiny)
+    return a.clamp(*TARGET_SCALE) * centred + mean(d)
+
+
+def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """|| d - align(target, d) ||^2 (B,), the mean over the pixels, which outside the mask are 0."""
+    difference = (d - align(target, d, mask)).square()
+    return per_image_mean(difference if mask is None else mask * difference)
+
+
+class Pull(NamedTuple):
+    """What the losses ask of the depth maps: their gradient there, (B, 1, h, w) each; weak is None for none.
+
+    size (B, 1, 1, 1): RMS of what they ask of depth, the two maps taken together. For one normalised loss it
+    is its strength; losses that agree add up, losses that disagree cancel.
+    """
+
+    strong: Tensor
+    weak: Tensor | None
+    size: Tensor
+
+
+def pull(
+    d_strong: Tensor,
+    d_weak: Tensor | None,
+    losses: Sequence[tuple[float, Loss]],
+    normalise: bool,
+) -> Pull:
+    """Sum of strength * grad_d loss over the losses, each (strength, loss(d_S, d_W)).
+
+    normalise: divide each loss's gradient by its RMS in each image first, so that a strength means the same
+    for losses of different units.
+    """
+    maps = [d.detach().requires_grad_() for d in (d_strong, d_weak) if d is not None]
+    total = [torch.zeros_like(d) for d in maps]
+    for strength, loss in losses:
+        value = loss(maps[0], maps[1] if len(maps) > 1 else None).sum()
+        found = torch.autograd.grad(value, maps, allow_unused=True)
+        size = rms(sum(g for g in found if g is not None)) if normalise else 1.0
+        for t, g in zip(total, found, strict=True):
+            if g is not None:
+                t += strength * _divide(g, size)
+    return Pull(total[0], total[1] if len(total) > 1 else None, rms(sum(total)))
+
+
+def _divide(t: Tensor, size: Tensor | float) -> Tensor:
+    """The quotient t / size, 0 where an image's size is 0."""
+    if not isinstance(size, Tensor):
+        return t / size
+    return torch.where(size > 0, t / size.clamp_min(torch.finfo(t.dtype).tiny), 0)
+
+
+def direction(gradient: Tensor, size: Tensor) -> Tensor:
+    """A gradient (B, C, h, w) with RMS `size` in each image (Pull.size); 0 where the gradient is 0."""
+    return size * _divide(gradient, rms(gradient))
+
+
+def robust_shift(toward: Tensor, x0: Tensor, noise_share: Tensor, strength: float = ROBUST_STEP) -> Tensor:
+    """What is added to x0: -strength * noise_share * std(x0) * toward.
+
+    toward: `direction` of g. noise_share b = c / sqrt(a^2 s^2 + c^2) for x = a x0 + c noise and data of
+    standard deviation s: sigma / sqrt(sigma^2 + s^2) for eps, v and EDM models, sigma / sqrt(sigma^2 +
+    (1 - sigma)^2) for flow models.
+
+    Why a shift of x0, and of this size. An energy k L guides by adding -k grad_x L to the score, and since
+    D(x) = x + sigma^2 score (Tweedie), x0 moves by -k sigma^2 g. Samplers of every kind integrate D: moving
+    it changes the equation that they solve, not a step of theirs, so few steps or many, first order or
+    second, deterministic or ancestral, converge to the same picture. A kick at each x_{t-1}, as in the paper,
+    grows with the number of steps.
+
+    By the chain rule sigma^2 g = sigma^2 J' grad_x0 L, and sigma^2 J = sigma^2 dD/dx is the covariance of x0
+    given x (Tweedie again). So the shift is the descent step on L, measured in what the model still leaves
+    open at this noise level; for Gaussian data of standard deviation s the posterior deviation is s b. The
+    unit of L, the slope of a head and the number of pixels are in k; dividing by the RMS of g takes them out.
+    What is left is a step of `strength` posterior deviations per pixel: measured by the picture's own
+    contrast while all is noise, and vanishing with sigma, where the paper's kick explodes as a shift of x0.
+    std(x0) stands for s: it is smaller early on, while the estimate is a blur, and errs on the safe side.
+    """
+    return -strength * noise_share * x0.std(dim=(1, 2, 3), keepdim=True) * toward
+
+
+def paper_shift(gradient: Tensor, sigma: float, sigma_next: float, flow: bool = False) -> Tensor:
+    """The shift of x0 that moves the mean of x_{t-1} by -grad L, as the paper does.
+
+        x_{t-1} ~ N(mu - w_dc grad L_dc - w_dp grad L_dp, Sigma)
+
+    gradient: of the weighted sum of the losses (w = PAPER_WEIGHT times a strength), with respect to x as the
+    host has it. Its x is the paper's divided by sqrt(abar) = (1 + sigma^2)^-1/2, so the gradient with respect
+    to the paper's x_t is sqrt(1 + sigma^2) as large, and its move of x_{t-1} is sqrt(1 + sigma_next^2) as
+    large in the host's space. An ancestral step (eta = 1: the host's ddpm and *_ancestral samplers) has the
+    mean x0 + (sigma_next / sigma)^2 (x - x0), so a shift of x0 arrives with the share 1 - (sigma_next /
+    sigma)^2, by which is divided here. Deterministic first-order steps take 1 - sigma_next / sigma: between
+    half and all of it. flow: x is the paper's x; the host's ancestral flow step has another share.
+
+    The last step (sigma_next = 0) returns x0 itself. With sigma_next close to sigma, the share goes to 0 and
+    the shift explodes: that is the paper's rule in this form, and the reason for robust_shift.
+    """
+    ratio = sigma_next / sigma
+    if flow:
+        sigma_down = sigma_next * ratio
+        share = (1 - ratio**2) * (1 - sigma_next) / (1 - sigma_down)
+        return -gradient / share
+    share = 1 - ratio**2
+    return -gradient * ((1 + sigma**2) * (1 + sigma_next**2)) ** 0.5 / share

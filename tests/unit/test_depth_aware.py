@@ -1,0 +1,264 @@
+"""guidance/depth_aware.py against references written from the paper in numpy, and finite differences."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from inner_guidance.guidance import depth_aware as dag
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def depth(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def finite_differences(f, x, step=1e-6):
+    """df/dx of a scalar function, one element after the other."""
+    gradient = torch.zeros_like(x)
+    for i in range(x.numel()):
+        ends = []
+        for sign in (1, -1):
+            moved = x.clone()
+            moved.view(-1)[i] += sign * step
+            ends.append(float(f(moved)))
+        gradient.view(-1)[i] = (ends[0] - ends[1]) / (2 * step)
+    return gradient
+
+
+def heads(x):
+    """A strong and a weak depth map that are smooth functions of x (B, 2, h, w)."""
+    strong = (x[:, :1] * 0.7 - x[:, 1:].roll(1, -1) * 0.4 + 0.1).sigmoid()
+    weak = (x.mean(1, keepdim=True).sin() + 0.3 * x[:, :1].roll(1, -2)).sigmoid()
+    return strong, weak
+
+
+def curved(d):
+    """A stand-in for eps_phi."""
+    return (2 * d).sin() + 0.3 * d.roll(1, -1)
+
+
+class TestLosses:
+    def test_consistency_is_the_mean_squared_difference_of_each_image(self):
+        strong, weak = depth(3, 1, 4, 5), depth(3, 1, 4, 5, seed=1)
+        expected = [np.mean((s - w) ** 2) for s, w in zip(strong.numpy(), weak.numpy(), strict=True)]
+
+        torch.testing.assert_close(dag.consistency_loss(strong, weak), torch.tensor(expected))
+
+    def test_consistency_stops_the_gradient_at_the_strong_branch(self):
+        x = random(2, 2, 3, 4)
+        fixed = heads(x)[0]
+        expected = finite_differences(lambda x: ((fixed - heads(x)[1]) ** 2).mean((1, 2, 3)).sum(), x)
+
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(dag.consistency_loss(*heads(leaf)).sum(), leaf)
+
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("abar", [0.98, 0.5, 0.05])
+    def test_prior_is_the_error_of_the_predicted_noise_and_differentiates_the_prior(self, abar):
+        x, eta = random(2, 2, 3, 4), random(2, 1, 3, 4, seed=2)
+
+        def reference(x):
+            noised = np.sqrt(abar) * heads(x)[0].numpy() + np.sqrt(1 - abar) * eta.numpy()
+            error = eta.numpy() - curved(torch.from_numpy(noised)).numpy()
+            return (error**2).mean((1, 2, 3))
+
+        leaf = x.clone().requires_grad_()
+        loss = dag.prior_loss(heads(leaf)[0], eta, abar, curved)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        torch.testing.assert_close(loss.detach(), torch.from_numpy(reference(x)))
+        expected = finite_differences(lambda x: reference(x).sum(), x)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_target_is_aligned_by_least_squares(self, masked):
+        target = depth(2, 1, 6, 7)
+        d = 1.3 * target - 0.2 + 0.05 * random(2, 1, 6, 7, seed=3)
+        mask = (depth(2, 1, 6, 7, seed=4) > 0.4).double() if masked else None
+
+        aligned = dag.align(target, d, mask)
+
+        for i in range(2):
+            inside = mask[i].bool().numpy() if masked else np.ones((1, 6, 7), bool)
+            t, y = target[i].numpy(), d[i].numpy()
+            columns = np.stack([t[inside], np.ones(inside.sum())], axis=1)
+            (a, b), *_ = np.linalg.lstsq(columns, y[inside], rcond=None)
+            np.testing.assert_allclose(aligned[i].numpy(), a * t + b)
+            expected = np.where(inside, (y - a * t - b) ** 2, 0).mean()
+            np.testing.assert_allclose(dag.target_loss(d, target, mask)[i], expected)
+
+    @pytest.mark.parametrize(("slope", "scale"), [(-1.0, 0.5), (0.0, 0.5), (9.0, 2.0)])
+    def test_an_alignment_neither_flattens_nor_inverts_the_target(self, slope, scale):
+        target = depth(1, 1, 6, 7)
+        aligned = dag.align(target, slope * target + 0.1)
+
+        torch.testing.assert_close(aligned - aligned.mean(), scale * (target - target.mean()))
+        torch.testing.assert_close(aligned.mean(), (slope * target + 0.1).mean())
+
+    def test_target_asks_nothing_of_what_fits_and_nothing_outside_the_mask(self):
+        target, mask = depth(1, 1, 6, 7), torch.zeros(1, 1, 6, 7, dtype=torch.float64)
+        mask[..., :3] = 1
+        d = (1.5 * target + 0.2 + (1 - mask)).requires_grad_()
+
+        (gradient,) = torch.autograd.grad(dag.target_loss(d, target, mask).sum(), d)
+
+        torch.testing.assert_close(gradient, torch.zeros_like(d), rtol=0, atol=1e-12)
+
+    def test_the_gradient_of_the_target_loss_is_that_of_its_optimum(self):
+        # The optimal a and b are constants in align; at an optimum that is no approximation.
+        target, d = depth(1, 1, 3, 4), depth(1, 1, 3, 4, seed=5) * 0.2 + depth(1, 1, 3, 4)
+        expected = finite_differences(lambda d: dag.target_loss(d, target).sum(), d)
+
+        leaf = d.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(dag.target_loss(leaf, target).sum(), leaf)
+
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("flat", [0.0, 0.7])
+    def test_flat_targets_and_empty_masks_stay_finite(self, flat):
+        target, d = torch.full((1, 1, 4, 4), flat), torch.rand(1, 1, 4, 4)
+
+        assert dag.target_loss(d, target).isfinite().all()
+        assert dag.target_loss(d, d, torch.zeros(1, 1, 4, 4)) == 0
+
+
+class TestPull:
+    losses = (
+        (40.0, dag.consistency_loss),
+        (3.0, lambda s, w: dag.prior_loss(s, random(2, 1, 3, 4, seed=2), 0.6, curved)),
+    )
+
+    def test_one_product_through_the_heads_is_the_gradient_of_the_sum_of_losses(self):
+        x = random(2, 2, 3, 4)
+        fixed = heads(x)[0]
+
+        def total(x):
+            strong, weak = heads(x)
+            return (40 * dag.consistency_loss(fixed, weak) + 3 * self.losses[1][1](strong, weak)).sum()
+
+        leaf = x.clone().requires_grad_()
+        maps = heads(leaf)
+        asked = dag.pull(*maps, self.losses, normalise=False)
+        (gradient,) = torch.autograd.grad(maps, leaf, [asked.strong, asked.weak])
+
+        torch.testing.assert_close(gradient, finite_differences(total, x), rtol=1e-6, atol=1e-8)
+
+    def test_normalised_strengths_mean_the_same_for_every_loss_and_image(self):
+        strong, weak = heads(random(2, 2, 3, 4) * torch.tensor([0.01, 1.0]).view(2, 1, 1, 1).double())
+        alone = [dag.pull(strong, weak, [(2.0, loss)], normalise=True) for _, loss in self.losses]
+
+        for asked in alone:
+            torch.testing.assert_close(asked.size, torch.full((2, 1, 1, 1), 2.0).double())
+        assert alone[0].strong.abs().max() == 0
+        assert alone[1].weak.abs().max() == 0
+        together = dag.pull(strong, weak, [(2.0, loss) for _, loss in self.losses], normalise=True)
+        torch.testing.assert_close(together.weak, alone[0].weak)
+        torch.testing.assert_close(together.strong, alone[1].strong)
+
+    def test_opposed_losses_cancel_and_satisfied_ones_ask_for_nothing(self):
+        d = depth(1, 1, 3, 4)
+        losses = [(1.0, lambda s, w: s.mean((1, 2, 3))), (1.0, lambda s, w: -s.mean((1, 2, 3)))]
+
+        assert dag.pull(d, None, losses, normalise=True).size == 0
+        assert dag.pull(d, d, [(1.0, dag.consistency_loss)], normalise=True).size == 0
+
+    def test_without_a_weak_map_there_is_none_to_pull_at(self):
+        asked = dag.pull(depth(1, 1, 3, 4), None, [(1.0, lambda s, w: s.mean((1, 2, 3)))], normalise=True)
+
+        assert asked.weak is None
+
+
+class TestShifts:
+    def test_a_direction_has_the_size_that_is_asked_for_in_each_image(self):
+        gradient = random(3, 4, 5, 6) * torch.tensor([1e-12, 1.0, 1e6]).view(3, 1, 1, 1)
+        gradient[1] = 0
+        size = torch.tensor([0.5, 1.0, 2.0]).double().view(3, 1, 1, 1)
+
+        found = dag.direction(gradient, size)
+
+        torch.testing.assert_close(dag.rms(found), torch.tensor([0.5, 0.0, 2.0]).double().view(3, 1, 1, 1))
+        torch.testing.assert_close(found[2], gradient[2] * (2 / dag.rms(gradient)[2]))
+
+    def test_robust_is_a_step_of_so_many_posterior_deviations_down(self):
+        x0, toward, share = random(2, 4, 5, 6) * 3, random(2, 4, 5, 6, seed=1), torch.tensor(0.6).double()
+        expected = [
+            -0.2 * 0.6 * np.std(x.numpy(), ddof=1) * t.numpy() for x, t in zip(x0, toward, strict=True)
+        ]
+
+        np.testing.assert_allclose(
+            dag.robust_shift(x0=x0, toward=toward, noise_share=share, strength=0.2), np.stack(expected)
+        )
+
+    def test_robust_is_the_preconditioned_gradient_for_gaussian_data(self):
+        # x0 ~ N(0, s^2): D(x) = s^2 / (s^2 + sigma^2) x. sigma^2 dD/dx is the posterior variance.
+        s, sigma = 1.7, 0.8
+        x = random(1, 1, 4, 4).requires_grad_()
+        x0 = s**2 / (s**2 + sigma**2) * x
+        wanted = random(1, 1, 4, 4, seed=1)
+        (g,) = torch.autograd.grad((wanted * x0).sum(), x)
+
+        posterior_variance = s**2 * sigma**2 / (s**2 + sigma**2)
+        torch.testing.assert_close(sigma**2 * g, posterior_variance * wanted)
+        noise_share = sigma / (sigma**2 + s**2) ** 0.5
+        torch.testing.assert_close(torch.tensor(posterior_variance**0.5), torch.tensor(s * noise_share))
+
+    @pytest.mark.parametrize(("sigma", "sigma_next"), [(14.0, 9.0), (1.0, 0.7), (0.3, 0.0)])
+    def test_paper_moves_the_mean_of_the_ddpm_posterior(self, sigma, sigma_next):
+        x, x0, gradient = random(1, 4, 3, 3), random(1, 4, 3, 3, seed=1), random(1, 4, 3, 3, seed=2)
+        abar, abar_next = 1 / (1 + sigma**2), 1 / (1 + sigma_next**2)
+        alpha = abar / abar_next
+
+        def mu(x_t, x0):  # Ho et al. 2020, eq. 7, in the paper's own space
+            return (
+                abar_next**0.5 * (1 - alpha) / (1 - abar) * x0
+                + alpha**0.5 * (1 - abar_next) / (1 - abar) * x_t
+            )
+
+        paper_x = abar**0.5 * x
+        paper_gradient = gradient / abar**0.5  # x = x_t / sqrt(abar)
+
+        shifted = mu(paper_x, x0 + dag.paper_shift(gradient, sigma, sigma_next))
+
+        torch.testing.assert_close(shifted, mu(paper_x, x0) - paper_gradient)
+
+    def test_paper_moves_the_mean_of_the_ancestral_flow_step(self):
+        x, x0, gradient = random(1, 4, 3, 3), random(1, 4, 3, 3, seed=1), random(1, 4, 3, 3, seed=2)
+        sigma, sigma_next = 0.8, 0.6
+        down = sigma_next**2 / sigma
+
+        def mean(x0):
+            return (down / sigma * x + (1 - down / sigma) * x0) * (1 - sigma_next) / (1 - down)
+
+        shifted = mean(x0 + dag.paper_shift(gradient, sigma, sigma_next, flow=True))
+
+        torch.testing.assert_close(shifted, mean(x0) - gradient)
+
+    def test_a_shift_of_x0_has_a_limit_in_the_number_of_steps_and_a_kick_has_none(self):
+        # The claim of robust_shift, for x0 ~ N(0, 1) and L = x0: where x ends when every estimate is shifted.
+        def end(steps, shift):
+            sigmas = np.geomspace(10, 1e-3, steps + 1)
+            x = 0.0
+            for sigma, following in itertools.pairwise(sigmas):
+                x0 = x / (1 + sigma**2) + shift(sigma, following)
+                x = x0 + (following / sigma) * (x - x0)
+            return x
+
+        ones = torch.ones(1, 1, 2, 2).double()
+
+        def robust(sigma, _):
+            share = torch.tensor(sigma / (1 + sigma**2) ** 0.5)
+            std_1 = ones * torch.tensor([[-1.0, 1.0], [-1.0, 1.0]]) * (3 / 4) ** 0.5
+            return float(dag.robust_shift(-ones, std_1, share).mean())
+
+        def paper(sigma, following):
+            return float(dag.paper_shift(-ones, sigma, following).mean())
+
+        assert end(100, robust) == pytest.approx(end(50, robust), rel=0.05)
+        assert end(100, robust) == pytest.approx(end(1000, robust), rel=0.05)
+        assert end(100, paper) > 1.6 * end(50, paper)

@@ -1,0 +1,134 @@
+"""The paper's depth predictor: a time-conditioned MLP on the features of one pixel.
+
+    f_t(k)   features of decoder block k       g_t   the chosen f_t(k), resized and concatenated
+    d_t      depth, MLP(g_t, t)                layer [Linear -> SiLU -> BatchNorm] + [embedding(t) -> Linear]
+
+Two branches on the same features: strong, on several blocks, and weak, on few. They share no weights and no
+gradient; training them together costs one pass of the UNet for both.
+
+The paper leaves open, and this decides: widths 128 and 32 (of its parent method, arXiv:2112.03126), two
+layers; the output is Linear -> sigmoid, which keeps depth in [0, 1]; features are standardised per channel
+before the first Linear, because a UNet's blocks differ in scale by orders of magnitude; what BatchNorm does
+with few images is in running_norm.py.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .resize import resize
+from .running_norm import RunningNorm
+
+TIME_CHANNELS = 64
+
+
+def embed_time(time: Tensor) -> Tensor:
+    """(B,) in [0, 1000) -> (B, TIME_CHANNELS): cosines and sines of falling frequency, as UNets have it."""
+    half = TIME_CHANNELS // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=time.device) / half)
+    angle = time.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+
+class PixelMLP(nn.Module):
+    """See architectures/__init__.py for what goes in and comes out.
+
+    taps: name -> channels of every block that is read. strong, weak: the names that each branch reads.
+    """
+
+    def __init__(
+        self,
+        taps: Mapping[str, int],
+        strong: Sequence[str],
+        weak: Sequence[str],
+        widths: Sequence[int] = (128, 32),
+    ) -> None:
+        super().__init__()
+        self.taps = dict(taps)
+        self.branch_taps = {"strong": tuple(strong), "weak": tuple(weak)}
+        self.widths = tuple(widths)
+        self.standardise = nn.ModuleList(RunningNorm(channels, affine=False) for channels in taps.values())
+        self.strong = PixelBranch([taps[name] for name in strong], widths)
+        self.weak = PixelBranch([taps[name] for name in weak], widths)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `build` needs."""
+        return {
+            "taps": self.taps,
+            "strong": list(self.branch_taps["strong"]),
+            "weak": list(self.branch_taps["weak"]),
+            "widths": list(self.widths),
+        }
+
+    def forward(
+        self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branch: str = "strong"
+    ) -> Tensor:
+        """Depth of one branch."""
+        return self.branches(features, time, size, (branch,))[0]
+
+    def branches(
+        self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branches: Sequence[str]
+    ) -> list[Tensor]:
+        """Depth of several branches; what they share is computed once."""
+        needed = {name for branch in branches for name in self.branch_taps[branch]}
+        standard = {
+            name: standardise(features[name].float())
+            for name, standardise in zip(self.taps, self.standardise, strict=True)
+            if name in needed
+        }
+        embedding = embed_time(time)
+        return [
+            getattr(self, branch)([standard[name] for name in self.branch_taps[branch]], embedding, size)
+            for branch in branches
+        ]
+
+
+class PixelBranch(nn.Module):
+    """The MLP of one branch. channels: of each of its features."""
+
+    def __init__(self, channels: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.layers = nn.ModuleList(
+            PixelLayer(before, after)
+            for before, after in zip((sum(channels), *widths[:-1]), widths, strict=True)
+        )
+        self.depth = nn.Linear(widths[-1], 1)
+
+    def forward(self, features: Sequence[Tensor], embedding: Tensor, size: Sequence[int]) -> Tensor:
+        """(B, C_i, h_i, w_i) each -> (B, 1, *size)."""
+        first, *others = self.layers
+        # Resizing mixes pixels and Linear mixes channels, so they commute: multiplying each block at its own
+        # resolution and adding up is the Linear of the resized, concatenated features, which never exist.
+        parts = first.linear.weight.split(self.channels, dim=1)
+        product = sum(
+            resize(_linear(f, weight), size) for f, weight in zip(features, parts, strict=True)
+        ) + first.linear.bias.view(1, -1, 1, 1)
+        h = first.after_linear(product, embedding)
+        for layer in others:
+            h = layer.after_linear(_linear(h, layer.linear.weight, layer.linear.bias), embedding)
+        return _linear(h, self.depth.weight, self.depth.bias).sigmoid()
+
+
+class PixelLayer(nn.Module):
+    """[Linear -> SiLU -> BatchNorm] + [embedding -> Linear]."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(before, after)
+        self.norm = RunningNorm(after)
+        self.time = nn.Linear(TIME_CHANNELS, after)
+
+    def after_linear(self, product: Tensor, embedding: Tensor) -> Tensor:
+        """What follows the Linear: (B, width, h, w) -> the same."""
+        return self.norm(F.silu(product)) + self.time(embedding)[:, :, None, None]
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A Linear on the channels of every pixel."""
+    return F.conv2d(x, weight[:, :, None, None], bias)

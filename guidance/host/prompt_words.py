@@ -1,0 +1,144 @@
+"""Which tokens of a prompt are which of its words.
+
+Cross-attention knows the tokens of a prompt by their places in the context. The host's tokenizers say which
+tokens stand there, and from which weighted segment, "(red sphere:1.2)", but not from which word. Words show
+in the vocabulary:
+
+    CLIP              red</w>    a word ends
+    T5, Gemma         ▁red       a word begins
+    Qwen, Llama 3     Ġred       a word begins
+    the demo model    red        a token is a word, and a segment of its own
+"""
+
+import re
+import string
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+WORD_BEGINS = ("▁", "Ġ")
+WORD_ENDS = "</w>"
+BETWEEN_WORDS = frozenset(string.punctuation + "▁ĠĊ")
+SPECIAL_TOKEN = re.compile(r"<.+>")
+EMBEDDING = "embedding"
+
+# Number in the vocabulary or vector of an embedding, weight, segment: 0 for start, end and padding.
+Token = tuple[Any, float, int]
+
+
+class Word(NamedTuple):
+    """A word, or several that follow one another, and the places of its tokens in the context."""
+
+    text: str
+    places: tuple[int, ...]
+
+
+def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") -> list[Word]:
+    """The wanted words of a prompt, in a context of so many tokens.
+
+    wanted: words, or several that follow one another ("red sphere"), separated by commas; empty: every word
+    of the prompt. A word that occurs twice has the places of both. Raises ValueError where the prompt lacks a
+    wanted word, or where this CLIP does not make so many tokens of it.
+    """
+    sections = clip.tokenize(prompt, return_word_ids=True)
+    streams = {key: [token for section in found for token in section] for key, found in sections.items()}
+    asked = [phrase.strip() for phrase in wanted.split(",") if phrase.strip()]
+    found: dict[str, list[int]] = {phrase: [] for phrase in asked}
+    listed: dict[str, None] = {}
+    for key, starts in beginnings(streams, context_length).items():
+        words = words_in(vocabulary(clip, key), streams[key])
+        # A chat model's template has words of its own around the prompt.
+        words = [word for word in words if word.text == EMBEDDING or word.text in prompt.casefold()]
+        listed |= dict.fromkeys(word.text for word in words)
+        for phrase in asked or dict.fromkeys(word.text for word in words):
+            places = find(phrase_words(clip, key, phrase) if asked else [phrase], words)
+            found.setdefault(phrase, []).extend(start + place for start in starts for place in places)
+    if not listed:
+        raise ValueError("prompt: there is no word in it. Write the prompt that the image was sampled with.")
+    for phrase, places in found.items():
+        if not places:
+            raise ValueError(f"words: the prompt has no '{phrase}'. Its words are: {', '.join(listed)}.")
+    return [Word(phrase, tuple(places)) for phrase, places in found.items()]
+
+
+def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str, list[int]]:
+    """The tokenizers whose tokens the context is made of, and the places where these begin in it.
+
+    SDXL's two stand above each other: either's places will do. SD3's T5 follows its CLIPs. The host repeats a
+    context that shares a batch with one twice as long. Qwen-Image leaves the beginning of its template out.
+    """
+    layouts = [("g", "t5xxl")] if {"g", "t5xxl"} <= streams.keys() else []
+    layouts += [(key,) for key in streams]
+    lengths = {layout: sum(len(streams[key]) for key in layout) for layout in layouts}
+    exact = [layout for layout in layouts if lengths[layout] == context_length]
+    repeated = [layout for layout in layouts if context_length % lengths[layout] == 0]
+    for layout in exact + repeated:
+        starts = range(0, context_length, lengths[layout])
+        first, *second = layout
+        return {first: list(starts)} | {
+            key: [start + len(streams[first]) for start in starts] for key in second
+        }
+    for key, stream in streams.items():
+        if is_chat(stream) and len(stream) > context_length:
+            return {key: [context_length - len(stream)]}
+    counts = " or ".join(str(length) for length in dict.fromkeys(lengths.values()))
+    raise ValueError(
+        f"prompt: the sampler's prompt had {context_length} tokens, and the CLIP makes {counts} of this one. "
+        "Wire the CLIP and write the prompt that the image was sampled with."
+    )
+
+
+def is_chat(stream: Sequence[Token]) -> bool:
+    """Whether a stream is one text, the prompt in a template of a chat, without start, end and padding."""
+    return {segment for _, _, segment in stream} == {1}
+
+
+def vocabulary(clip: Any, key: str) -> Any:
+    """The tokenizer of a stream: among several, the host names it by the key or as clip_l, clip_g."""
+    return getattr(clip.tokenizer, key, None) or getattr(clip.tokenizer, f"clip_{key}", clip.tokenizer)
+
+
+def words_in(tokenizer: Any, stream: Sequence[Token]) -> list[Word]:
+    """The words of a stream of tokens, in order, in small letters; punctuation is none."""
+    groups: list[list[int]] = []
+    segment_before, ended = 0, False
+    for place, (token, weight, segment) in enumerate(stream):
+        if segment == 0:
+            continue
+        piece = tokenizer.untokenize([(token, weight)])[0][1] if isinstance(token, int) else EMBEDDING
+        bare = piece.removesuffix(WORD_ENDS)
+        if BETWEEN_WORDS.issuperset(bare) or SPECIAL_TOKEN.fullmatch(piece):
+            ended = True
+            continue
+        if ended or segment != segment_before or piece.startswith(WORD_BEGINS):
+            groups.append([])
+        groups[-1].append(place)
+        segment_before, ended = segment, piece.endswith(WORD_ENDS)
+    return [Word(spelled(tokenizer, [stream[place] for place in group]), tuple(group)) for group in groups]
+
+
+def spelled(tokenizer: Any, tokens: Sequence[Token]) -> str:
+    """How a word is written. Vocabularies hold bytes, of which only the tokenizers make letters again."""
+    if not isinstance(tokens[0][0], int):
+        return EMBEDDING
+    inner = getattr(tokenizer, "tokenizer", None)
+    if inner is None:  # the demo model's
+        return "".join(piece for _, piece in tokenizer.untokenize([token[:2] for token in tokens]))
+    return inner.decode([token[0] for token in tokens]).strip().casefold()
+
+
+def phrase_words(clip: Any, key: str, phrase: str) -> list[str]:
+    """The words of a few words of the user's, as the tokenizer of a stream cuts them."""
+    stream = [token for section in clip.tokenize(phrase, return_word_ids=True)[key] for token in section]
+    return [word.text for word in words_in(vocabulary(clip, key), stream) if word.text in phrase.casefold()]
+
+
+def find(phrase: list[str], words: Sequence[Word]) -> list[int]:
+    """The places of the tokens of a phrase, wherever its words follow one another; [] where they do not."""
+    texts = [word.text for word in words]
+    return [
+        place
+        for start in range(len(texts))
+        if phrase and texts[start : start + len(phrase)] == phrase
+        for word in words[start : start + len(phrase)]
+        for place in word.places
+    ]

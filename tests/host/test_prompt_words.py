@@ -1,0 +1,191 @@
+"""Words of a prompt and their tokens, with the host's own tokenizers and the demo model's."""
+
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+import torch
+from comfy import sd1_clip, sdxl_clip
+from comfy.text_encoders import flux, qwen_image, sd3_clip, z_image
+
+from inner_guidance.demo.text import SceneTokenizer
+from inner_guidance.guidance.host.prompt_words import prompt_words
+
+PROMPT = "a (red sphere:1.3), café in Zürich, half-timbered houses, an unbelievable red box"
+TOKENIZERS = {
+    "sd1": sd1_clip.SD1Tokenizer,
+    "sdxl": sdxl_clip.SDXLTokenizer,
+    "sd3": sd3_clip.SD3Tokenizer,
+    "flux": flux.FluxTokenizer,
+    "qwen": qwen_image.QwenImageTokenizer,
+    "zimage": z_image.ZImageTokenizer,
+    "demo": SceneTokenizer,
+}
+
+
+@cache
+def clip(name):
+    """What of a CLIP tokenizes: comfy.sd.CLIP hands the text to its tokenizer as it is."""
+    tokenizer = TOKENIZERS[name]()
+    return SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
+
+
+def context(name, key, prompt=PROMPT):
+    """The token numbers of a prompt, as the text encoder gets them."""
+    return [token for section in clip(name).tokenize(prompt)[key] for token, _ in section]
+
+
+def decoded(name, key, word, offset=0):
+    """The text of the tokens in a word's places, as the vocabulary's own decoder writes it."""
+    tokenizer = getattr(clip(name).tokenizer, key, None) or getattr(clip(name).tokenizer, f"clip_{key}")
+    stream = context(name, key)
+    return tokenizer.tokenizer.decode([stream[place - offset] for place in word.places]).strip().lower()
+
+
+def by_text(words):
+    return {word.text: word for word in words}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "length"),
+    [("sd1", "l", 77), ("sdxl", "g", 77), ("flux", "t5xxl", 256), ("zimage", "qwen3_4b", 0)],
+)
+def test_every_word_has_the_tokens_that_spell_it(name, key, length):
+    words = by_text(prompt_words(clip(name), PROMPT, length or len(context(name, key))))
+
+    assert {"red", "sphere", "café", "in", "zürich", "houses", "unbelievable", "box"} <= words.keys()
+    assert not {",", "(", "user", "assistant", "<|startoftext|>"} & words.keys()
+    for text in ("sphere", "café", "zürich", "houses", "unbelievable", "box"):
+        assert decoded(name, key, words[text]) == text
+    assert len(words["zürich"].places) > (0 if name == "flux" else 1)
+    assert len(words["red"].places) == 2  # it occurs twice
+
+
+def test_words_are_in_the_order_of_the_prompt():
+    words = [word.text for word in prompt_words(clip("sd1"), PROMPT, 77)]
+
+    assert words == [
+        "a",
+        "red",
+        "sphere",
+        "café",
+        "in",
+        "zürich",
+        "half",
+        "timbered",
+        "houses",
+        "an",
+        "unbelievable",
+        "box",
+    ]
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "flux", "zimage"])
+def test_wanted_words_and_phrases(name):
+    key = {"sd1": "l", "sdxl": "l", "flux": "t5xxl", "zimage": "qwen3_4b"}[name]
+    length = len(context(name, key))
+    words = by_text(prompt_words(clip(name), PROMPT, length))
+
+    red, phrase, hyphened = prompt_words(clip(name), PROMPT, length, "red,  Red box , half-timbered")
+
+    assert red.places == words["red"].places
+    assert phrase.text == "Red box"
+    assert phrase.places == (words["red"].places[1], *words["box"].places)
+    assert decoded(name, key, hyphened).replace(" ", "").replace("-", "") == "halftimbered"
+
+
+def test_an_unknown_word_is_answered_with_those_there_are():
+    with pytest.raises(
+        ValueError, match=r"has no 'unicorn'. Its words are: a, red, sphere, café, in, zürich"
+    ):
+        prompt_words(clip("sd1"), PROMPT, 77, "red, unicorn")
+    with pytest.raises(ValueError, match="has no 'sphere red'"):
+        prompt_words(clip("sd1"), PROMPT, 77, "sphere red")
+
+
+def test_long_prompts_span_sections():
+    long = "cat, " * 40 + "dog, " * 40
+    n = len(context("sd1", "l", long))
+    assert n == 3 * 77
+
+    cat, dog = prompt_words(clip("sd1"), long, n)
+
+    stream = context("sd1", "l", long)
+    assert len(cat.places) == len(dog.places) == 40
+    assert len({stream[place] for place in cat.places}) == len({stream[place] for place in dog.places}) == 1
+    assert max(dog.places) > 2 * 77
+
+
+def test_a_context_that_the_host_repeated_has_a_word_in_every_repeat():
+    (once,) = prompt_words(clip("sd1"), PROMPT, 77, "sphere")
+    (thrice,) = prompt_words(clip("sd1"), PROMPT, 231, "sphere")
+
+    assert thrice.places == tuple(once.places[0] + 77 * i for i in range(3))
+
+
+def test_sd3_knows_a_word_by_two_encoders():
+    t5 = by_text(prompt_words(clip("flux"), PROMPT, 256))["zürich"].places
+    clip_l = by_text(prompt_words(clip("sd1"), PROMPT, 77))["zürich"].places
+
+    both = by_text(prompt_words(clip("sd3"), PROMPT, 154))["zürich"].places
+    repeated = by_text(prompt_words(clip("sd3"), PROMPT, 308))["zürich"].places
+
+    assert both == (*clip_l, *(77 + place for place in t5))
+    assert sorted(repeated) == sorted((*both, *(154 + place for place in both)))
+
+
+def test_qwen_image_drops_the_beginning_of_its_template():
+    key = "qwen25_7b"
+    start = context("qwen", key).index(872) + 2  # the text encoder cuts behind "user" and a new line
+    words = by_text(prompt_words(clip("qwen"), PROMPT, len(context("qwen", key)) - start))
+
+    assert decoded("qwen", key, words["zürich"], offset=-start) == "zürich"
+    assert "system" not in words
+
+
+def test_the_demo_models_words():
+    prompt = "a red sphere and a green box, grey checker floor, white wall, red cylinder"
+
+    words = by_text(prompt_words(clip("demo"), prompt, 16))
+    (phrase,) = prompt_words(clip("demo"), prompt, 16, "checker floor")
+
+    assert list(words) == [
+        "red",
+        "sphere",
+        "green",
+        "box",
+        "grey",
+        "checker",
+        "floor",
+        "white",
+        "wall",
+        "cylinder",
+    ]
+    assert words["red"].places == (0, 9)
+    assert phrase.places == (5, 6)
+
+
+def test_embeddings_are_one_word(monkeypatch):
+    monkeypatch.setattr(sd1_clip, "load_embed", lambda *_: torch.zeros(3, 768))
+    tokenizer = sd1_clip.SD1Tokenizer(embedding_directory="there")
+    with_embedding = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
+
+    words = by_text(prompt_words(with_embedding, "a cat embedding:style dog", 77))
+
+    assert words["embedding"].places == (3, 4, 5)
+    assert words["dog"].places == (6,)
+
+
+@pytest.mark.parametrize(("name", "lengths"), [("sd1", "77"), ("flux", "77 or 256"), ("demo", "16")])
+def test_another_prompt_than_the_samplers(name, lengths):
+    with pytest.raises(
+        ValueError, match=f"had 100 tokens, and the CLIP makes {lengths} of this one. Wire the CLIP"
+    ):
+        prompt_words(clip(name), "a red sphere", 100)
+
+
+@pytest.mark.parametrize("name", ["sd1", "demo", "zimage"])
+def test_a_prompt_without_words(name):
+    key, *_ = clip(name).tokenize("")
+    with pytest.raises(ValueError, match="there is no word in it"):
+        prompt_words(clip(name), " , ", len(context(name, key, " , ")), "")

@@ -4,6 +4,7 @@ blocks.py               block names such as m0 and u0-u2, and what attention a m
 attention_tap.py        reads queries and keys of chosen layers during one forward pass of a UNet
 joint_models.py, joint_attention_tap.py
                         the same for SD3, Flux, Chroma, Qwen-Image, Lumina 2 and Z-Image
+feature_tap.py          reads what blocks compute, during one forward pass
 recording.py            the attention received, over one evaluation of the conditions
 extra_pass.py           our own evaluations of the model: labelled, tagged, without our recorders
 parametrisation.py      how a model's latent is made of image and noise

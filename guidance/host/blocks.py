@@ -1,8 +1,11 @@
-"""Block names: what `m0`, `d2`, `u0-u2`, `m0.0` and `b12` mean in a given model."""
+"""Block names: what `m0`, `d2`, `u0-u2`, `m0.0` and `b12` mean in a given model.
+
+Attention is named by the blocks that have some, features by all blocks: `i3`, `m0`, `o11`, `r5`.
+"""
 
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -14,6 +17,7 @@ UNET_PARTS = {
     "m": ("middle", "middle_block"),
     "u": ("output", "output_blocks"),
 }
+MODELS = "Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, SVD, Flux, Chroma, Qwen-Image, Lumina 2 or Z-Image"
 
 
 class AttentionLayer(NamedTuple):
@@ -28,6 +32,21 @@ class AttentionLayer(NamedTuple):
     transformer: int
 
 
+class FeatureLayer(NamedTuple):
+    """What a block computes: part as in AttentionLayer, number the block's.
+
+    Part "residual" is the residual branch of the ResBlock in the UNet's output block of that number, before
+    the shortcut is added: what Readout heads are trained on.
+    """
+
+    part: str
+    number: int
+
+
+Layer = TypeVar("Layer", AttentionLayer, FeatureLayer)
+Blocks = Mapping[str, tuple[Layer, ...]]
+
+
 def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[AttentionLayer, ...]]:
     """The blocks of a model that have self-attention, by name, in the order of the forward pass.
 
@@ -38,18 +57,11 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
 
     Raises ValueError for models whose attention cannot be read.
     """
-    if family := joint_model(diffusion_model):
-        layers = [
-            AttentionLayer(block_type, number, 0)
-            for block_type, attribute in family.stacks
-            for number in range(len(getattr(diffusion_model, attribute)))
-        ]
-        found = {f"b{i}": (layer,) for i, layer in enumerate(layers)}
-        return found | {"m0": found[f"b{len(layers) // 2}"]}
+    if joint_model(diffusion_model):
+        return _joint_blocks(diffusion_model, lambda *block: AttentionLayer(*block, 0))
     if not hasattr(diffusion_model, "input_blocks"):
         raise ValueError(
-            f"The attention of this model, {type(diffusion_model).__name__}, cannot be read: use Stable "
-            "Diffusion 1.x, 2.x, XL, 3 or 3.5, SVD, Flux, Chroma, Qwen-Image, Lumina 2 or Z-Image."
+            f"The attention of this model, {type(diffusion_model).__name__}, cannot be read: use {MODELS}."
         )
     found = {}
     for letter, (part, attribute) in UNET_PARTS.items():
@@ -70,34 +82,81 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
     return found
 
 
-def parse_blocks(
-    text: str, available: Mapping[str, tuple[AttentionLayer, ...]]
-) -> tuple[AttentionLayer, ...]:
+def feature_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[FeatureLayer, ...]]:
+    """What features a model has, by name, in the order of the forward pass.
+
+    UNets: the outputs of all blocks, with or without attention: i0, i1, ... down, m0, o0, o1, ... up, where
+    the number is the place in the host's input_blocks and output_blocks; r0, r1, ... are the residual
+    branches in o0, o1, .... Joint models: b0, b1, ... through all stacks, and m0 for the one at half depth.
+
+    Raises ValueError for models whose features cannot be read.
+    """
+    if joint_model(diffusion_model):
+        return _joint_blocks(diffusion_model, FeatureLayer)
+    if not hasattr(diffusion_model, "input_blocks"):
+        raise ValueError(
+            f"The features of this model, {type(diffusion_model).__name__}, cannot be read: use {MODELS}."
+        )
+    found = {f"i{i}": (FeatureLayer("input", i),) for i in range(len(diffusion_model.input_blocks))}
+    if getattr(diffusion_model, "middle_block", None) is not None:
+        found["m0"] = (FeatureLayer("middle", 0),)
+    for i in range(len(diffusion_model.output_blocks)):
+        found |= {f"r{i}": (FeatureLayer("residual", i),), f"o{i}": (FeatureLayer("output", i),)}
+    return found
+
+
+def _joint_blocks(
+    diffusion_model: torch.nn.Module, layer: Callable[[str, int], Layer]
+) -> dict[str, tuple[Layer, ...]]:
+    """b0, b1, ... and m0 of a joint model; layer(block type, number)."""
+    layers = [
+        layer(stack.block_type, number)
+        for stack in joint_model(diffusion_model).stacks
+        for number in range(len(getattr(diffusion_model, stack.attribute)))
+    ]
+    found = {f"b{i}": (layer,) for i, layer in enumerate(layers)}
+    return found | {"m0": found[f"b{len(layers) // 2}"]}
+
+
+def layer_names(available: Blocks[Layer]) -> dict[Layer, str]:
+    """What each layer is called in a record: "u1.0", a transformer in a block, or the block: "o3", "b12"."""
+    names: dict[Layer, str] = {}
+    for name, layers in available.items():
+        for index, layer in enumerate(layers):
+            in_unet = isinstance(layer, AttentionLayer) and name[0] in UNET_PARTS
+            names.setdefault(layer, f"{name}.{index}" if in_unet else name)
+    return names
+
+
+def parse_blocks(text: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     """The layers that a `blocks` input names, each once, in the order of the forward pass.
 
     text: comma-separated names (m0), ranges (u0-u2) or single transformers (m0.3) of `available`, which comes
-    from attention_blocks. Raises ValueError, with the names there are, for anything else.
+    from attention_blocks or feature_blocks. Raises ValueError, with the names there are, for anything else.
     """
-    chosen: set[AttentionLayer] = set()
+    chosen: set[Layer] = set()
     for term in text.replace(" ", "").lower().strip(",").split(","):
         chosen.update(_layers_of(term, available))
     in_order = dict.fromkeys(layer for layers in available.values() for layer in layers)
     return tuple(layer for layer in in_order if layer in chosen)
 
 
-def _layers_of(term: str, available: Mapping[str, tuple[AttentionLayer, ...]]) -> tuple[AttentionLayer, ...]:
+def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     match = TERM.fullmatch(term)
+    last_name = next(name for name in reversed(available) if name != "m0")
+    example = f"{last_name[0]}0-{last_name[0]}2"
     if match is None:
         raise ValueError(
-            f"blocks: '{term}' is not a block name. Write names such as m0, u1, d2, ranges such as u0-u2, or "
-            f"one transformer of a block as m0.0, separated by commas. {_listing(available)}"
+            f"blocks: '{term}' is not a block name. Write names such as m0, ranges such as {example}, "
+            f"separated by commas; a number after a point, m0.0, is one of a block's transformers. "
+            f"{_listing(available)}"
         )
     letter, number, transformer, last_letter, last = match.groups()
     names = [f"{letter}{number}"]
     if last is not None:
         names = [f"{letter}{i}" for i in range(int(number), int(last) + 1)] if letter == last_letter else []
         if not names:
-            raise ValueError(f"blocks: '{term}' is not a range. Write it as u0-u2. {_listing(available)}")
+            raise ValueError(f"blocks: '{term}' is not a range. Write it as {example}. {_listing(available)}")
     for name in names:
         if name not in available:
             raise ValueError(f"blocks: this model has no block {name}. {_listing(available)}")
@@ -112,7 +171,7 @@ def _layers_of(term: str, available: Mapping[str, tuple[AttentionLayer, ...]]) -
     return (layers[int(transformer)],)
 
 
-def _listing(available: Mapping[str, tuple[AttentionLayer, ...]]) -> str:
+def _listing(available: Blocks[Layer]) -> str:
     """What this model has: "It has d0-d5, m0, u0-u8."."""
     spans = []
     for letter in dict.fromkeys(name[0] for name in available):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .attention_tap import Attention
 from .blocks import AttentionLayer
-from .joint_models import joint_model
+from .joint_models import Tokens, joint_model
 
 
 class JointAttentionTap:
@@ -29,13 +29,8 @@ class JointAttentionTap:
     ) -> None:
         self.unread = set(layers)
         self.read = read
-        self.family = joint_model(diffusion_model)
-        patch = diffusion_model.patch_size
-        *frames, height, width = x.shape[2:]
-        self.grid = (*frames, -(-height // patch), -(-width // patch))
-        self.text_tokens = context.shape[1]
-        # Z-Image fills the image up to a multiple of its tokens.
-        self.multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
+        self.names_blocks = joint_model(diffusion_model).names_blocks
+        self.tokens = Tokens(diffusion_model, x, context)
         self.override: Callable[..., Tensor] | None = None
 
     def install(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +38,7 @@ class JointAttentionTap:
         options = transformer_options.copy()
         self.override = options.get("optimized_attention_override")
         options["optimized_attention_override"] = self
-        if not self.family.names_blocks:
+        if not self.names_blocks:
             replace = options.get("patches_replace", {})
             blocks = dict(replace.get("dit", {}))
             for layer in self.unread:
@@ -80,17 +75,13 @@ class JointAttentionTap:
         """The image's part of an attention; None where the sequence is not the one of the model."""
         if not skip_reshape:  # (B, N, H d)
             q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
-        tokens = torch.Size(self.grid).numel()
-        start = self.text_tokens
-        if self.family.image_last:
-            start = k.shape[2] + -(-tokens // self.multiple) * -self.multiple
-        if start < 0 or start + tokens > k.shape[2]:
+        image = self.tokens.image(k.shape[2])
+        if image is None:
             return None
-        image = slice(start, start + tokens)
         if mask is not None:
             mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])[..., image]
             mask = mask[..., image, :] if mask.shape[-2] > 1 else mask
-        return Attention(layer, q[:, :, image], k[:, :, image], mask, 1, self.grid)
+        return Attention(layer, q[:, :, image], k[:, :, image], mask, 1, self.tokens.grid)
 
 
 def name_block(

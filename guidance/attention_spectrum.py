@@ -1,0 +1,137 @@
+"""Does the model look where the detail is? The frequency analysis of the SAG paper (its first version).
+
+    psi       threshold of the attention received A, 1.0 and 1.3 in the paper
+    M         mask, A > psi
+    F         2-D Fourier transform of a patch of the image's luminance, of 8, 16 or 32 pixels square
+    ring k    the frequencies of F whose radius is nearest to k / size cycles per pixel
+
+Compared is the mean log10 |F| on each ring: over the patches inside M, and over all. The paper finds the
+first larger at every frequency, more so for psi 1.3, and M to overlap with objects more than random masks of
+its area do. It leaves open how a patch lies inside a mask, what |F| is taken of and how zeros are kept out of
+the logarithm. Here:
+
+- patches stand side by side from the image's upper left corner, and one is inside when all its pixels are;
+- luminance is that of display values in [0, 1] (Rec. 709 weights), without a window;
+- F is orthonormal, so that white noise has its standard deviation on every ring, whatever the size of the
+  patch, and |F|^2 is taken as |F|^2 + NOISE^2, the noise of a picture of 8 bits;
+- ring 0, the mean brightness, is reported but is no detail: claims are about the other rings;
+- random masks are M with its tokens shuffled, so they have its area and its grain.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .self_attention import resize_nearest, shuffle_tokens
+
+PATCH_SIZES = (8, 16, 32)
+LUMINANCE = (0.2126, 0.7152, 0.0722)
+NOISE = 1 / (255 * math.sqrt(12))  # standard deviation of rounding to 8 bits
+
+
+class Curve(NamedTuple):
+    """Mean log10 |F| on each ring over some patches; nan on every ring where there are no patches."""
+
+    patches: int
+    log_magnitude: list[float]
+
+
+class Spectrum(NamedTuple):
+    """The spectra of patches of one size: all of them, and those inside the mask of each psi."""
+
+    size: int
+    everywhere: Curve
+    inside: dict[float, Curve]
+
+    @property
+    def frequencies(self) -> list[float]:
+        """Radius of each ring in cycles per pixel, from 0 to 0.5."""
+        return [k / self.size for k in range(self.size // 2 + 1)]
+
+    def excess(self, psi: float) -> list[float]:
+        """By how much the patches inside exceed all, on each ring, in powers of ten."""
+        pairs = zip(self.inside[psi].log_magnitude, self.everywhere.log_magnitude, strict=True)
+        return [inside - everywhere for inside, everywhere in pairs]
+
+    def more_at_every_frequency(self, psi: float) -> bool:
+        """The paper's claim, for these patches."""
+        return all(excess > 0 for excess in self.excess(psi)[1:])
+
+
+class Overlap(NamedTuple):
+    """Intersection over union of a mask with an object mask, and of random masks of its area (mean, std)."""
+
+    iou: float
+    random: float
+    random_std: float
+
+
+def spectra(
+    images: Tensor, attention: Tensor, thresholds: Sequence[float], sizes: Sequence[int] = PATCH_SIZES
+) -> list[Spectrum]:
+    """The analysis of images (N, H, W, 3) with their attention (N, h, w), 1 = average, on the token grid.
+
+    Patches of all images are taken together. Sizes larger than the image are left out.
+    """
+    luminance = images @ images.new_tensor(LUMINANCE)
+    masks = {psi: resize_nearest((attention > psi).float(), luminance.shape[1:]) for psi in thresholds}
+    found = []
+    for size in sizes:
+        if size > min(luminance.shape[1:]):
+            continue
+        logs = log_magnitudes(patches(luminance, size)).flatten(0, 2)
+        within = {
+            psi: patches(mask, size).flatten(3).amin(dim=3).bool().flatten() for psi, mask in masks.items()
+        }
+        found.append(
+            Spectrum(size, curve(logs), {psi: curve(logs[inside]) for psi, inside in within.items()})
+        )
+    return found
+
+
+def patches(images: Tensor, size: int) -> Tensor:
+    """Images (N, H, W) as patches side by side, (N, rows, columns, size, size); the rest is cut off."""
+    return images.unfold(1, size, size).unfold(2, size, size)
+
+
+def log_magnitudes(patch: Tensor) -> Tensor:
+    """Mean log10 |F| of patches (..., p, p) on the rings 0 ... p / 2: (..., p / 2 + 1).
+
+    The corners of F beyond half a cycle per pixel are on no ring.
+    """
+    size = patch.shape[-1]
+    power = torch.fft.fft2(patch, norm="ortho").abs().square()
+    frequency = torch.fft.fftfreq(size, device=patch.device) * size
+    ring = torch.hypot(frequency[:, None], frequency[None, :]).round()
+    on_ring = (ring[None] == torch.arange(size // 2 + 1, device=patch.device)[:, None, None]).to(power)
+    log_magnitude = 0.5 * (power + NOISE**2).log10()
+    return torch.einsum("...uv,kuv->...k", log_magnitude, on_ring) / on_ring.sum(dim=(1, 2))
+
+
+def curve(logs: Tensor) -> Curve:
+    """The mean over patches (P, rings)."""
+    return Curve(len(logs), logs.mean(dim=0).tolist())
+
+
+def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: int) -> Overlap:
+    """How well the mask of attention (N, h, w) marks the objects (N, H, W), masks of zeros and ones.
+
+    Intersection and union are counted over all pictures together.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mask = (attention > psi).float()
+
+    def with_objects(tokens: Tensor) -> float:
+        return iou(resize_nearest(tokens, objects.shape[1:]), objects)
+
+    random = torch.tensor([with_objects(shuffle_tokens(mask, generator)) for _ in range(draws)])
+    return Overlap(with_objects(mask), float(random.mean()), float(random.std(correction=0)))
+
+
+def iou(mask: Tensor, other: Tensor) -> float:
+    """Intersection over union of two masks of zeros and ones; 0 for two empty ones."""
+    union = torch.maximum(mask, other).sum()
+    return float(torch.minimum(mask, other).sum() / union.clamp_min(1))

@@ -1,0 +1,96 @@
+"""What is written around a picture: a caption above it, a colour bar with numbers below it."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from .colour_map import ColourMap, colours
+
+PAPER, INK = "#161616", "#e4e4e4"
+SMALLEST_FONT = 11
+CHARACTERS_ACROSS = 34  # of the font's size, not of its letters, which are half as wide
+MOST_TICKS = 6
+
+
+class ColourBar(NamedTuple):
+    """The legend of a colour map that reaches from 0 to `top`; `meaning` says what the numbers count."""
+
+    colour_map: ColourMap
+    top: float
+    meaning: str
+
+
+def captioned(pictures: Tensor, captions: Sequence[str], bar: ColourBar | None = None) -> Tensor:
+    """Pictures (N, H, W, 3) in [0, 1] with a caption each, and the bar below all: (N, taller H, W, 3).
+
+    What is added is a multiple of 8 high: video encoders take the pictures where they took them without.
+    """
+    _, _, width, _ = pictures.shape
+    below = [] if bar is None else [colour_bar(bar, width).expand(len(pictures), -1, -1, -1)]
+    above = torch.stack([caption(text, width) for text in captions])
+    return torch.cat([above.to(pictures), pictures, *(strip.to(pictures) for strip in below)], dim=1)
+
+
+def caption(text: str, width: int) -> Tensor:
+    """A line of text on a strip (h, width, 3); smaller, then cut, where it is too long."""
+    size = font_size(width)
+    image, draw = strip(width, 1.6 * size)
+    room = width - size
+    while size > SMALLEST_FONT and ImageFont.load_default(size).getlength(text) > room:
+        size -= 1
+    font = ImageFont.load_default(size)
+    if font.getlength(text) > room:
+        while text and font.getlength(text + "...") > room:
+            text = text[:-1]
+        text += "..."
+    draw.text((font_size(width) / 2, image.height / 2), text, INK, font, anchor="lm")
+    return pixels(image)
+
+
+def colour_bar(bar: ColourBar, width: int) -> Tensor:
+    """The colours from 0 to bar.top with numbers, and what they mean, on a strip (h, width, 3)."""
+    size = font_size(width)
+    font = ImageFont.load_default(size)
+    image, draw = strip(width, 4.6 * size)
+    left, right = size, width - size
+    gradient = colours(torch.linspace(0, 1, right - left), bar.colour_map).expand(size, -1, -1)
+    image.paste(Image.fromarray(to_bytes(gradient)), (left, size // 2))
+    for value in ticks(bar.top):
+        x = left + (right - left - 1) * value / bar.top
+        draw.line([(x, 1.5 * size), (x, 1.8 * size)], INK, max(1, size // 12))
+        draw.text((x, 1.9 * size), f"{value:g}", INK, font, anchor="ma")
+    draw.text((width / 2, 3 * size), bar.meaning, INK, font, anchor="ma")
+    return pixels(image)
+
+
+def ticks(top: float) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of 10, from 0 to at most `top`; MOST_TICKS or fewer."""
+    power = 10.0 ** math.floor(math.log10(top))
+    step = next(power * factor for factor in (0.1, 0.2, 0.5, 1, 2, 5) if top / (power * factor) < MOST_TICKS)
+    return [round(step * i, 10) for i in range(math.floor(top / step * (1 + 1e-9)) + 1)]
+
+
+def font_size(width: int) -> int:
+    """The size of letters, in pixels, beside a picture of this width."""
+    return max(SMALLEST_FONT, width // CHARACTERS_ACROSS)
+
+
+def strip(width: int, height: float) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Empty paper, its height rounded up to a multiple of 8."""
+    image = Image.new("RGB", (width, math.ceil(height / 8) * 8), PAPER)
+    return image, ImageDraw.Draw(image)
+
+
+def to_bytes(picture: Tensor) -> np.ndarray:
+    """(H, W, 3) in [0, 1] as Pillow takes it."""
+    return (picture * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def pixels(image: Image.Image) -> Tensor:
+    """A Pillow image as (H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.array(image, dtype=np.float32)) / 255

@@ -1,0 +1,129 @@
+"""guidance/feature_maps.py against numpy and on pictures of known regions."""
+
+import numpy as np
+import pytest
+import torch
+
+from inner_guidance.guidance import feature_maps as fm
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def quarters(seed=0, noise=0.1):
+    """Features (1, 12, 8, 8) of four quarters, of which the first has three neighbours' size."""
+    generator = torch.Generator().manual_seed(5)
+    centres = 3 * torch.randn(4, 12, generator=generator)
+    region = torch.zeros(8, 8, dtype=torch.int64)
+    region[:3, 5:], region[6:, :2], region[7, 7] = 1, 2, 3
+    return centres[region].permute(2, 0, 1)[None] + noise * random(1, 12, 8, 8, seed=seed), region
+
+
+class TestPrincipalComponents:
+    features = (random(2, 6, 5, 4), 3 + random(2, 6, 5, 4, seed=1))
+
+    def tokens(self):
+        return torch.cat([f.movedim(1, -1).reshape(-1, 6) for f in self.features]).double().numpy()
+
+    def test_are_those_of_the_singular_value_decomposition(self):
+        tokens = self.tokens()
+        tokens = tokens - tokens.mean(0)
+        _, _, axes = np.linalg.svd(tokens, full_matrices=False)
+        expected = tokens @ axes[:3].T
+
+        found = fm.principal_components(self.features, 3)
+
+        found = np.concatenate([z.movedim(1, -1).reshape(-1, 3).numpy() for z in found])
+        sign = np.sign((found * expected).sum(0))
+        np.testing.assert_allclose(found, expected * sign, atol=1e-4)
+
+    def test_do_not_flip_when_the_features_hardly_change(self):
+        first = fm.principal_components(self.features, 3)
+        again = fm.principal_components([f + 1e-4 * random(2, 6, 5, 4, seed=9) for f in self.features], 3)
+
+        for a, b in zip(first, again, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-2, rtol=0)
+
+    def test_do_not_depend_on_how_the_tokens_are_shared_out(self):
+        together = fm.principal_components([torch.cat(self.features)], 3)
+
+        torch.testing.assert_close(together[0], torch.cat(fm.principal_components(self.features, 3)))
+
+    def test_half_precision_features_of_large_mean_keep_their_detail(self):
+        detail = random(1, 4, 8, 8)
+        (z,) = fm.principal_components([(200 + detail).half()])
+
+        assert float(z.var(correction=0, dim=(0, 2, 3)).sum()) == pytest.approx(
+            float(detail.var(correction=0, dim=(0, 2, 3)).sum()), rel=0.02
+        )
+
+    def test_no_more_than_there_are_channels(self):
+        assert fm.principal_components([random(1, 2, 4, 4)], 3)[0].shape == (1, 2, 4, 4)
+
+
+class TestColours:
+    def test_are_common_to_all_pictures(self):
+        dark, bright = random(1, 3, 30, 30), 10 + random(1, 3, 30, 30, seed=1)
+
+        shown_dark, shown_bright = fm.as_colours([dark, bright])
+
+        assert shown_dark.mean() < 0.3
+        assert shown_bright.mean() > 0.7
+
+    def test_a_few_outliers_do_not_grey_the_rest(self):
+        z = random(1, 3, 40, 40)
+        z[0, :, 0, :3] = 1e4
+
+        (shown,) = fm.as_colours([z])
+
+        assert shown.std() > 0.2
+        assert shown.min() == 0
+        assert shown.max() == 1
+
+    def test_of_one_channel_are_grey(self):
+        (shown,) = fm.as_colours([random(1, 1, 4, 4)])
+
+        assert torch.equal(shown[:, 0], shown[:, 2])
+
+    def test_of_a_flat_picture_are_finite(self):
+        assert fm.as_colours([torch.ones(1, 3, 4, 4)])[0].isfinite().all()
+
+
+class TestRegions:
+    def test_are_the_regions_largest_first(self):
+        features, expected = quarters()
+
+        (label,) = fm.regions(fm.principal_components([features]), 4, seed=0)
+
+        assert torch.equal(label[0], expected)
+
+    def test_keep_their_number_in_every_picture(self):
+        (one, expected), (two, _) = quarters(seed=1), quarters(seed=2)
+
+        labels = fm.regions(fm.principal_components([one, two.flip(-1)]), 4, seed=3)
+
+        assert torch.equal(labels[0][0], expected)
+        assert torch.equal(labels[1][0], expected.flip(-1))
+
+    def test_are_those_of_the_seed(self):
+        z = fm.principal_components([random(1, 8, 16, 16)])
+
+        first, again = (fm.regions(z, 5, seed=7)[0] for _ in range(2))
+
+        assert torch.equal(first, again)
+        assert first.unique().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_joined_blocks_have_the_same_weight_on_the_finest_grid():
+    coarse, fine = (
+        [100 * random(1, 3, 4, 4), 100 * random(1, 3, 4, 4, seed=1)],
+        [random(1, 2, 8, 8), random(1, 2, 8, 8)],
+    )
+
+    joined = fm.joined([coarse, fine])
+
+    assert [z.shape for z in joined] == [(1, 5, 8, 8)] * 2
+    both = torch.cat([z.transpose(0, 1).flatten(1) for z in joined], dim=1)
+    assert float(both[3:].var(dim=1).sum()) == pytest.approx(1, rel=1e-3)
+    assert 0.2 < float(both[:3].var(dim=1).sum()) < 1  # resizing takes some of it

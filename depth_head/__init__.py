@@ -1,4 +1,9 @@
 """Depth from a diffusion model's features (DAG, arXiv:2212.08861, section 3.2). Nothing here knows the host.
 
-architectures/   features and time in, relative inverse depth out
+architectures/    features and time in, relative inverse depth out
+metrics.py        the depth convention, alignment, AbsRel, RMSE, delta1
+head.py           a network and what must be known of it; whether it fits a model
+files.py          files of trained networks: what they say, atomic saving, careful reading
+head_files.py     a depth head's file
+readout_files.py  the public Readout heads
 """

@@ -37,7 +37,8 @@ def embed_time(time: Tensor) -> Tensor:
 class PixelMLP(nn.Module):
     """See architectures/__init__.py for what goes in and comes out.
 
-    taps: name -> channels of every block that is read. strong, weak: the names that each branch reads.
+    taps: name -> channels of every block that is read. strong, weak: the names that each branch reads, at
+    least one. Raises KeyError for a name that is not in taps.
     """
 
     def __init__(

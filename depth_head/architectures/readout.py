@@ -28,7 +28,8 @@ class Readout(nn.Module):
 
     taps: name -> channels, the residual branches, deepest block first. weak: the names that the weak branch
     reads; the strong one reads all. embedding: name and channels of the UNet's embedding of the time.
-    projection: channels of a bottleneck's output, a multiple of 128.
+    projection: channels of a bottleneck's output, a multiple of 128. Raises KeyError for a weak name that is
+    not in taps.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Readout(nn.Module):
     ) -> None:
         super().__init__()
         self.residuals = tuple(taps)
+        if not weak or not set(weak) <= set(taps):
+            raise KeyError(f"weak {tuple(weak)} must be some of {self.residuals}")
         self.embedding, embedding_channels = embedding
         self.projection = projection
         self.taps = {**taps, self.embedding: embedding_channels}

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from readout_reference import readout_reference_of
 from torch import nn
 
 from inner_guidance.depth_head.architectures import ARCHITECTURES, architecture_of, build
@@ -84,37 +85,9 @@ def pixel_mlp_reference(weights, features, time, branch, read):
 
 
 def readout_reference(weights, features, read):
-    """From the layout of the public files, operation by operation."""
-    weights = {name: value.double() for name, value in weights.items()}
-
-    def conv(x, name, padding=0):
-        x = F.conv2d(x, weights[f"{name}.weight"], padding=padding)
-        groups = x.unflatten(1, (32, -1)).flatten(2)
-        groups = groups - groups.mean(2, keepdim=True)
-        groups = groups / (groups.square().mean(2, keepdim=True) + 1e-5).sqrt()
-        x = groups.view_as(x)
-        return x * weights[f"{name}.norm.weight"].view(-1, 1, 1) + weights[f"{name}.norm.bias"].view(-1, 1, 1)
-
+    """The branch that reads only these."""
     chosen = [i for i, name in enumerate(TAPS) if name in read]
-    shares = weights["mixing_weights"][chosen].exp()
-    shares = shares / shares.sum()
-    total = 0
-    for share, i in zip(shares, chosen, strict=True):
-        x = F.interpolate(features[list(TAPS)[i]].double(), SIZE, mode="bilinear")
-        of = f"bottleneck_layers.{i}"
-        e = features["time"].double() @ weights[f"{of}.emb_layers.weight"].T
-        e = (e + weights[f"{of}.emb_layers.bias"]).clamp(min=0)
-        h = conv(x, f"{of}.conv1").clamp(min=0) + e[:, :, None, None]
-        h = conv(h, f"{of}.conv2", padding=1).clamp(min=0)
-        h = conv(h, f"{of}.conv3")
-        shortcut = conv(x, f"{of}.shortcut") if f"{of}.shortcut.weight" in weights else x
-        total = total + share * (h + shortcut).clamp(min=0)
-    for i, padding in ((0, 1), (2, 1), (4, 0)):
-        total = F.conv2d(
-            total, weights[f"output_head.{i}.weight"], weights[f"output_head.{i}.bias"], padding=padding
-        )
-        total = total.tanh() if i == 4 else total / (1 + (-total).exp())
-    return (total.mean(1, keepdim=True) + 1) / 2
+    return readout_reference_of(weights, [features[name] for name in TAPS], features["time"], SIZE, chosen)
 
 
 @pytest.mark.parametrize(("branch", "read"), [("strong", tuple(TAPS)), ("weak", ("middle",))])

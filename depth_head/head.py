@@ -1,0 +1,56 @@
+"""A depth head: a network and what must be known of it to use it rightly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .architectures import DepthNetwork
+from .metrics import DepthRange
+
+SD1, SDXL = "Stable Diffusion 1.x", "Stable Diffusion XL"
+
+# What labels and public heads say nothing about; see metrics.py for what depends on it.
+ASSUMED_RANGE = DepthRange(near=1.0, far=10.0)
+
+
+@dataclass(frozen=True)
+class DepthHead:
+    """network: in evaluation mode, float32. model_family: in words, as messages give it.
+
+    depth_range: what white and black mean in metres in the labels. training: a summary, plain values.
+    name: the file's, for messages.
+    """
+
+    network: DepthNetwork
+    model_family: str
+    depth_range: DepthRange = ASSUMED_RANGE
+    training: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "the depth head"
+
+
+def require_fit(head: DepthHead, model_family: str, channels: Mapping[str, int]) -> None:
+    """Raises ValueError, in a sentence that names both, unless a head fits a model.
+
+    channels: name -> channels of whatever the model has to read.
+    """
+    if head.model_family != model_family:
+        raise ValueError(
+            f"{head.name} reads the features of {head.model_family}, but this model is {model_family}: load "
+            "a depth head for it, or make one with Train Depth Head."
+        )
+    for name, wanted in head.network.taps.items():
+        if channels.get(name) != wanted:
+            there = f"has {channels[name]} there" if name in channels else "has no such block"
+            raise ValueError(
+                f"{head.name} reads {wanted} channels at {name} of {head.model_family}, but this model, "
+                f"{model_family}, {there}: load a depth head for it, or make one with Train Depth Head."
+            )
+
+
+def middle_blocks(count: int) -> tuple[range, int]:
+    """Of `count` decoder blocks, deepest first: the strong branch's by default, and the weak one's.
+
+    The middle half and the middle one. The paper has 2, 4 to 7 and 6 of 18, on a UNet with six levels, and
+    says that the middle of the decoder knows most about depth.
+    """
+    return range(count // 4, count - count // 4), count // 2

@@ -1,0 +1,311 @@
+"""Depth head files: ours and the public Readout layout, whole, damaged, foreign and malicious."""
+
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from readout_reference import (
+    SD15_CHANNELS,
+    SDXL_CHANNELS,
+    public_checkpoint,
+    public_weights,
+    readout_reference_of,
+)
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
+from inner_guidance.depth_head.architectures.readout import Readout
+from inner_guidance.depth_head.files import fingerprint
+from inner_guidance.depth_head.head import SD1, SDXL, DepthHead, middle_blocks, require_fit
+from inner_guidance.depth_head.head_files import TARGET, load_depth_head, save_depth_head
+from inner_guidance.depth_head.metrics import DepthRange
+
+
+def pixel_mlp():
+    torch.manual_seed(0)
+    return PixelMLP({"o1": 8, "o2": 4}, strong=("o1", "o2"), weak=("o2",)).eval()
+
+
+def readout():
+    torch.manual_seed(0)
+    return Readout({"r0": 8, "r1": 128}, weak=("r1",), embedding=("time", 16), projection=128).eval()
+
+
+def head(network=None):
+    return DepthHead(
+        network or pixel_mlp(),
+        "a model",
+        DepthRange(1.5, 12.0),
+        {"steps": 100, "abs_rel": {"200": 0.12}},
+        "it",
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "made.safetensors"
+    save_depth_head(path, head())
+    return path
+
+
+def rewrite(path, tensors=None, **metadata):
+    """The file with other tensors or metadata entries; an entry of None is left out."""
+    with safe_open(path, framework="pt") as file:
+        described = file.metadata() | metadata
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    described = {name: value for name, value in described.items() if value is not None}
+    save_file(found if tensors is None else tensors(found), path, described)
+
+
+@pytest.mark.parametrize("network", [pixel_mlp, readout])
+def test_a_saved_head_comes_back(tmp_path, network):
+    path = tmp_path / "made.safetensors"
+    save_depth_head(path, head(network()))
+
+    loaded = load_depth_head(path)
+
+    assert (loaded.model_family, loaded.depth_range, loaded.training, loaded.name) == (
+        "a model",
+        DepthRange(1.5, 12.0),
+        {"steps": 100, "abs_rel": {"200": 0.12}},
+        "made.safetensors",
+    )
+    assert type(loaded.network) is type(network())
+    assert loaded.network.config == network().config
+    before, after = network().state_dict(), loaded.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not loaded.network.training
+    assert os.listdir(tmp_path) == ["made.safetensors"]
+
+
+def test_the_file_says_what_it_is(saved):
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    assert {name: metadata[name] for name in ("format", "format_version", "kind", "architecture")} == {
+        "format": "inner_guidance",
+        "format_version": "1",
+        "kind": "depth_head",
+        "architecture": "pixel_mlp",
+    }
+    assert (metadata["model_family"], metadata["target"]) == ("a model", TARGET)
+    assert json.loads(metadata["taps"]) == {"o1": 8, "o2": 4}
+    assert json.loads(metadata["depth_range"]) == {"near": 1.5, "far": 12.0}
+    assert json.loads(metadata["training"])["steps"] == 100
+
+
+def test_weights_loaded_in_inference_mode_let_gradients_pass(saved):
+    with torch.inference_mode():
+        network = load_depth_head(saved).network
+    features = {"o1": torch.randn(1, 8, 2, 2, requires_grad=True), "o2": torch.randn(1, 4, 4, 4)}
+    network(features, torch.zeros(1), (4, 4)).sum().backward()
+    assert features["o1"].grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_an_interrupted_save_leaves_the_old_file(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half a file")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("inner_guidance.depth_head.files.save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_depth_head(saved, head(readout()))
+    assert saved.read_bytes() == before
+    assert os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_loaded_file_can_be_replaced(saved):
+    network = load_depth_head(saved).network
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with open(saved, "r+b") as file:  # in place, as other programs do
+        file.write(b"\0" * saved.stat().st_size)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_fingerprint_is_that_of_the_content(saved):
+    first, copy = fingerprint(saved), saved.with_name("copy.safetensors")
+    copy.write_bytes(saved.read_bytes())
+    assert fingerprint(copy) == first
+    save_depth_head(saved, head(readout()))
+    assert fingerprint(saved) != first
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-100], lambda c: c[:50], lambda c: b"", lambda c: b"<!doctype html>"]
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_damaged_file_is_one_sentence(saved, damage, suffix):
+    path = saved.with_suffix(suffix)
+    path.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(ValueError, match=rf"^made{suffix} is damaged") as error:
+        load_depth_head(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_missing_file_is_one_sentence(tmp_path, suffix):
+    with pytest.raises(ValueError, match=rf"There is no file gone{suffix}: refresh the list"):
+        load_depth_head(tmp_path / f"gone{suffix}")
+
+
+def test_a_header_that_claims_a_huge_tensor_is_refused(saved):
+    header = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+    saved.write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(ValueError, match=r"made\.safetensors is damaged"):
+        load_depth_head(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": None}, "is not a depth head of Inner Guidance"),
+        ({"format": "other"}, "is not a depth head of Inner Guidance"),
+        ({"kind": "depth_prior"}, "holds a depth prior, not a depth head"),
+        ({"format_version": "2"}, "has format version 2, this pack reads 1: update"),
+        ({"target": "metres"}, "predicts metres, this pack reads relative inverse depth"),
+        ({"architecture": "transformer"}, "has the architecture transformer, which this pack does not know"),
+        ({"architecture": None}, "is damaged"),
+        ({"architecture": "readout"}, "is damaged"),
+        ({"config": None}, r"is damaged \(its config cannot be read\)"),
+        ({"config": "{"}, r"is damaged \(its config cannot be read\)"),
+        ({"config": "[" * 10**5}, r"is damaged \(its config cannot be read\)"),
+        ({"config": "[]"}, "is damaged"),
+        ({"config": '{"taps": {"o1": 8}, "strong": ["o2"], "weak": ["o1"]}'}, "is damaged"),
+        ({"config": '{"taps": {"o1": 8}, "strong": ["o1"], "weak": ["o1"], "other": 1}'}, "is damaged"),
+        ({"config": '{"taps": {"o1": 8}, "strong": ["o1"], "weak": ["o1"]}'}, "is damaged"),
+        ({"config": '{"taps": {"o1": 1000000000000}, "strong": ["o1"], "weak": ["o1"]}'}, "is damaged"),
+        ({"config": '{"taps": {"o1": -8}, "strong": ["o1"], "weak": ["o1"]}'}, "is damaged"),
+        ({"depth_range": '{"near": 5, "far": 1}'}, "must be above 0 and below far"),
+        ({"depth_range": '{"near": "x", "far": 1}'}, "is damaged"),
+        ({"model_family": None}, "is damaged"),
+    ],
+)
+def test_a_foreign_or_malicious_description_is_one_sentence(saved, change, sentence):
+    rewrite(saved, **change)
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_depth_head(saved)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        (lambda found: dict(list(found.items())[1:]), "is missing"),
+        (lambda found: found | {"extra": torch.zeros(1)}, r"\(extra is not as its description says\)"),
+        (
+            lambda found: found | {"strong.depth.bias": torch.zeros(2)},
+            r"strong.depth.bias is not as its desc",
+        ),
+        (lambda found: found | {"strong.depth.bias": torch.tensor([torch.nan])}, "bias is not finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_one_sentence(saved, tensors, sentence):
+    rewrite(saved, tensors)
+    with pytest.raises(ValueError, match=sentence):
+        load_depth_head(saved)
+
+
+@pytest.mark.parametrize(("channels", "family"), [(SD15_CHANNELS, SD1), (SDXL_CHANNELS, SDXL)])
+def test_a_public_readout_head_computes_what_its_layout_says(tmp_path, channels, family):
+    path = tmp_path / "readout_spatial_depth.pt"
+    torch.save(public_checkpoint(channels), path)
+    generator = torch.Generator().manual_seed(1)
+    features = {
+        f"r{i}": torch.randn(1, c, 2 ** (1 + i // 3), 2 ** (1 + i // 3), generator=generator)
+        for i, c in enumerate(channels)
+    }
+    embedding = torch.randn(1, 1280, generator=generator)
+
+    loaded = load_depth_head(path)
+    with torch.no_grad():
+        depth = loaded.network(features | {"time": embedding}, torch.zeros(1), (8, 6))
+    expected = readout_reference_of(public_weights(channels), list(features.values()), embedding, (8, 6))
+
+    assert loaded.model_family == family
+    assert loaded.network.branch_taps["weak"] == (f"r{len(channels) // 2}", "time")
+    torch.testing.assert_close(depth.double(), expected, rtol=1e-4, atol=1e-5)
+    assert depth.std() > 0.005
+
+    ours = tmp_path / "as_ours.safetensors"
+    save_depth_head(ours, loaded)
+    again = load_depth_head(ours)
+    with torch.no_grad():
+        assert torch.equal(again.network(features | {"time": embedding}, torch.zeros(1), (8, 6)), depth)
+    assert again.model_family == family
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, save in (
+        ("zip.pt", torch.save),
+        ("plain.pt", lambda o, p: p.write_bytes(pickle.dumps(o, protocol=2))),
+    ):
+        path = tmp_path / name
+        save(public_checkpoint(SDXL_CHANNELS[:1]) | {"extra": Malicious()}, path)
+        with pytest.raises(ValueError, match=f"{name} is damaged, or holds more than weights"):
+            load_depth_head(path)
+    assert not (tmp_path / "owned").exists()
+
+
+def changed(**config):
+    checkpoint = public_checkpoint(())
+    return checkpoint | {"config": checkpoint["config"] | config}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "sentence"),
+    [
+        ({}, "is not a depth head of Readout Guidance"),
+        (torch.zeros(3), "is not a depth head of Readout Guidance"),
+        ({"config": {}, "aggregation_network": {}}, "is not a depth head of Readout Guidance"),
+        (changed(save_timestep=[0, 1]), "is not a depth head of Readout Guidance"),
+        (changed(projection_dim=10**9), "is not a depth head of Readout Guidance"),
+        (changed(dims="1280"), "is not a depth head of Readout Guidance"),
+        (changed(dims=[64, 64]), "of other blocks than those of Stable Diffusion 1.x or Stable Diffusion XL"),
+        (changed(dims=list(SDXL_CHANNELS)), r"is damaged \(bottleneck_layers.0.conv1.norm.bias is missing"),
+    ],
+)
+def test_another_checkpoint_is_one_sentence(tmp_path, checkpoint, sentence):
+    path = tmp_path / "other.pt"
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_depth_head(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_authors_files_also_hold_is_no_obstacle(tmp_path):
+    checkpoint = public_checkpoint(SDXL_CHANNELS)
+    checkpoint["aggregation_network"]["logit_scale"] = torch.tensor(2.6)
+    torch.save(checkpoint, tmp_path / "a.pt")
+    assert load_depth_head(tmp_path / "a.pt").model_family == SDXL
+
+
+def test_a_head_that_does_not_fit_names_both():
+    ours = head()
+    require_fit(ours, "a model", {"o0": 8, "o1": 8, "o2": 4})
+    with pytest.raises(ValueError, match=r"^it reads the features of a model, but this model is another"):
+        require_fit(ours, "another", {"o1": 8, "o2": 4})
+    with pytest.raises(ValueError, match=r"it reads 4 channels at o2 of a model, but .* has 8 there"):
+        require_fit(ours, "a model", {"o1": 8, "o2": 8})
+    with pytest.raises(ValueError, match=r"it reads 4 channels at o2 of a model, but .* has no such block"):
+        require_fit(ours, "a model", {"o1": 8})
+
+
+def test_default_blocks_are_the_middle_of_the_decoder():
+    assert [(list(strong), weak) for strong, weak in map(middle_blocks, (6, 9, 12))] == [
+        ([1, 2, 3, 4], 3),
+        ([2, 3, 4, 5, 6], 4),
+        ([3, 4, 5, 6, 7, 8], 6),
+    ]

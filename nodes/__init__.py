@@ -3,6 +3,12 @@
 from comfy_api.latest import io
 
 from .demo_model import LoadDemoModel
+from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
 from .self_attention_guidance import InnerSelfAttentionGuidance
 
-NODES: list[type[io.ComfyNode]] = [LoadDemoModel, InnerSelfAttentionGuidance]
+NODES: list[type[io.ComfyNode]] = [
+    LoadDemoModel,
+    InnerSelfAttentionGuidance,
+    InnerLoadDepthHead,
+    InnerSaveDepthHead,
+]

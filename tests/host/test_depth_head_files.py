@@ -1,0 +1,200 @@
+"""Load and Save Depth Head through the host's folders, and whether a head fits a model of the host."""
+
+import os
+from pathlib import Path
+
+import comfy.model_management
+import comfy.ops
+import folder_paths
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from readout_reference import SD15_CHANNELS, SDXL_CHANNELS, public_checkpoint
+
+from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
+from inner_guidance.depth_head.head import DepthHead
+from inner_guidance.guidance.host.depth_heads import (
+    HostedDepthHead,
+    feature_channels,
+    model_family,
+    require_head_fits,
+)
+from inner_guidance.guidance.host.model_folders import register_model_folder
+from inner_guidance.nodes.depth_head_files import FOLDER, InnerLoadDepthHead, InnerSaveDepthHead
+
+SMALL_FAMILY = "a UNet of 32 channels with a context of 16"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """models/depth_heads, which does not exist yet."""
+    made = tmp_path / "models" / FOLDER
+    _, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(made)], extensions))
+    return made
+
+
+def hosted(family=SMALL_FAMILY, taps=None, seed=0):
+    taps = taps or {"o1": 64, "o2": 32}
+    with torch.inference_mode(False):
+        torch.manual_seed(seed)
+        network = PixelMLP(taps, strong=tuple(taps), weak=tuple(taps)[:1]).eval()
+    return HostedDepthHead.of(DepthHead(network, family, name="made_here"))
+
+
+def save(head, prefix="depth_head"):
+    return InnerSaveDepthHead.execute(head, prefix)
+
+
+def load(name):
+    return InnerLoadDepthHead.execute(name).result[0]
+
+
+def test_a_saved_head_is_listed_and_loaded(folder):
+    head = hosted()
+    save(head)
+
+    assert folder_paths.get_filename_list_(FOLDER)[0] == ["depth_head_00001_.safetensors"]
+    loaded = load("depth_head_00001_.safetensors")
+    before, after = (h.head.network.state_dict() for h in (head, loaded))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert loaded.head.name == "depth_head_00001_.safetensors"
+
+
+def test_files_are_numbered_as_the_host_does(folder):
+    said = [save(hosted(seed=seed), "rooms/mine").ui.as_dict()["text"] for seed in range(2)]
+    save(hosted(), "rooms/other")
+
+    names = ["mine_00001_.safetensors", "mine_00002_.safetensors", "other_00001_.safetensors"]
+    assert sorted(os.listdir(folder / "rooms")) == names
+    assert [name in text[0] for name, text in zip(names, said, strict=False)] == [True, True]
+
+
+@pytest.mark.parametrize("prefix", ["../outside", "/outside", "rooms/../../outside", "..", "", "."])
+def test_a_prefix_that_leaves_the_folder_is_refused(folder, prefix):
+    with pytest.raises(ValueError, match=r"leads out of models/depth_heads: write a name"):
+        save(hosted(), prefix)
+    assert not list(folder.parent.parent.rglob("*.safetensors"))
+
+
+def test_the_folder_is_registered_the_hosts_way():
+    folders, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    assert os.path.join(folder_paths.models_dir, FOLDER) in folders
+    assert extensions == {".safetensors", ".pt"}
+
+
+def test_folders_of_extra_model_paths_stay_in_front(tmp_path, monkeypatch):
+    """The host adds them before it loads the pack, and without extensions."""
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", dict(folder_paths.folder_names_and_paths))
+    folder_paths.add_model_folder_path("heads_of_test", str(tmp_path))
+    (tmp_path / "a.safetensors").touch()
+    (tmp_path / "readme.txt").touch()
+
+    register_model_folder("heads_of_test", (".safetensors",))
+    register_model_folder("heads_of_test", (".safetensors",))
+
+    assert folder_paths.get_folder_paths("heads_of_test") == [
+        str(tmp_path),
+        os.path.join(folder_paths.models_dir, "heads_of_test"),
+    ]
+    assert folder_paths.get_filename_list_("heads_of_test")[0] == ["a.safetensors"]
+
+
+def test_a_replaced_file_runs_the_node_again(folder):
+    save(hosted())
+    path = folder / "depth_head_00001_.safetensors"
+    first = InnerLoadDepthHead.fingerprint_inputs(path.name)
+    os.utime(path, (1, 1))
+    assert InnerLoadDepthHead.fingerprint_inputs(path.name) == first
+    save(hosted(seed=1))
+    (folder / "depth_head_00002_.safetensors").replace(path)
+    assert InnerLoadDepthHead.fingerprint_inputs(path.name) != first
+
+
+@pytest.mark.parametrize("name", ["gone.safetensors", "../../etc/passwd"])
+def test_a_file_that_is_not_there_is_one_sentence(folder, name):
+    with pytest.raises(ValueError, match=r"There is no file .* in models/depth_heads: refresh"):
+        load(name)
+
+
+def test_a_readout_file_loads_and_is_saved_as_ours(folder):
+    folder.mkdir(parents=True)
+    torch.save(public_checkpoint(SDXL_CHANNELS), folder / "readout_sdxl_spatial_depth.pt")
+    readout = load("readout_sdxl_spatial_depth.pt")
+    save(readout, "readout")
+    ours = load("readout_00001_.safetensors")
+
+    before, after = (h.head.network.state_dict() for h in (readout, ours))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert ours.head.model_family == "Stable Diffusion XL"
+
+
+def test_the_host_moves_the_head():
+    head = hosted()
+    comfy.model_management.load_models_gpu([head.patcher])
+    assert any(loaded.model is head.patcher for loaded in comfy.model_management.current_loaded_models)
+    comfy.model_management.unload_all_models()
+    features = {"o1": torch.zeros(1, 64, 4, 4), "o2": torch.zeros(1, 32, 4, 4)}
+    assert head.head.network(features, torch.zeros(1), (4, 4)).isfinite().all()
+
+
+def test_channels_are_those_of_the_features():
+    model = tiny.patcher("sdxl")
+    unet = model.get_model_object("diffusion_model")
+    seen, hooks = {}, []
+
+    def watch(name, module):
+        hooks.append(module.register_forward_hook(lambda m, a, out: seen.update({name: out.shape[1]})))
+
+    for i, block in enumerate(unet.input_blocks):
+        watch(f"i{i}", block[-1])
+    watch("m0", unet.middle_block[-1])
+    for i, block in enumerate(unet.output_blocks):
+        watch(f"o{i}", block[-1])
+        watch(f"r{i}", block[0].out_layers[-1])
+    watch("time", unet.time_embed)
+    tiny.sample(model, steps=1)
+    for hook in hooks:
+        hook.remove()
+
+    assert feature_channels(unet) == seen
+
+
+def full_size(config, channels):
+    """A UNet of a family's real blocks, without memory."""
+    return UNetModel(
+        **config | {"model_channels": channels, "dtype": torch.float32},
+        device="meta",
+        operations=comfy.ops.disable_weight_init,
+    )
+
+
+@pytest.mark.parametrize(("config", "wanted"), [(tiny.SD15, SD15_CHANNELS), (tiny.SDXL, SDXL_CHANNELS)])
+def test_a_public_head_reads_the_resblocks_of_the_real_unet(config, wanted):
+    channels = feature_channels(full_size(config, 320))
+    assert [channels[f"r{i}"] for i in range(len(wanted))] == list(wanted)
+    assert f"r{len(wanted)}" not in channels
+    assert channels["time"] == 1280
+
+
+def test_a_head_for_another_model_is_refused_by_name():
+    require_head_fits(hosted().head, tiny.patcher("small"))
+    with pytest.raises(ValueError, match=rf"made_here .* Diffusion 1.x, but this model is {SMALL_FAMILY}"):
+        require_head_fits(hosted(family="Stable Diffusion 1.x").head, tiny.patcher("small"))
+    with pytest.raises(ValueError, match=r"made_here reads 64 channels at o9 .* has no such block"):
+        require_head_fits(hosted(taps={"o9": 64}).head, tiny.patcher("small"))
+
+
+def test_families_by_their_unets():
+    assert model_family(tiny.patcher("small")) == SMALL_FAMILY
+    assert model_family(tiny.patcher("svd")) == "Stable Video Diffusion"
+    with pytest.raises(ValueError, match=r"UNets, and this model is none \(Flux\): use a checkpoint of"):
+        model_family(tiny.patcher("flux", "FLUX"))
+
+
+def test_the_demo_model_has_a_family_of_its_own():
+    from inner_guidance.demo import model as demo
+
+    path: Path = demo.WEIGHTS / demo.UNET_FILE
+    assert model_family(demo.load_model(path)) == "the demo model of Inner Guidance"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -41,43 +42,49 @@ def caption(text: str, width: int) -> Tensor:
     size = font_size(width)
     image, draw = strip(width, 1.6 * size)
     room = width - size
-    while size > SMALLEST_FONT and ImageFont.load_default(size).getlength(text) > room:
+    while size > SMALLEST_FONT and font(size).getlength(text) > room:
         size -= 1
-    font = ImageFont.load_default(size)
-    if font.getlength(text) > room:
-        while text and font.getlength(text + "...") > room:
+    if font(size).getlength(text) > room:
+        while text and font(size).getlength(text + "...") > room:
             text = text[:-1]
         text += "..."
-    draw.text((font_size(width) / 2, image.height / 2), text, INK, font, anchor="lm")
+    draw.text((font_size(width) / 2, image.height / 2), text, INK, font(size), anchor="lm")
     return pixels(image)
 
 
 def colour_bar(bar: ColourBar, width: int) -> Tensor:
     """The colours from 0 to bar.top with numbers, and what they mean, on a strip (h, width, 3)."""
     size = font_size(width)
-    font = ImageFont.load_default(size)
     image, draw = strip(width, 4.6 * size)
     left, right = size, width - size
     gradient = colours(torch.linspace(0, 1, right - left), bar.colour_map).expand(size, -1, -1)
     image.paste(Image.fromarray(to_bytes(gradient)), (left, size // 2))
-    for value in ticks(bar.top):
+    for value in ticks(0, bar.top):
         x = left + (right - left - 1) * value / bar.top
         draw.line([(x, 1.5 * size), (x, 1.8 * size)], INK, max(1, size // 12))
-        draw.text((x, 1.9 * size), f"{value:g}", INK, font, anchor="ma")
-    draw.text((width / 2, 3 * size), bar.meaning, INK, font, anchor="ma")
+        draw.text((x, 1.9 * size), f"{value:g}", INK, font(size), anchor="ma")
+    draw.text((width / 2, 3 * size), bar.meaning, INK, font(size), anchor="ma")
     return pixels(image)
 
 
-def ticks(top: float) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of 10, from 0 to at most `top`; MOST_TICKS or fewer."""
-    power = 10.0 ** math.floor(math.log10(top))
-    step = next(power * factor for factor in (0.1, 0.2, 0.5, 1, 2, 5) if top / (power * factor) < MOST_TICKS)
-    return [round(step * i, 10) for i in range(math.floor(top / step * (1 + 1e-9)) + 1)]
+def ticks(low: float, high: float) -> list[float]:
+    """The multiples of 1, 2 or 5 times a power of 10 from low to high; MOST_TICKS or fewer."""
+    power = 10.0 ** math.floor(math.log10(high - low))
+    steps = (power * factor for factor in (0.1, 0.2, 0.5, 1, 2, 5))
+    step = next(step for step in steps if (high - low) / step < MOST_TICKS)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(step * i, 10) for i in range(first, last + 1)]
 
 
 def font_size(width: int) -> int:
     """The size of letters, in pixels, beside a picture of this width."""
     return max(SMALLEST_FONT, width // CHARACTERS_ACROSS)
+
+
+@cache
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, which is there on every machine: Latin letters."""
+    return ImageFont.load_default(size)
 
 
 def strip(width: int, height: float) -> tuple[Image.Image, ImageDraw.ImageDraw]:

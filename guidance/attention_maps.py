@@ -1,4 +1,4 @@
-"""From recorded attention to maps at image size: chosen, averaged, and with numbers that mean something.
+"""From recorded attention to maps at image size, averaged, and with numbers that mean something.
 
 Self-attention received has mean 1 over an image: 1 is the average attention, 2 twice that. A word of a prompt
 has a share of the attention of each place, which depends on the length of the prompt; `relative` divides it
@@ -6,12 +6,13 @@ by its mean over the image, so that 1 is the average there too.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .recorded import Recorded
 
 # The lightest colour: the few tokens above it would otherwise leave the rest of the picture dark.
 TOP_QUANTILE = 0.995
@@ -19,39 +20,7 @@ TOP_QUANTILE = 0.995
 LEAST_TOP = 2.0
 
 
-class LayerMap(NamedTuple):
-    """The map of one layer at one step: values (B, h, w), or (B, frames, h, w) for videos."""
-
-    step: int
-    layer: str
-    values: Tensor
-
-    @property
-    def block(self) -> str:
-        """The block that the layer is in: "m0" for its transformer "m0.3"."""
-        return self.layer.partition(".")[0]
-
-
-class Group(NamedTuple):
-    """Maps that are averaged; block and step are None where several are in it."""
-
-    block: str | None
-    step: int | None
-    maps: list[LayerMap]
-
-
-def grouped(maps: Iterable[LayerMap], each_block: bool, each_step: bool) -> list[Group]:
-    """Maps by block and step, or all blocks or steps in one group. In the order of the maps, blocks first."""
-    groups: dict[tuple[str | None, int | None], list[LayerMap]] = {}
-    for one in maps:
-        key = (one.block if each_block else None, one.step if each_step else None)
-        groups.setdefault(key, []).append(one)
-    blocks = list(dict.fromkeys(block for block, _ in groups))
-    in_order = sorted(groups.items(), key=lambda item: (blocks.index(item[0][0]), item[0][1] or 0))
-    return [Group(block, step, found) for (block, step), found in in_order]
-
-
-def average(maps: Sequence[LayerMap], size: tuple[int, int], smooth: bool) -> Tensor:
+def average(maps: Sequence[Recorded], size: tuple[int, int], smooth: bool) -> Tensor:
     """The mean of maps, each at `size` (height, width): (B * frames, height, width), float32."""
     return sum(resized(one.values, size, smooth) for one in maps) / len(maps)
 
@@ -87,3 +56,9 @@ def mask(values: Tensor, threshold: float, top: float) -> Tensor:
     if threshold == 0:
         return (values / top).clamp(0, 1)
     return (values > threshold).to(values.dtype)
+
+
+def laid_over(images: Tensor, colours: Tensor, opacity: float) -> Tensor:
+    """Colours (N, H, W, 3) over images (M, H, W, 3 or more), M >= N: of a video, evenly chosen ones."""
+    chosen = [i * len(images) // len(colours) for i in range(len(colours))]
+    return torch.lerp(images[chosen, ..., :3].to(colours), colours, opacity)

@@ -1,47 +1,23 @@
-"""guidance/attention_maps.py: which maps are averaged, how they are resized, what 1 means."""
+"""guidance/attention_maps.py: how maps are resized and averaged, and what 1 means."""
 
 import pytest
 import torch
 
 from inner_guidance.guidance import attention_maps as am
-from inner_guidance.guidance.attention_maps import LayerMap
+from inner_guidance.guidance.recorded import Recorded
 from inner_guidance.guidance.self_attention import resize_nearest
-
-
-def flat(step, layer, value=1.0, grid=(2, 2)):
-    return LayerMap(step, layer, torch.full((1, *grid), value, dtype=torch.float16))
 
 
 def random(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-class TestGrouped:
-    maps = (flat(0, "d1.0"), flat(0, "m0.0"), flat(0, "m0.1"), flat(4, "d1.0"), flat(4, "m0.0"))
-
-    @pytest.mark.parametrize(
-        ("each_block", "each_step", "expected"),
-        [
-            (False, False, [(None, None, 5)]),
-            (True, False, [("d1", None, 2), ("m0", None, 3)]),
-            (False, True, [(None, 0, 3), (None, 4, 2)]),
-            (True, True, [("d1", 0, 1), ("d1", 4, 1), ("m0", 0, 2), ("m0", 4, 1)]),
-        ],
-    )
-    def test_blocks_in_forward_order_then_steps(self, each_block, each_step, expected):
-        groups = am.grouped(self.maps, each_block, each_step)
-
-        assert [(group.block, group.step, len(group.maps)) for group in groups] == expected
-
-    def test_joint_models_have_blocks_without_transformers(self):
-        (group,) = am.grouped([flat(0, "b12")], each_block=True, each_step=False)
-
-        assert group.block == "b12"
-
-
 class TestAverage:
     def test_is_the_mean_over_maps_of_any_grid(self):
-        maps = [flat(0, "m0.0", 1.0, (2, 2)), flat(1, "u0.0", 4.0, (4, 4))]
+        maps = [
+            Recorded(0, "m0.0", torch.full((1, 2, 2), 1.0).half()),
+            Recorded(1, "u0.0", torch.full((1, 4, 4), 4.0).half()),
+        ]
 
         for smooth in (False, True):
             torch.testing.assert_close(am.average(maps, (8, 8), smooth), torch.full((1, 8, 8), 2.5))
@@ -49,7 +25,7 @@ class TestAverage:
     def test_tokens_are_the_rectangles_that_self_attention_guidance_masks(self):
         values = random(3, 5, 7)
 
-        blocky = am.average([LayerMap(0, "m0.0", values)], (40, 56), smooth=False)
+        blocky = am.average([Recorded(0, "m0.0", values)], (40, 56), smooth=False)
 
         assert torch.equal(blocky, resize_nearest(values, (40, 56)))
 
@@ -57,7 +33,7 @@ class TestAverage:
         values = torch.zeros(1, 8, 8)
         values[0, 2, 5] = 3.0
 
-        smooth = am.average([LayerMap(0, "m0.0", values)], (64, 64), smooth=True)[0]
+        smooth = am.average([Recorded(0, "m0.0", values)], (64, 64), smooth=True)[0]
 
         row, column = divmod(int(smooth.argmax()), 64)
         assert 16 <= row < 24
@@ -70,7 +46,7 @@ class TestAverage:
     def test_frames_of_a_video_follow_one_another(self):
         values = torch.arange(6.0).view(2, 3, 1, 1).expand(2, 3, 4, 4)
 
-        frames = am.average([LayerMap(0, "m0.0", values)], (8, 8), smooth=True)
+        frames = am.average([Recorded(0, "m0.0", values)], (8, 8), smooth=True)
 
         assert frames[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -104,3 +80,17 @@ def test_mask():
 
     assert am.mask(values, 1.0, 4.0).tolist() == [[[0, 0, 0, 1, 1, 1]]]
     assert am.mask(values, 0, 4.0).tolist() == [[[0, pytest.approx(0.225), 0.25, pytest.approx(0.275), 1, 1]]]
+
+
+class TestLaidOver:
+    def test_mixes_by_opacity(self):
+        image, colours = torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 3)
+
+        assert float(am.laid_over(image, colours, 0.25).mean()) == 0.25
+
+    def test_takes_frames_of_a_video_evenly(self):
+        frames = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 2, 2, 3)
+
+        shown = am.laid_over(frames, torch.zeros(3, 2, 2, 3), 0.0)
+
+        assert shown[:, 0, 0, 0].tolist() == [0, 3, 6]

@@ -20,9 +20,13 @@ TOP_QUANTILE = 0.995
 LEAST_TOP = 2.0
 
 
-def average(maps: Sequence[Recorded], size: tuple[int, int], smooth: bool) -> Tensor:
-    """The mean of maps, each at `size` (height, width): (B * frames, height, width), float32."""
-    return sum(resized(one.values, size, smooth) for one in maps) / len(maps)
+def average(found: Sequence[Recorded], size: tuple[int, int], smooth: bool) -> Tensor:
+    """The mean of maps of any grid at `size` (height, width): (B * frames, height, width), float32."""
+    by_grid: dict[torch.Size, Tensor] = {}
+    for one in found:
+        grid = one.values.shape[1:]
+        by_grid[grid] = by_grid.get(grid, 0) + one.values.float()
+    return sum(resized(total, size, smooth) for total in by_grid.values()) / len(found)
 
 
 def resized(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
@@ -59,6 +63,14 @@ def mask(values: Tensor, threshold: float, top: float) -> Tensor:
 
 
 def laid_over(images: Tensor, colours: Tensor, opacity: float) -> Tensor:
-    """Colours (N, H, W, 3) over images (M, H, W, 3 or more), M >= N: of a video, evenly chosen ones."""
+    """Colours (N, H, W, 3) over images (M, H, W, 3 or more), M >= N: of a video, evenly chosen ones.
+
+    Raises ValueError where there are fewer images than maps.
+    """
+    if len(images) < len(colours):
+        raise ValueError(
+            f"image: {len(images)} image{'s' * (len(images) > 1)} cannot lie under {len(colours)} maps. Wire "
+            "the decoded image of the sampler that was recorded."
+        )
     chosen = [i * len(images) // len(colours) for i in range(len(colours))]
     return torch.lerp(images[chosen, ..., :3].to(colours), colours, opacity)

@@ -44,14 +44,17 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     asked = [phrase.strip() for phrase in wanted.split(",") if phrase.strip()]
     found: dict[str, list[int]] = {phrase: [] for phrase in asked}
     listed: dict[str, None] = {}
-    for key, starts in beginnings(streams, context_length).items():
-        words = words_in(vocabulary(clip, key), streams[key])
-        # A chat model's template has words of its own around the prompt.
-        words = [word for word in words if word.text == EMBEDDING or word.text in prompt.casefold()]
+    for key, start in beginnings(streams, context_length).items():
+        # A chat model's template has words of its own around the prompt, in and before the context.
+        words = [
+            word
+            for word in words_in(vocabulary(clip, key), streams[key])
+            if (word.text == EMBEDDING or word.text in prompt.casefold()) and start + word.places[0] >= 0
+        ]
         listed |= dict.fromkeys(word.text for word in words)
         for phrase in asked or dict.fromkeys(word.text for word in words):
             places = find(phrase_words(clip, key, phrase) if asked else [phrase], words)
-            found.setdefault(phrase, []).extend(start + place for start in starts for place in places)
+            found.setdefault(phrase, []).extend(start + place for place in places)
     if not listed:
         raise ValueError("prompt: there is no word in it. Write the prompt that the image was sampled with.")
     for phrase, places in found.items():
@@ -60,27 +63,21 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     return [Word(phrase, tuple(places)) for phrase, places in found.items()]
 
 
-def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str, list[int]]:
+def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str, int]:
     """The tokenizers whose tokens the context is made of, and the places where these begin in it.
 
-    SDXL's two stand above each other: either's places will do. SD3's T5 follows its CLIPs. The host repeats a
-    context that shares a batch with one twice as long. Qwen-Image leaves the beginning of its template out.
+    SDXL's two stand above each other: either's places will do. SD3's T5 follows its CLIPs. Qwen-Image leaves
+    the beginning of its template out.
     """
-    layouts = [("g", "t5xxl")] if {"g", "t5xxl"} <= streams.keys() else []
-    layouts += [(key,) for key in streams]
-    lengths = {layout: sum(len(streams[key]) for key in layout) for layout in layouts}
-    exact = [layout for layout in layouts if lengths[layout] == context_length]
-    repeated = [layout for layout in layouts if context_length % lengths[layout] == 0]
-    for layout in exact + repeated:
-        starts = range(0, context_length, lengths[layout])
-        first, *second = layout
-        return {first: list(starts)} | {
-            key: [start + len(streams[first]) for start in starts] for key in second
-        }
+    lengths = {key: len(stream) for key, stream in streams.items()}
     for key, stream in streams.items():
-        if is_chat(stream) and len(stream) > context_length:
-            return {key: [context_length - len(stream)]}
-    counts = " or ".join(str(length) for length in dict.fromkeys(lengths.values()))
+        if lengths[key] == context_length:
+            return {key: 0}
+        if is_chat(stream) and lengths[key] > context_length:
+            return {key: context_length - lengths[key]}
+    if lengths.get("g", 0) + lengths.get("t5xxl", 0) == context_length:
+        return {"g": 0, "t5xxl": lengths["g"]}
+    counts = " or ".join(str(length) for length in sorted(set(lengths.values())))
     raise ValueError(
         f"prompt: the sampler's prompt had {context_length} tokens, and the CLIP makes {counts} of this one. "
         "Wire the CLIP and write the prompt that the image was sampled with."

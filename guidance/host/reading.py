@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..recorded import Recorded
-from .prompt_words import Word, prompt_words
+from .prompt_words import prompt_words
 from .records import AttentionStep, FeatureStep, Run
 
 
@@ -57,20 +57,14 @@ def word_maps(
             f"prompt_number: the {branch} conditioning of this run has {count} prompt{'s' * (count > 1)}. "
             f"Set it to {count} or less."
         )
-    words_of: dict[
-        int, list[Word]
-    ] = {}  # the host repeats a prompt at some steps, for a longer one beside it
-    found: dict[str, list[Recorded]] = {}
-    for number, one in attention:
-        if number != condition:
-            continue
-        length = one.values.shape[1]
-        if length not in words_of:
-            words_of[length] = prompt_words(clip, prompt, length, wanted)
-        for word in words_of[length]:
-            share = one.values[:, list(word.places)].float().sum(dim=1)
-            found.setdefault(word.text, []).append(one._replace(values=share))
-    return found
+    of_prompt = [one for number, one in attention if number == condition]
+    words = prompt_words(clip, prompt, of_prompt[0].values.shape[1], wanted)
+    return {
+        word.text: [
+            one._replace(values=one.values[:, list(word.places)].float().sum(dim=1)) for one in of_prompt
+        ]
+        for word in words
+    }
 
 
 def _of_branch(branch: str, missing: str, found: Iterable[tuple[str, Any]]) -> list[Any]:

@@ -94,3 +94,7 @@ class TestLaidOver:
         shown = am.laid_over(frames, torch.zeros(3, 2, 2, 3), 0.0)
 
         assert shown[:, 0, 0, 0].tolist() == [0, 3, 6]
+
+    def test_too_few_images(self):
+        with pytest.raises(ValueError, match=r"1 image cannot lie under 2 maps\. Wire the decoded image"):
+            am.laid_over(torch.zeros(1, 4, 4, 3), torch.zeros(2, 4, 4, 3), 0.5)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from inner_guidance.guidance import feature_maps as fm
+from inner_guidance.guidance.recorded import Recorded
 
 
 def random(*shape, seed=0):
@@ -94,14 +95,14 @@ class TestRegions:
     def test_are_the_regions_largest_first(self):
         features, expected = quarters()
 
-        (label,) = fm.regions(fm.principal_components([features]), 4, seed=0)
+        (label,) = fm.cut(fm.principal_components([features]), 4, seed=0)
 
         assert torch.equal(label[0], expected)
 
     def test_keep_their_number_in_every_picture(self):
         (one, expected), (two, _) = quarters(seed=1), quarters(seed=2)
 
-        labels = fm.regions(fm.principal_components([one, two.flip(-1)]), 4, seed=3)
+        labels = fm.cut(fm.principal_components([one, two.flip(-1)]), 4, seed=3)
 
         assert torch.equal(labels[0][0], expected)
         assert torch.equal(labels[1][0], expected.flip(-1))
@@ -109,7 +110,7 @@ class TestRegions:
     def test_are_those_of_the_seed(self):
         z = fm.principal_components([random(1, 8, 16, 16)])
 
-        first, again = (fm.regions(z, 5, seed=7)[0] for _ in range(2))
+        first, again = (fm.cut(z, 5, seed=7)[0] for _ in range(2))
 
         assert torch.equal(first, again)
         assert first.unique().tolist() == [0, 1, 2, 3, 4]
@@ -127,3 +128,73 @@ def test_joined_blocks_have_the_same_weight_on_the_finest_grid():
     both = torch.cat([z.transpose(0, 1).flatten(1) for z in joined], dim=1)
     assert float(both[3:].var(dim=1).sum()) == pytest.approx(1, rel=1e-3)
     assert 0.2 < float(both[:3].var(dim=1).sum()) < 1  # resizing takes some of it
+
+
+class TestFeaturePictures:
+    """Two steps of a coarse and a fine block, both with the four quarters in them."""
+
+    def recorded(self):
+        found = []
+        for step in (2, 5):
+            fine, _ = quarters(seed=step)
+            coarse = torch.nn.functional.avg_pool2d(fine, 2)[:, :6]
+            found += [Recorded(step, "m0", coarse.half()), Recorded(step, "o3", fine.half())]
+        return found
+
+    @pytest.mark.parametrize(
+        ("each_block", "each_step", "expected"),
+        [
+            (True, True, [("m0, step 3", 4), ("m0, step 6", 4), ("o3, step 3", 8), ("o3, step 6", 8)]),
+            (True, False, [("m0, steps 3-6", 4), ("o3, steps 3-6", 8)]),
+            (False, True, [("m0, o3, step 3", 8), ("m0, o3, step 6", 8)]),
+            (False, False, [("m0, o3, steps 3-6", 8)]),
+        ],
+    )
+    def test_order_and_grids(self, each_block, each_step, expected):
+        pictures = fm.feature_pictures(self.recorded(), each_block, each_step, 4, seed=0)
+
+        assert [(p.title, p.colours.shape[-1]) for p in pictures] == expected
+        for p in pictures:
+            assert p.colours.shape == p.region_colours.shape == (1, 3, *p.region.shape[1:])
+
+    def test_regions_and_their_colours(self):
+        _, expected = quarters()
+
+        picture = fm.feature_pictures(self.recorded(), True, False, 4, seed=0)[1]
+
+        assert torch.equal(picture.region[0], expected)
+        for number in range(4):
+            inside = picture.region_colours[0][:, expected == number]
+            mean = picture.colours[0][:, expected == number].mean(dim=1, keepdim=True)
+            torch.testing.assert_close(inside, mean.expand_as(inside))
+
+    def test_frames_of_a_video_are_pictures(self):
+        frames = torch.stack([quarters(seed=i)[0] for i in range(3)], dim=2)  # (1, 12, 3, 8, 8)
+
+        (picture,) = fm.feature_pictures([Recorded(0, "m0", frames)], True, True, 4, seed=0)
+
+        assert picture.region.shape == (3, 8, 8)
+        assert torch.equal(picture.region[2], quarters()[1])
+
+
+class TestAtSize:
+    def test_tokens_are_rectangles(self):
+        colours = torch.rand(1, 3, 2, 2)
+
+        shown = fm.at_size(colours, (8, 4), smooth=False)
+
+        assert torch.equal(shown[0, :4, :2], colours[0, :, 0, 0].expand(4, 2, 3))
+
+    def test_masks_share_out_every_pixel(self):
+        region = quarters()[1][None].repeat(2, 1, 1)
+
+        for smooth in (False, True):
+            masks = fm.region_masks(region, 5, (64, 64), smooth)
+            assert masks.shape == (10, 64, 64)
+            assert torch.equal(masks[:5].sum(dim=0), torch.ones(64, 64))
+            assert masks[4].sum() == 0
+
+        assert masks[1, 4, 60] == 1
+        assert torch.equal(
+            fm.region_masks(region, 5, (64, 64), smooth=False)[0, ::8, ::8], (region[0] == 0).float()
+        )

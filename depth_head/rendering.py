@@ -1,0 +1,45 @@
+"""Depth as the eye and other networks take it: at image size, in grey or in colour."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..guidance.colour_map import COLOUR_MAPS, colours
+from .metrics import normalise
+
+RAW, NORMALISED = "raw", "normalised"
+STYLES = (NORMALISED, RAW, *(name for name in COLOUR_MAPS if name != "grey"))
+
+# Of the guided filter: variance of the picture's brightness, within a window, that counts as an edge.
+EDGE_VARIANCE = 1e-3
+
+
+def enlarge(depth: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, 1, h, w) at another size, bilinear."""
+    return F.interpolate(depth, tuple(size), mode="bilinear")
+
+
+def enlarge_along_edges(depth: Tensor, picture: Tensor) -> Tensor:
+    """(B, 1, h, w) at the size of a picture (B, 3, H, W) in [0, 1], its edges where the picture has some.
+
+    A guided filter (He et al. 2013): within every window depth is taken for a linear function of the
+    picture's colours. The window is what two pixels of the small map cover.
+    """
+    from kornia.filters import (
+        guided_blur,  # takes a second to import, which the host's start must not wait for
+    )
+
+    large = enlarge(depth, picture.shape[-2:])
+    shrunk = max(1, round(picture.shape[-1] / depth.shape[-1]))
+    window = min(2 * shrunk + 1, 2 * min(picture.shape[-2:]) - 1)
+    return guided_blur(picture, large, window, EDGE_VARIANCE).clamp(0, 1)
+
+
+def as_picture(depth: Tensor, style: str) -> Tensor:
+    """(B, 1, H, W) as pictures (B, H, W, 3): raw, stretched per image from black to white, or in colours."""
+    if style != RAW:
+        depth = normalise(depth)
+    if style in COLOUR_MAPS:
+        return colours(depth[:, 0], COLOUR_MAPS[style])
+    return depth.movedim(1, -1).expand(-1, -1, -1, 3)

@@ -1,0 +1,213 @@
+"""Training a depth head on the features of a frozen UNet (DAG, section 3.2).
+
+    loss       L1 to the label, of the strong and the weak branch together
+    t          uniform below 800 of 1000: beyond, depth can hardly be read
+    held out   a part of the pairs, by which the best state is chosen and on which the figures are measured
+
+Everything random comes from the seed. What makes features of images is handed in: nothing here knows a UNet.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+from torch import Tensor
+
+from .architectures import BRANCHES, STRONG, DepthNetwork
+from .metrics import DepthMetrics, DepthRange, align, measure
+
+LAST_TIME = 800
+LEVELS = (50, 200, 500, 800)
+CHECKS = 10
+CHECKED_IMAGES = 16
+SHOWN_IMAGES = 4
+
+# The share of the plain loss beside the aligned one, which alone would not mind if near were 0 and far 1.
+ANCHOR = 0.1
+LAST_RATE = 0.02
+
+# Indices of images (B,), time (B,), a seed for the noise of each (B,) -> features by name.
+Features = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
+Figures = dict[str, dict[int, DepthMetrics]]
+
+
+class TrainingStopped(Exception):  # noqa: N818 (not an error)
+    """Raised by on_step: train no longer, and keep the best."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """aligned: compare after scale and shift (metrics.align). held_out: share of the pairs, at least one."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    depth_range: DepthRange
+    aligned: bool = False
+    held_out: float = 0.1
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """losses: of every step, mean of the branches. best_step: after how many steps the kept state was.
+
+    figures: of held-out images, branch -> time -> metrics. shown: some of these images' indices; estimates:
+    the strong branch's of them, (len(shown), len(LEVELS), h, w). stopped: before all steps were done.
+    """
+
+    losses: list[float]
+    best_step: int
+    figures: Figures
+    held_out: list[int]
+    shown: list[int]
+    estimates: Tensor
+    stopped: bool
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def train(
+    network: DepthNetwork,
+    features: Features,
+    labels: Tensor,
+    settings: TrainingSettings,
+    on_step: Callable[[int, list[float]], None],
+) -> TrainingResult:
+    """Train a network in place; it is left on the CPU, in evaluation mode, in its best state.
+
+    labels (N, 1, h, w), relative inverse depth, on the device to train on; N is 2 or more. on_step is called
+    with the number of steps done and the losses.
+    """
+    labels = labels.clone()
+    network.to(labels.device)
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(labels), generator=generator)
+    count = max(1, round(settings.held_out * len(labels)))
+    held_out, rest = order[:count], order[count:]
+    optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
+    evaluate = Evaluation(network, features, labels, settings)
+    check_every = max(1, settings.steps // CHECKS)
+
+    losses: list[float] = []
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    stopped = False
+    network.train().requires_grad_(True)
+    while len(losses) < settings.steps:
+        try:
+            on_step(len(losses), losses)
+        except TrainingStopped:
+            stopped = True
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * decay(len(losses) / settings.steps)
+        rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
+        read = evaluate.read(rows, *draw(settings.batch_size, generator))
+        loss = loss_of(network, read, labels[rows], settings)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item() / len(BRANCHES))
+        if len(losses) % check_every == 0 or len(losses) == settings.steps:
+            score = evaluate.score(held_out[:CHECKED_IMAGES])
+            if best is None or score < best[0]:
+                best = score, len(losses), copy.deepcopy(network.state_dict())
+            network.train()
+    best_step = len(losses)
+    if best is not None:
+        _, best_step, state = best
+        network.load_state_dict(state)
+    network.requires_grad_(False).eval()
+    shown = held_out[:SHOWN_IMAGES]
+    result = TrainingResult(
+        losses,
+        best_step,
+        {branch: evaluate.figures(held_out, branch) for branch in BRANCHES},
+        held_out.tolist(),
+        shown.tolist(),
+        torch.stack([evaluate.depth(shown, time)[:, 0].cpu() for time in LEVELS], dim=1),
+        stopped,
+    )
+    network.cpu()
+    return result
+
+
+def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Times below LAST_TIME, one in each of `count` equal parts, so that a batch has all; and noise seeds."""
+    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return parts / count * LAST_TIME, torch.randint(2**62, (count,), generator=generator)
+
+
+def decay(done: float) -> float:
+    """The learning rate's factor when a share of the steps is done: a cosine from 1 to LAST_RATE."""
+    return LAST_RATE + (1 - LAST_RATE) * (1 + cos(pi * done)) / 2
+
+
+def loss_of(
+    network: DepthNetwork,
+    read: tuple[Mapping[str, Tensor], Tensor],
+    label: Tensor,
+    settings: TrainingSettings,
+) -> Tensor:
+    """The sum over the branches of the L1 distance to the label."""
+    features, time = read
+    loss = torch.zeros((), device=label.device)
+    for depth in network.branches(features, time, label.shape[-2:], BRANCHES):
+        plain = (depth - label).abs().mean()
+        if settings.aligned:
+            plain = (align(depth, label) - label).abs().mean() + ANCHOR * plain
+        loss = loss + plain
+    return loss
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Depth of the images, each with noise of its own that is the same whenever it is measured."""
+
+    network: DepthNetwork
+    features: Features
+    labels: Tensor
+    settings: TrainingSettings
+
+    def read(self, rows: Tensor, time: Tensor, seeds: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
+        """Features of images and the time, as tensors that autograd takes.
+
+        Raises ValueError where the UNet's numbers overflow.
+        """
+        with torch.inference_mode():
+            found = self.features(rows, time, seeds)
+        found = {name: feature.clone() for name, feature in found.items()}
+        if not all(feature.isfinite().all() for feature in found.values()):
+            raise ValueError(
+                "The model's features are not finite at this precision: start ComfyUI with --bf16-unet or "
+                "--fp32-unet, or choose another block."
+            )
+        return found, time.to(self.labels.device)
+
+    @torch.no_grad()
+    def depth(self, rows: Tensor, time: int, branch: str = STRONG) -> Tensor:
+        """(len(rows), 1, h, w) at one time."""
+        self.network.eval()
+        parts = []
+        for part in rows.split(self.settings.batch_size):
+            read = self.read(part, torch.full((len(part),), float(time)), self.settings.seed + 1 + part)
+            parts.append(self.network(*read, self.labels.shape[-2:], branch))
+        return torch.cat(parts)
+
+    def figures(
+        self, rows: Tensor, branch: str = STRONG, levels: Sequence[int] = LEVELS
+    ) -> dict[int, DepthMetrics]:
+        """Metrics by time."""
+        settings = self.settings
+        return {
+            time: measure(
+                self.depth(rows, time, branch), self.labels[rows], settings.depth_range, settings.aligned
+            )
+            for time in levels
+        }
+
+    def score(self, rows: Tensor) -> float:
+        """What the best state has least of: the mean AbsRel of the strong branch."""
+        return sum(metrics.abs_rel for metrics in self.figures(rows).values()) / len(LEVELS)

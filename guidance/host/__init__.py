@@ -11,6 +11,8 @@ parametrisation.py      how a model's latent is made of image and noise
 records.py              what the Record nodes hand out; the run that a map node shows
 executing.py            which node the host is executing
 run.py                  what lives as long as one sampling run; where in the schedule a step is
+gradients.py, differentiable_weights.py, differentiable_attention.py
+                        gradients inside the host's own forward pass
 self_attention_guidance.py, self_attention_step.py
                         Self-Attention Guidance in a run, and at one step of it
 """

@@ -1,0 +1,167 @@
+"""Weights through which autograd can differentiate, for the length of one forward and backward pass.
+
+The host makes weights under inference mode, and autograd refuses to keep such tensors for the backward pass.
+Nothing is copied here. A weight that stays where it is gets a second tensor on the same storage. A weight
+that the host casts, moves or patches whenever it is used (`--lowvram`, async offload, dynamic VRAM, fp8
+storage, LoRAs on offloaded weights) lives in a buffer that the next layer overwrites, so nothing of it is
+kept: the backward pass asks the host for it again.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normal(t: Tensor) -> Tensor:
+    """A tensor on the storage of an inference tensor; any other tensor as it is. Outside inference mode."""
+    if not t.is_inference():
+        return t
+    alias = torch.empty(0, dtype=t.dtype, device=t.device)
+    return alias.set_(t.untyped_storage(), t.storage_offset(), t.size(), t.stride())
+
+
+def refuse_quantised(model: torch.nn.Module, node: str) -> None:
+    """Raise ValueError for weights that are no plain tensors: their kernels have no gradient to rely on."""
+    for parameter in model.parameters():
+        if type(parameter.data) is not Tensor:
+            raise ValueError(
+                f"{node} needs gradients, which the quantised weights of this model "
+                f"({type(parameter.data).__name__}) do not give: load the model in fp16, bf16 or fp8 "
+                "(Load Diffusion Model, weight_dtype) from a file that is not quantised."
+            )
+
+
+@contextmanager
+def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, a forward pass of the model can be differentiated with respect to its input.
+
+    Only that: no weight requires a gradient. To be entered outside inference mode; the backward pass belongs
+    within it, too. Afterwards the model is as it was.
+    """
+    undo: list[tuple[dict[str, Any], str, Any]] = []
+
+    def put(registry: dict[str, Any], name: str, value: Any) -> None:
+        undo.append((registry, name, registry.get(name)))
+        registry[name] = value
+
+    try:
+        for module in model.modules():
+            if casts_at_use(module):
+                put(vars(module), "forward", partial(_fetch_again, module, module.forward))
+            for name, t in module._parameters.items():
+                if t is not None and not t.is_meta and (t.is_inference() or t.requires_grad):
+                    put(module._parameters, name, torch.nn.Parameter(normal(t.detach()), requires_grad=False))
+            for name, t in module._buffers.items():
+                if t is not None and t.is_inference():
+                    put(module._buffers, name, normal(t))
+        yield
+    finally:
+        for registry, name, value in reversed(undo):
+            if value is None:
+                del registry[name]
+            else:
+                registry[name] = value
+
+
+def casts_at_use(module: torch.nn.Module) -> bool:
+    """Whether the host prepares this layer's weights every time that it runs."""
+    return isinstance(module, comfy.ops.CastWeightBiasOp) and bool(
+        module.comfy_cast_weights or module.weight_function or module.bias_function
+    )
+
+
+def _fetch_again(
+    module: torch.nn.Module, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """The layer's own forward; with a backward that keeps no weight."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return forward(x, *args, **kwargs)
+    kind = getattr(type(module), "forward_comfy_cast_weights", None)
+    backward = recomputed if module.weight is None else BACKWARD.get(kind, recomputed)
+    return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward)
+
+
+class FetchedAgain(torch.autograd.Function):
+    """A layer with one input, y = layer(x), whose weights are gone by the time of the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        module: torch.nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        backward: Callable[..., Tensor],
+    ) -> Tensor:
+        """The host's own."""
+        ctx.module, ctx.layer, ctx.dx, ctx.shape = module, forward, backward, x.shape
+        if backward not in LINEAR_IN_X:
+            ctx.save_for_backward(x)
+        return forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        """dL/dx of dL/dy. Raises RuntimeError where the layer turns out to have no gradient."""
+        (x,) = ctx.saved_tensors or (None,)
+        return ctx.dx(ctx.module, dy, ctx.shape, x, ctx.layer), None, None, None
+
+
+def linear(m: torch.nn.Module, dy: Tensor, *_: Any) -> Tensor:
+    """dL/dy W."""
+    with fetched(m, dy) as (weight, _bias):
+        return dy @ weight
+
+
+def conv2d(m: torch.nn.Module, dy: Tensor, shape: torch.Size, *_: Any) -> Tensor:
+    """The transposed convolution of dL/dy with W."""
+    with fetched(m, dy) as (weight, _bias):
+        return torch.nn.grad.conv2d_input(shape, weight, dy, m.stride, m.padding, m.dilation, m.groups)
+
+
+def group_norm(m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, *_: Any) -> Tensor:
+    """Through the statistics of x, computed again."""
+    with fetched(m, x) as (weight, bias), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(F.group_norm(x, m.num_groups, weight, bias, m.eps), x, dy)[0]
+
+
+def layer_norm(m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, *_: Any) -> Tensor:
+    """Through the statistics of x, computed again."""
+    with fetched(m, x) as (weight, bias), torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(F.layer_norm(x, m.normalized_shape, weight, bias, m.eps), x, dy)[0]
+
+
+def recomputed(
+    m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, layer: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Any other layer: run it again, and differentiate at once, while its weights last."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(layer(x), x, dy)[0]
+
+
+# By what the host runs: layers that another pack or a quantisation derives from these run something else.
+OF_HOST = comfy.ops.disable_weight_init
+BACKWARD = {
+    OF_HOST.Linear.forward_comfy_cast_weights: linear,
+    OF_HOST.Conv2d.forward_comfy_cast_weights: conv2d,
+    OF_HOST.GroupNorm.forward_comfy_cast_weights: group_norm,
+    OF_HOST.LayerNorm.forward_comfy_cast_weights: layer_norm,
+}
+LINEAR_IN_X = (linear, conv2d)
+
+
+@contextmanager
+def fetched(module: torch.nn.Module, like: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A layer's weight and bias as the host prepares them now, in the type and on the device of `like`."""
+    weight, bias, stream = comfy.ops.cast_bias_weight(module, like, offloadable=True)
+    try:
+        yield normal(weight), None if bias is None else normal(bias)
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, stream)

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .demo_model import LoadDemoModel
+from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
 from .self_attention_guidance import InnerSelfAttentionGuidance
 
@@ -11,4 +12,5 @@ NODES: list[type[io.ComfyNode]] = [
     InnerSelfAttentionGuidance,
     InnerLoadDepthHead,
     InnerSaveDepthHead,
+    InnerDepthEstimate,
 ]

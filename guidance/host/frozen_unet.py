@@ -36,24 +36,30 @@ TIMING_EMBEDDINGS = 256
 class FrozenUNet:
     """What the work is handed. device: where the features are."""
 
-    def __init__(self, guider: "FeatureGuider", model_options: dict[str, Any], names: Sequence[str]) -> None:
+    def __init__(self, guider: "FeatureGuider", model_options: dict[str, Any]) -> None:
         self.model = guider.inner_model
         self.conds = guider.conds["positive"]
         self.model_options = model_options
         self.device = guider.model_patcher.load_device
-        blocks = feature_blocks(self.model.diffusion_model)
-        self.layers = {name: blocks[name][0] for name in names if name != TIME_TAP}
-        self.reads_time = TIME_TAP in names
+        self.blocks = feature_blocks(self.model.diffusion_model)
 
-    def features(self, latents: Tensor, noise: Tensor, time: Tensor) -> dict[str, Tensor]:
-        """Features (B, C, h, w) by name, in the model's precision, of latents (B, ...) at time (B,).
-
-        Latents are as VAEs give them; noise is standard normal, of the same shape.
-        """
+    def noisy(self, latents: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latents and their sigma (B,), as the sampler has them."""
         x0 = self.model.process_latent_in(latents.to(self.device, torch.float32))
         sigma = sigma_at(self.model.model_sampling, time.to(self.device, torch.float32))
-        x = self.model.model_sampling.noise_scaling(sigma, noise.to(x0, copy=True), x0)
-        read = TruncatedPass(self.layers, self.reads_time)
+        return self.model.model_sampling.noise_scaling(sigma, noise.to(x0, copy=True), x0), sigma
+
+    def features(
+        self, names: Sequence[str], latents: Tensor, noise: Tensor, time: Tensor
+    ) -> dict[str, Tensor]:
+        """Features (B, C, h, w) by name, in the model's precision, of latents (B, ...) at time (B,).
+
+        names: of those in depth_heads.feature_channels. Latents are as VAEs give them; noise is standard
+        normal, of the same shape.
+        """
+        x, sigma = self.noisy(latents, noise, time)
+        layers = {self.blocks[name][0]: name for name in names if name != TIME_TAP}
+        read = TruncatedPass(layers, TIME_TAP in names)
         options = comfy.model_patcher.create_model_options_clone(self.model_options)
         options["transformer_options"][TAG] = "features"
         comfy.patcher_extension.add_wrapper_with_key(
@@ -66,8 +72,8 @@ class FrozenUNet:
 class TruncatedPass:
     """Reads features of one evaluation, which the host may split into several passes of some rows each."""
 
-    def __init__(self, layers: Mapping[str, FeatureLayer], reads_time: bool) -> None:
-        self.names = {layer: name for name, layer in layers.items()}
+    def __init__(self, names: Mapping[FeatureLayer, str], reads_time: bool) -> None:
+        self.names = names
         self.reads_time = reads_time
         self.found: dict[str, list[Tensor]] = {}
 
@@ -115,9 +121,8 @@ class FeatureGuider(comfy.samplers.CFGGuider):
 class FeatureSampler(comfy.samplers.Sampler):
     """Does the work where the host expects sampling."""
 
-    def __init__(self, work: Callable[[FrozenUNet], T], names: Sequence[str]) -> None:
+    def __init__(self, work: Callable[[FrozenUNet], T]) -> None:
         self.work = work
-        self.names = names
         self.result: Any = None
 
     def sample(
@@ -131,24 +136,22 @@ class FeatureSampler(comfy.samplers.Sampler):
         **kwargs: Any,
     ) -> Tensor:
         """Nobody reads what this returns."""
-        self.result = self.work(FrozenUNet(model_wrap, extra_args["model_options"], self.names))
+        self.result = self.work(FrozenUNet(model_wrap, extra_args["model_options"]))
         return noise
 
 
 def with_frozen_unet(
     model: ModelPatcher,
     positive: Conditioning | None,
-    names: Sequence[str],
     shape: Sequence[int],
     work: Callable[[FrozenUNet], T],
     beside: Sequence[ModelPatcher] = (),
 ) -> T:
     """What `work` returns, done while the host holds the model ready.
 
-    positive: one prompt, for the whole image; None is zeros. names: what is read, of those in
-    depth_heads.feature_channels. shape: of the largest latent batch, for the host's estimate of memory.
-    beside: models to be loaded as well. Guidance of this pack, recorders and step caches on the model are left
-    out; all other patches stay.
+    positive: one prompt, for the whole image; None is zeros. shape: of the largest latent batch, for the
+    host's estimate of memory. beside: models to be loaded as well. Guidance of this pack, recorders and step
+    caches on the model are left out; all other patches stay.
     """
     model = model.clone()
     for of_type in model.wrappers.values():
@@ -157,7 +160,7 @@ def with_frozen_unet(
     model.set_additional_models(WRAPPER_KEY, list(beside))
     guider = FeatureGuider(model)
     guider.set_prompt(positive)
-    sampler = FeatureSampler(work, names)
+    sampler = FeatureSampler(work)
     latent = torch.zeros(shape)
     guider.sample(latent, latent, sampler, torch.zeros(1), disable_pbar=True, seed=0)
     return sampler.result

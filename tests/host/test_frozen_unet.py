@@ -25,9 +25,8 @@ def read(model, names, positive=None, time=TIME):
     return with_frozen_unet(
         model,
         positive,
-        names,
         LATENT,
-        lambda unet: unet.features(latents(), tiny.noise(*LATENT), time),
+        lambda unet: unet.features(names, latents(), tiny.noise(*LATENT), time),
     )
 
 
@@ -149,7 +148,7 @@ def test_an_error_in_the_work_leaves_the_model_usable():
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        with_frozen_unet(model, None, ["o1"], LATENT, work)
+        with_frozen_unet(model, None, LATENT, work)
     assert read(model, ["o1"])["o1"].isfinite().all()
 
 
@@ -159,7 +158,7 @@ def test_models_beside_are_loaded():
     def work(unet):
         loaded.extend(m.model for m in comfy.model_management.current_loaded_models)
 
-    with_frozen_unet(tiny.patcher(), None, ["o1"], LATENT, work, [other])
+    with_frozen_unet(tiny.patcher(), None, LATENT, work, [other])
     assert any(model is other for model in loaded)
 
 

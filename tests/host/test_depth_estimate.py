@@ -1,0 +1,147 @@
+"""Depth Estimate on tiny models: what is read, how it is averaged, and in which shapes it comes out."""
+
+import comfy.model_management
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.model_management import InterruptProcessingException
+
+from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
+from inner_guidance.depth_head.architectures.readout import Readout
+from inner_guidance.depth_head.head import DepthHead
+from inner_guidance.guidance.host import depth_estimation
+from inner_guidance.guidance.host.depth_heads import HostedDepthHead, feature_channels
+from inner_guidance.guidance.host.frozen_unet import with_frozen_unet
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+
+SMALL = "a UNet of 32 channels with a context of 16"
+
+
+def hosted(architecture="pixel_mlp", family=SMALL):
+    channels = feature_channels(tiny.patcher("small").get_model_object("diffusion_model"))
+    with torch.inference_mode(False), torch.random.fork_rng():
+        torch.manual_seed(0)
+        if architecture == "readout":
+            taps = {n: channels[n] for n in ("r0", "r1")}
+            network = Readout(taps, ("r1",), ("time", channels["time"]), 128)
+        else:
+            network = PixelMLP({n: channels[n] for n in ("o0", "o2")}, ("o0", "o2"), ("o0",), (16,))
+    return HostedDepthHead.of(DepthHead(network.requires_grad_(False).eval(), family, name="made_here"))
+
+
+def latent(*shape, seed=5):
+    return {"samples": tiny.noise(*(shape or (1, 4, 16, 16)), seed=seed)}
+
+
+def estimate(model=None, head=None, **given):
+    defaults = {"noise_level": 0.1, "ensemble": 1, "seed": 0}
+    if "image" not in given:
+        given.setdefault("latent", latent())
+    return InnerDepthEstimate.execute(model or tiny.patcher(), head or hosted(), **defaults | given).result
+
+
+@pytest.mark.parametrize("architecture", ["pixel_mlp", "readout"])
+def test_an_estimate_is_the_head_on_the_features(architecture):
+    head, model = hosted(architecture), tiny.patcher()
+    picture, mask, depth = estimate(model, head)
+
+    time = torch.tensor([100.0])
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    names = list(head.head.network.taps)
+    features = with_frozen_unet(
+        model, None, (1, 4, 16, 16), lambda unet: unet.features(names, latent()["samples"], noise, time)
+    )
+    expected = head.head.network(features, time, (16, 16))
+    torch.testing.assert_close(depth, expected[:, 0])
+    assert picture.shape == (1, 128, 128, 3)
+    assert mask.shape == (1, 128, 128)
+    assert (picture.min(), picture.max()) == (0, 1)
+    assert mask.max() - mask.min() < 1  # raw, not stretched
+
+
+def test_an_ensemble_is_the_mean_whatever_the_batches(monkeypatch):
+    alone = [estimate(ensemble=1, latent=latent(seed=s))[2] for s in (5, 6)]
+    both = {"samples": torch.cat([latent(seed=s)["samples"] for s in (5, 6)])}
+    torch.testing.assert_close(estimate(latent=both)[2], torch.cat(alone), rtol=1e-3, atol=1e-4)
+
+    many = estimate(latent=both, ensemble=5)[2]
+    monkeypatch.setattr(depth_estimation, "LARGEST_BATCH", 3)
+    torch.testing.assert_close(estimate(latent=both, ensemble=5)[2], many, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(many, torch.cat(alone), atol=1e-4)
+
+
+def test_seed_and_noise_level_matter():
+    first = estimate()[2]
+    assert torch.equal(estimate()[2], first)
+    assert not torch.equal(estimate(seed=1)[2], first)
+    assert not torch.equal(estimate(noise_level=0.5)[2], first)
+    assert estimate(noise_level=0.0)[2].isfinite().all()
+
+
+def test_what_the_model_is_told_matters():
+    assert not torch.equal(estimate(positive=tiny.prompt(0))[2], estimate(positive=tiny.prompt(1))[2])
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 8, 24), (3, 4, 17, 9), (1, 4, 2, 3)])
+def test_every_shape_of_latent(shape):
+    picture, mask, depth = estimate(latent=latent(*shape))
+    batch, _, height, width = shape
+    assert depth.shape == (batch, height, width)
+    assert mask.shape == (batch, 8 * height, 8 * width)
+    assert picture.shape == (batch, 8 * height, 8 * width, 3)
+
+
+class EightfoldVAE:
+    def spacial_compression_encode(self):
+        return 8
+
+    def encode(self, pixels):
+        assert pixels.shape[1] % 8 == pixels.shape[2] % 8 == 0
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        return torch.cat([small, small[:, :1]], 1)
+
+
+@pytest.mark.parametrize("enlarge", ["smooth", "along edges"])
+@pytest.mark.parametrize("shape", [(2, 64, 100, 3), (1, 77, 61, 4), (1, 30, 20, 3)])
+def test_every_shape_of_image(shape, enlarge):
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    picture, mask, depth = estimate(image=image, vae=EightfoldVAE(), enlarge=enlarge, style="ember")
+    assert picture.shape == (*shape[:3], 3)
+    assert mask.shape == shape[:3]
+    assert depth.shape == (shape[0], *(max(1, round(side / 8)) for side in shape[1:3]))
+
+
+def test_a_patched_model_is_read_as_patched():
+    patched = tiny.patcher()
+    patched.set_model_output_block_patch(lambda h, hsp, options: (3 * h, hsp))
+    assert not torch.allclose(estimate(patched)[2], estimate()[2], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"latent": None}, "needs something to look at: connect a latent, or an image and a vae"),
+        ({"image": torch.rand(1, 64, 64, 3)}, "needs something to look at"),
+        ({"enlarge": "along edges"}, "no image is connected"),
+        ({"latent": latent(1, 16, 8, 8)}, "is 1 x 16 x 8 x 8, but this model needs images of 4 channels"),
+        ({"latent": latent(1, 4, 3, 8, 8)}, "is 1 x 4 x 3 x 8 x 8, but"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_one_sentence(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        estimate(**given)
+
+
+def test_a_head_for_another_model_is_refused_before_anything_runs():
+    model = tiny.patcher()
+    seen = tiny.watch(model)
+    with pytest.raises(ValueError, match=f"made_here reads the features of SDX, but this model is {SMALL}"):
+        estimate(model, hosted(family="SDX"))
+    assert len(seen) == 0
+
+
+def test_an_interruption_ends_it():
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(InterruptProcessingException):
+        estimate()
+    assert estimate()[2].isfinite().all()

@@ -6,11 +6,13 @@ from .demo_model import LoadDemoModel
 from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
 from .self_attention_guidance import InnerSelfAttentionGuidance
+from .train_depth_head import InnerTrainDepthHead
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     InnerSelfAttentionGuidance,
     InnerLoadDepthHead,
     InnerSaveDepthHead,
+    InnerTrainDepthHead,
     InnerDepthEstimate,
 ]

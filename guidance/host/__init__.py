@@ -11,6 +11,12 @@ parametrisation.py      how a model's latent is made of image and noise
 records.py              what the Record nodes hand out; the run that a map node shows
 executing.py            which node the host is executing
 run.py                  what lives as long as one sampling run; where in the schedule a step is
+model_folders.py        folders below models that the host has no name for
+depth_heads.py          depth heads in the hands of the host; whether one fits a model
+frozen_unet.py, noise_levels.py
+                        a UNet's features at chosen noise levels, outside of any sampling
+depth_head_training.py, depth_estimation.py
+                        Train Depth Head and Depth Estimate
 gradients.py, differentiable_weights.py, differentiable_attention.py
                         gradients inside the host's own forward pass
 self_attention_guidance.py, self_attention_step.py

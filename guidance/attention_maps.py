@@ -14,10 +14,11 @@ from torch import Tensor
 
 from .recorded import Recorded
 
-# The lightest colour: the few tokens above it would otherwise leave the rest of the picture dark.
-TOP_QUANTILE = 0.995
-# The average attention is never the lightest colour, not even where all attention is average.
-LEAST_TOP = 2.0
+# This share of a picture is darker than the darkest colour, and as much is lighter than the lightest: the few
+# tokens there would leave no colours for the rest.
+BEYOND = 0.005
+# The colours reach at least from here to there, so that next to no difference looks like it.
+LEAST_RANGE = (0.5, 2.0)
 
 
 def average(found: Sequence[Recorded], size: tuple[int, int], smooth: bool) -> Tensor:
@@ -47,30 +48,44 @@ def relative(shares: Tensor) -> Tensor:
     return shares / shares.mean(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
 
 
-def lightest(maps: Sequence[Tensor]) -> float:
-    """The attention to show in the lightest colour in all maps (N, H, W): their largest TOP_QUANTILE."""
+def colour_range(maps: Sequence[Tensor]) -> tuple[float, float]:
+    """The attention to show in the darkest and in the lightest colour of all maps (N, H, W)."""
     pictures = [picture.flatten() for several in maps for picture in several]
-    # Not quantile, which refuses pictures beyond 4000 x 4000 px.
-    tops = [float(p.kthvalue(math.ceil(TOP_QUANTILE * p.numel())).values) for p in pictures]
-    return max(LEAST_TOP, *tops)
+
+    def ranked(picture: Tensor, share: float) -> float:
+        # Not quantile, which refuses pictures beyond 4000 x 4000 px.
+        return float(picture.kthvalue(max(1, math.ceil(share * picture.numel()))).values)
+
+    low = min(LEAST_RANGE[0], *(ranked(picture, BEYOND) for picture in pictures))
+    return low, max(LEAST_RANGE[1], *(ranked(picture, 1 - BEYOND) for picture in pictures))
 
 
-def mask(values: Tensor, threshold: float, top: float) -> Tensor:
-    """1 where the attention exceeds the threshold, else 0; threshold 0: soft, from 0 to 1 at `top`."""
+def mask(values: Tensor, threshold: float, low: float, high: float) -> Tensor:
+    """1 where the attention exceeds the threshold, else 0; threshold 0: soft, from 0 at low to 1 at high."""
     if threshold == 0:
-        return (values / top).clamp(0, 1)
+        return scaled(values, low, high)
     return (values > threshold).to(values.dtype)
 
 
-def laid_over(images: Tensor, colours: Tensor, opacity: float) -> Tensor:
-    """Colours (N, H, W, 3) over images (M, H, W, 3 or more), M >= N: of a video, evenly chosen ones.
+def scaled(values: Tensor, low: float, high: float) -> Tensor:
+    """Where values stand between low, 0, and high, 1."""
+    return ((values - low) / (high - low)).clamp(0, 1)
 
-    Raises ValueError where there are fewer images than maps.
+
+def glowing(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
+    """Images (N, H, W, 3), dimmed, and on them the colours, the thicker the larger the share (N, H, W)."""
+    return torch.lerp(images * (1 - opacity / 2), colours, opacity * shares[..., None])
+
+
+def images_of(images: Tensor, count: int) -> Tensor:
+    """The images (M, H, W, 3 or more) that `count` maps belong to: (count, H, W, 3).
+
+    There are as many, or of a video more, of which evenly chosen ones are taken. Raises ValueError where
+    there are fewer.
     """
-    if len(images) < len(colours):
+    if len(images) < count:
         raise ValueError(
-            f"image: {len(images)} image{'s' * (len(images) > 1)} cannot lie under {len(colours)} maps. Wire "
-            "the decoded image of the sampler that was recorded."
+            f"image: {len(images)} image{'s' * (len(images) > 1)} cannot belong to {count} maps. Wire the "
+            "decoded image of the sampler that was recorded."
         )
-    chosen = [i * len(images) // len(colours) for i in range(len(colours))]
-    return torch.lerp(images[chosen, ..., :3].to(colours), colours, opacity)
+    return images[[i * len(images) // count for i in range(count)], ..., :3]

@@ -19,8 +19,8 @@ the logarithm. Here:
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,3 +135,50 @@ def iou(mask: Tensor, other: Tensor) -> float:
     """Intersection over union of two masks of zeros and ones; 0 for two empty ones."""
     union = torch.maximum(mask, other).sum()
     return float(torch.minimum(mask, other).sum() / union.clamp_min(1))
+
+
+def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> dict[str, Any]:
+    """The whole analysis as JSON can hold it; null where there are no patches."""
+
+    def numbers(curve: Curve) -> dict[str, Any]:
+        logs = [None if math.isnan(value) else round(value, 5) for value in curve.log_magnitude]
+        return {"patches": curve.patches, "log10_magnitude": logs}
+
+    return {
+        "patches": [
+            {
+                "size": s.size,
+                "cycles_per_pixel": s.frequencies,
+                "all": numbers(s.everywhere),
+                "inside": [
+                    {
+                        "threshold": psi,
+                        **numbers(curve),
+                        "more_at_every_frequency": s.more_at_every_frequency(psi),
+                    }
+                    for psi, curve in s.inside.items()
+                ],
+            }
+            for s in found
+        ],
+        "objects": [
+            {"threshold": psi, "iou": o.iou, "random_iou": o.random, "random_iou_std": o.random_std}
+            for psi, o in overlaps.items()
+        ],
+    }
+
+
+def in_words(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> list[str]:
+    """The claims of the paper, and what became of them: a sentence for each threshold."""
+    lines = []
+    for psi in found[0].inside:
+        held = [f"{s.size} px" for s in found if s.more_at_every_frequency(psi)]
+        lines.append(
+            f"Attention > {psi:g}: more at every frequency in patches of {', '.join(held) or 'no size'}."
+        )
+        if psi in overlaps:
+            o = overlaps[psi]
+            lines[-1] += (
+                f" IoU with objects {o.iou:.2f}, of random masks {o.random:.2f} ± {o.random_std:.2f}."
+            )
+    return lines

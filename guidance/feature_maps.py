@@ -27,7 +27,7 @@ class FeaturePicture(NamedTuple):
     """Features of B images, or frames, at one step or in the mean over steps.
 
     colours (B, 3, h, w) in [0, 1]; region (B, h, w), the number of a token's region; region_colours
-    (B, 3, h, w), in which every region has the mean colour of its tokens.
+    (regions, 3), the mean colour of the tokens of each, over all steps.
     """
 
     title: str
@@ -54,7 +54,8 @@ def feature_pictures(
     shown = []
     for z in of_blocks:
         colours, region = as_colours(z), cut(z, regions, seed)
-        shown += zip(colours, region, mean_colours(colours, region), strict=True)
+        of_region = mean_colours(colours, region, regions)
+        shown += [(c, r, of_region) for c, r in zip(colours, region, strict=True)]
     return [FeaturePicture(title, *parts) for title, parts in zip(titles, shown, strict=True)]
 
 
@@ -129,13 +130,12 @@ def cut(components: Sequence[Tensor], count: int, seed: int) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def mean_colours(colours: Sequence[Tensor], regions: Sequence[Tensor]) -> list[Tensor]:
-    """Pictures (B, 3, h, w) in which every region (B, h, w) has the mean colour of its tokens in all."""
+def mean_colours(colours: Sequence[Tensor], regions: Sequence[Tensor], count: int) -> Tensor:
+    """The mean colour (count, 3) of each region (B, h, w) over the tokens (B, 3, h, w) of all pictures."""
     of_all = torch.cat([_by_channel(c) for c in colours], dim=1)
     region = torch.cat([r.flatten() for r in regions])
-    total = of_all.new_zeros(3, int(region.max()) + 1).index_add_(1, region, of_all)
-    mean = total / region.bincount().clamp_min(1)
-    return [mean[:, r].transpose(0, 1) for r in regions]
+    total = of_all.new_zeros(3, count).index_add_(1, region, of_all)
+    return (total / region.bincount(minlength=count).clamp_min(1)).T
 
 
 def at_size(colours: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
@@ -143,11 +143,12 @@ def at_size(colours: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
     return F.interpolate(colours, size, mode="bicubic" if smooth else "nearest").clamp(0, 1).movedim(1, -1)
 
 
-def region_masks(region: Tensor, count: int, size: tuple[int, int], smooth: bool) -> Tensor:
-    """A mask for each region of each picture, picture by picture: (B, h, w) to (B * count, height, width).
-
-    Every pixel is in one of them. smooth rounds their borders.
-    """
+def regions_at_size(region: Tensor, count: int, size: tuple[int, int], smooth: bool) -> Tensor:
+    """Regions (B, h, w) as (B, height, width), numbers still; smooth rounds their borders."""
     share = F.one_hot(region, count).movedim(-1, 1).float()
-    share = F.interpolate(share, size, mode="bicubic" if smooth else "nearest")
-    return F.one_hot(share.argmax(dim=1), count).movedim(-1, 1).flatten(0, 1).float()
+    return F.interpolate(share, size, mode="bicubic" if smooth else "nearest").argmax(dim=1)
+
+
+def region_masks(region: Tensor, count: int) -> Tensor:
+    """A mask of zeros and ones for each region of each picture: (B, H, W) to (B * count, H, W)."""
+    return F.one_hot(region, count).movedim(-1, 1).flatten(0, 1).float()

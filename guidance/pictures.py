@@ -19,10 +19,11 @@ MOST_TICKS = 6
 
 
 class ColourBar(NamedTuple):
-    """The legend of a colour map that reaches from 0 to `top`; `meaning` says what the numbers count."""
+    """The legend of a colour map that reaches from `low` to `high`; `meaning` says what the numbers are."""
 
     colour_map: ColourMap
-    top: float
+    low: float
+    high: float
     meaning: str
 
 
@@ -53,14 +54,14 @@ def caption(text: str, width: int) -> Tensor:
 
 
 def colour_bar(bar: ColourBar, width: int) -> Tensor:
-    """The colours from 0 to bar.top with numbers, and what they mean, on a strip (h, width, 3)."""
+    """The colours from bar.low to bar.high with numbers, and what they mean, on a strip (h, width, 3)."""
     size = font_size(width)
     image, draw = strip(width, 4.6 * size)
     left, right = size, width - size
     gradient = colours(torch.linspace(0, 1, right - left), bar.colour_map).expand(size, -1, -1)
     image.paste(Image.fromarray(to_bytes(gradient)), (left, size // 2))
-    for value in ticks(0, bar.top):
-        x = left + (right - left - 1) * value / bar.top
+    for value in ticks(bar.low, bar.high):
+        x = left + (right - left - 1) * (value - bar.low) / (bar.high - bar.low)
         draw.line([(x, 1.5 * size), (x, 1.8 * size)], INK, max(1, size // 12))
         draw.text((x, 1.9 * size), f"{value:g}", INK, font(size), anchor="ma")
     draw.text((width / 2, 3 * size), bar.meaning, INK, font(size), anchor="ma")

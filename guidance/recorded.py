@@ -28,10 +28,11 @@ class Group(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Its blocks and steps, counted from 1: "m0, u1, steps 3-20"."""
-        blocks = ", ".join(dict.fromkeys(one.block for one in self.members))
+        """Its block or their number, and its steps, counted from 1: "m0, steps 3-20", "5 blocks, step 1"."""
+        blocks = list(dict.fromkeys(one.block for one in self.members))
         first, last = min(one.step for one in self.members) + 1, max(one.step for one in self.members) + 1
-        return f"{blocks}, " + (f"step {first}" if first == last else f"steps {first}-{last}")
+        steps = f"step {first}" if first == last else f"steps {first}-{last}"
+        return f"{blocks[0] if len(blocks) == 1 else f'{len(blocks)} blocks'}, {steps}"
 
 
 def grouped(found: Iterable[Recorded], each_block: bool, each_step: bool) -> list[Group]:

@@ -61,40 +61,52 @@ def test_relative_has_mean_1_and_leaves_nothing_at_nothing():
     torch.testing.assert_close(relative[0] * shares[0].mean(), shares[0])
 
 
-class TestLightest:
-    def test_one_bright_token_does_not_darken_the_picture(self):
-        picture = torch.linspace(0, 4, 10_000).view(1, 100, 100)
-        picture[0, 0, 0] = 100.0
+class TestColourRange:
+    def test_a_few_extreme_tokens_do_not_take_the_colours(self):
+        picture = torch.linspace(0.2, 4.2, 10_000).view(1, 100, 100)
+        picture[0, 0, :9], picture[0, -1, -9:] = -50.0, 100.0
 
-        assert am.lightest([picture]) == pytest.approx(3.98, abs=0.01)
+        low, high = am.colour_range([picture])
+
+        assert low == pytest.approx(0.22, abs=0.01)
+        assert high == pytest.approx(4.18, abs=0.01)
 
     def test_is_common_to_all_pictures(self):
-        assert am.lightest([torch.full((2, 4, 4), 3.0), torch.full((1, 4, 4), 5.0)]) == 5
+        assert am.colour_range([torch.full((2, 4, 4), 3.0), torch.full((1, 4, 4), 5.0)]) == (0.5, 5)
+        assert am.colour_range([torch.full((1, 4, 4), 0.125), torch.ones(1, 4, 4)]) == (0.125, 2)
 
-    def test_average_is_never_lightest(self):
-        assert am.lightest([torch.ones(1, 4, 4)]) == 2
+    def test_next_to_no_difference_does_not_fill_it(self):
+        assert am.colour_range([1 + 0.01 * random(1, 4, 4)]) == am.LEAST_RANGE
 
 
 def test_mask():
     values = torch.tensor([[[0.0, 0.9, 1.0, 1.1, 4.0, 8.0]]])
 
-    assert am.mask(values, 1.0, 4.0).tolist() == [[[0, 0, 0, 1, 1, 1]]]
-    assert am.mask(values, 0, 4.0).tolist() == [[[0, pytest.approx(0.225), 0.25, pytest.approx(0.275), 1, 1]]]
+    assert am.mask(values, 1.0, 0.5, 4.5).tolist() == [[[0, 0, 0, 1, 1, 1]]]
+    torch.testing.assert_close(
+        am.mask(values, 0, 0.5, 4.5), torch.tensor([[[0, 0.1, 0.125, 0.15, 0.875, 1]]])
+    )
 
 
-class TestLaidOver:
-    def test_mixes_by_opacity(self):
-        image, colours = torch.zeros(1, 4, 4, 4), torch.ones(1, 4, 4, 3)
+def test_glowing_covers_by_share_and_dims_the_rest():
+    image, colours = torch.full((1, 1, 3, 3), 0.8), torch.ones(1, 1, 3, 3)
+    shares = torch.tensor([[[0.0, 0.5, 1.0]]])
 
-        assert float(am.laid_over(image, colours, 0.25).mean()) == 0.25
+    assert torch.equal(am.glowing(image, colours, shares, 0.0), image)
+    torch.testing.assert_close(
+        am.glowing(image, colours, shares, 0.5)[0, 0, :, 0], torch.tensor([0.6, 0.7, 0.8])
+    )
+    torch.testing.assert_close(
+        am.glowing(image, colours, shares, 1.0)[0, 0, :, 0], torch.tensor([0.4, 0.7, 1.0])
+    )
 
-    def test_takes_frames_of_a_video_evenly(self):
-        frames = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 2, 2, 3)
 
-        shown = am.laid_over(frames, torch.zeros(3, 2, 2, 3), 0.0)
+class TestImagesOf:
+    def test_frames_of_a_video_are_chosen_evenly(self):
+        frames = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 2, 2, 4)
 
-        assert shown[:, 0, 0, 0].tolist() == [0, 3, 6]
+        assert am.images_of(frames, 3)[:, 0, 0].tolist() == [[0] * 3, [3] * 3, [6] * 3]
 
     def test_too_few_images(self):
-        with pytest.raises(ValueError, match=r"1 image cannot lie under 2 maps\. Wire the decoded image"):
-            am.laid_over(torch.zeros(1, 4, 4, 3), torch.zeros(2, 4, 4, 3), 0.5)
+        with pytest.raises(ValueError, match=r"1 image cannot belong to 2 maps\. Wire the decoded image"):
+            am.images_of(torch.zeros(1, 4, 4, 3), 2)

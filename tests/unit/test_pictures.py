@@ -12,7 +12,7 @@ EMBER = COLOUR_MAPS["ember"]
 def test_a_picture_stays_as_it_is_between_the_strips():
     pictures = torch.rand(2, 40, 256, 3)
 
-    framed = captioned(pictures, ["first", "second"], ColourBar(EMBER, 3.0, "attention"))
+    framed = captioned(pictures, ["first", "second"], ColourBar(EMBER, 0.0, 3.0, "attention"))
 
     above = caption("first", 256).shape[0]
     assert torch.equal(framed[:, above : above + 40], pictures)
@@ -22,13 +22,17 @@ def test_a_picture_stays_as_it_is_between_the_strips():
 
 
 def test_the_bar_shows_the_colours_of_the_map_where_its_numbers_are():
-    bar = colour_bar(ColourBar(EMBER, 4.0, "attention"), 512)
+    bar = colour_bar(ColourBar(EMBER, 0.5, 4.5, "attention"), 512)
     size = 512 // 34
     row = bar[size]  # within the gradient
 
-    for value in (0.0, 1.0, 2.0, 3.9):
-        column = round(size + (512 - 2 * size - 1) * value / 4)
-        torch.testing.assert_close(row[column], colours(torch.tensor(value / 4), EMBER), atol=0.02, rtol=0)
+    for share in (0.0, 0.125, 0.6, 1.0):
+        column = round(size + (512 - 2 * size - 1) * share)
+        torch.testing.assert_close(row[column], colours(torch.tensor(share), EMBER), atol=0.02, rtol=0)
+    below = bar[round(1.6 * size)]
+    ticked = size + (512 - 2 * size - 1) * torch.arange(0.5, 4) / 4  # at 1, 2, 3 and 4
+    assert all((below[round(x) - 1 : round(x) + 2] > 0.8).any() for x in ticked.tolist())
+    assert (below > 0.8).all(dim=-1).sum() <= 4 * 3
 
 
 def test_a_caption_that_is_too_long_is_cut_and_the_end_stays_free():

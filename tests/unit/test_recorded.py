@@ -34,7 +34,7 @@ class TestGrouped:
 
 
 def test_titles_name_blocks_and_steps():
-    assert [group.title for group in grouped(TestGrouped.maps, False, False)] == ["d1, m0, steps 1-5"]
+    assert [group.title for group in grouped(TestGrouped.maps, False, False)] == ["2 blocks, steps 1-5"]
     assert [group.title for group in grouped(TestGrouped.maps, True, True)] == [
         "d1, step 1",
         "d1, step 5",

@@ -103,6 +103,10 @@ class Pull(NamedTuple):
     weak: Tensor | None
     size: Tensor
 
+    def cotangents(self, scale: float) -> list[Tensor]:
+        """The same with an RMS of `scale` in each image, for the product; of the maps that there are."""
+        return [scale * _divide(t, self.size) for t in (self.strong, self.weak) if t is not None]
+
 
 def pull(
     d_strong: Tensor,
@@ -140,7 +144,7 @@ def direction(gradient: Tensor, size: Tensor) -> Tensor:
 
 
 def robust_shift(toward: Tensor, x0: Tensor, noise_share: Tensor, strength: float = ROBUST_STEP) -> Tensor:
-    """What is added to x0: -strength * noise_share * std(x0) * toward.
+    """What is added to the denoised estimate: -strength * noise_share * std(x0) * toward.
 
     toward: `direction` of g. noise_share b = c / sqrt(a^2 s^2 + c^2) for x = a x0 + c noise and data of
     standard deviation s: sigma / sqrt(sigma^2 + s^2) for eps, v and EDM models, sigma / sqrt(sigma^2 +

@@ -168,6 +168,17 @@ class TestPull:
         assert dag.pull(d, None, losses, normalise=True).size == 0
         assert dag.pull(d, d, [(1.0, dag.consistency_loss)], normalise=True).size == 0
 
+    def test_cotangents_have_the_size_that_keeps_half_precision_in_range(self):
+        x = random(2, 2, 3, 4) * torch.tensor([1e-6, 1.0]).view(2, 1, 1, 1).double()
+        asked = dag.pull(*heads(x), self.losses, normalise=False)
+
+        strong, weak = asked.cotangents(256.0)
+
+        torch.testing.assert_close(dag.rms(strong + weak), torch.full((2, 1, 1, 1), 256.0).double())
+        torch.testing.assert_close(strong * asked.size / 256, asked.strong)
+        nothing = dag.pull(x[:, :1], None, [(1.0, lambda s, w: 0 * s.mean((1, 2, 3)))], normalise=False)
+        assert [c.abs().max() for c in nothing.cotangents(256.0)] == [0]
+
     def test_without_a_weak_map_there_is_none_to_pull_at(self):
         asked = dag.pull(depth(1, 1, 3, 4), None, [(1.0, lambda s, w: s.mean((1, 2, 3)))], normalise=True)
 

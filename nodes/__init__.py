@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from .demo_model import LoadDemoModel
 from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
+from .depth_prior import InnerLoadDepthPrior, InnerSaveDepthPrior, InnerTrainDepthPrior
 from .self_attention_guidance import InnerSelfAttentionGuidance
 from .train_depth_head import InnerTrainDepthHead
 
@@ -13,6 +14,9 @@ NODES: list[type[io.ComfyNode]] = [
     InnerSelfAttentionGuidance,
     InnerLoadDepthHead,
     InnerSaveDepthHead,
+    InnerTrainDepthPrior,
+    InnerLoadDepthPrior,
+    InnerSaveDepthPrior,
     InnerTrainDepthHead,
     InnerDepthEstimate,
 ]

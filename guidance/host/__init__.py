@@ -19,6 +19,7 @@ depth_head_training.py, depth_estimation.py
                         Train Depth Head and Depth Estimate
 gradients.py, differentiable_weights.py, differentiable_attention.py
                         gradients inside the host's own forward pass
+depth_priors.py         the depth prior's UNet, and its training
 self_attention_guidance.py, self_attention_step.py
                         Self-Attention Guidance in a run, and at one step of it
 """

@@ -1,0 +1,86 @@
+"""The depth prior in the hands of the host: the UNet of its class, and training on its device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor, nn
+
+from ...depth_head.prior import DepthPrior, draw, train_prior
+from ...depth_head.prior_report import report
+
+# No attention: at 64 px the middle block's 8 x 8 tokens see the whole map through its convolutions.
+UNET_CONFIG = {
+    "image_size": 64,
+    "in_channels": 1,
+    "out_channels": 1,
+    "model_channels": 32,
+    "channel_mult": (1, 2, 4, 4),
+    "num_res_blocks": 1,
+    "transformer_depth": [0, 0, 0, 0],
+    "transformer_depth_output": [0] * 8,
+    "transformer_depth_middle": -1,
+    "num_heads": 4,
+    "dtype": torch.float32,
+}
+
+# A difference of grey levels below which a depth map is one grey.
+FLAT = 1e-3
+# Depth maps of its own that the report shows.
+SHOWN = 6
+
+
+def make_unet() -> nn.Module:
+    """The prior's UNet with weights to start training from. To be called outside inference mode."""
+    unet = UNetModel(**UNET_CONFIG, operations=comfy.ops.disable_weight_init)
+    for module in unet.modules():
+        # The host leaves weights as they are in memory: they are to be loaded.
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for block in unet.modules():
+        if hasattr(block, "out_layers"):
+            nn.init.zeros_(block.out_layers[-1].weight)
+    nn.init.zeros_(unet.out[-1].weight)
+    return unet
+
+
+def depth_maps(images: Tensor) -> Tensor:
+    """An IMAGE (N, h, w, C) as depth maps (N, 1, h, w). Raises ValueError where they say nothing."""
+    maps = images[..., :3].mean(dim=-1).unsqueeze(1)
+    if not maps.isfinite().all():
+        raise ValueError("depths has values that are not numbers: check the node that makes the depth maps.")
+    flat = maps.amax(dim=(1, 2, 3)) - maps.amin(dim=(1, 2, 3)) < FLAT
+    if flat.any():
+        raise ValueError(
+            f"{int(flat.sum())} of the {len(maps)} depth maps are of one grey: give depth images, in which "
+            "near is white and far is black."
+        )
+    return maps.clamp(0, 1)
+
+
+@torch.inference_mode(False)
+def train(
+    depths: Tensor, size: int, *, seed: int, after_step: Callable[[int, float], None], **settings: Any
+) -> tuple[DepthPrior, Tensor]:
+    """A prior trained on depth maps (N, 1, h, w), and the picture that tells how it went.
+
+    settings: steps, batch_size and learning_rate (depth_head/prior.py).
+    """
+    device = comfy.model_management.get_torch_device()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = make_unet()
+    unet.to(device)
+    losses = train_prior(unet, depths.clone(), size, seed=seed % 2**63, after_step=after_step, **settings)
+    summary = {"maps": len(depths), "seed": seed, "loss": sum(losses[-100:]) / len(losses[-100:])} | settings
+    prior = DepthPrior(unet, size, summary)
+    picture = report(losses, draw(prior, SHOWN, seed % 2**63))
+    unet.to(comfy.model_management.unet_offload_device())
+    return prior, picture

@@ -1,0 +1,141 @@
+"""The depth prior in the host: its UNet, its files, its nodes."""
+
+import os
+
+import comfy.model_management
+import folder_paths
+import pytest
+import tiny_models as tiny
+import torch
+
+from inner_guidance.depth_head import prior
+from inner_guidance.depth_head.prior_files import save_depth_prior
+from inner_guidance.guidance.host import depth_priors
+from inner_guidance.guidance.host.depth_priors import make_unet
+from inner_guidance.nodes.depth_prior import (
+    FOLDER,
+    InnerLoadDepthPrior,
+    InnerSaveDepthPrior,
+    InnerTrainDepthPrior,
+)
+
+
+@pytest.fixture(autouse=True)
+def short_report(monkeypatch):
+    """One map that the prior makes up: they take longer than the training of these tests."""
+    monkeypatch.setattr(depth_priors, "SHOWN", 1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """models/depth_priors, which does not exist yet."""
+    made = tmp_path / "models" / FOLDER
+    _, extensions = folder_paths.folder_names_and_paths[FOLDER]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(made)], extensions))
+    return made
+
+
+def ramps(count=3):
+    """Depth images: brighter to the right, by another amount in each."""
+    across = torch.linspace(0, 1, 48).expand(1, 32, 48)
+    return torch.cat([across * (i + 1) / count for i in range(count)])[..., None].expand(-1, -1, -1, 3)
+
+
+def train(depths=None, **settings):
+    settings = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 0} | settings
+    return InnerTrainDepthPrior.execute(ramps() if depths is None else depths, **settings).result
+
+
+def made_here():
+    with torch.inference_mode(False):
+        torch.manual_seed(0)
+        unet = make_unet().requires_grad_(False).eval()
+    return prior.DepthPrior(unet, 64, {"maps": 5})
+
+
+def test_the_schedule_is_the_hosts():
+    sigmas = tiny.patcher().get_model_object("model_sampling").sigmas
+
+    torch.testing.assert_close(prior.schedule().float(), 1 / (1 + sigmas**2), rtol=1e-4, atol=1e-6)
+
+
+def test_training_gives_a_prior_and_a_report():
+    random_state = torch.get_rng_state()
+
+    trained, report = train()
+
+    assert trained.training["maps"] == 3
+    assert trained.training["steps"] == 2
+    assert report.shape[0] == 1
+    assert report.shape[-1] == 3
+    assert report.isfinite().all()
+    assert not any(p.is_inference() or p.requires_grad for p in trained.unet.parameters())
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_a_seed_is_a_prior():
+    first, again, other = (train(seed=seed)[0].unet.state_dict() for seed in (1, 1, 2))
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_training_can_be_interrupted():
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(steps=1000)
+
+
+@pytest.mark.parametrize(
+    ("depths", "message"),
+    [
+        (torch.cat([ramps(2), torch.full((1, 32, 48, 3), 0.5)]), r"1 of the 3 depth maps are of one grey"),
+        (ramps() * torch.nan, r"values that are not numbers"),
+    ],
+)
+def test_depth_maps_that_say_nothing_are_refused(depths, message):
+    with pytest.raises(ValueError, match=message):
+        train(depths, steps=10**6)
+
+
+def test_a_saved_prior_is_listed_and_loaded(folder):
+    before = made_here()
+    said = InnerSaveDepthPrior.execute(before, "rooms/mine").ui.as_dict()["text"]
+
+    (name,) = folder_paths.get_filename_list_(FOLDER)[0]
+    assert os.path.basename(name) in said[0]
+    loaded = InnerLoadDepthPrior.execute(name).result[0]
+    assert (loaded.size, loaded.training) == (64, {"maps": 5})
+    expected = before.unet.state_dict()
+    for key, weight in loaded.unet.state_dict().items():
+        assert torch.equal(weight, expected[key].half().float())
+    fingerprint = InnerLoadDepthPrior.fingerprint_inputs(name)
+    assert fingerprint == InnerLoadDepthPrior.fingerprint_inputs(name)
+
+
+def test_gradients_pass_a_loaded_prior(folder):
+    made = made_here()
+    with torch.inference_mode(False):
+        torch.nn.init.normal_(made.unet.out[-1].weight, std=0.1)
+    InnerSaveDepthPrior.execute(made, "prior")
+    unet = InnerLoadDepthPrior.execute("prior_00001_.safetensors").result[0].unet
+
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.randn(1, 1, 64, 64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(unet(x, torch.tensor([300.0])).square().sum(), x)
+
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
+def test_a_prior_that_is_none_is_one_sentence(folder):
+    folder.mkdir(parents=True)
+    (folder / "text.safetensors").write_bytes(b"hello, I am no network at all")
+    with pytest.raises(ValueError, match=r"text\.safetensors is damaged, or not a safetensors file"):
+        InnerLoadDepthPrior.execute("text.safetensors")
+
+    made = made_here()
+    made.unet.out[-1].bias.fill_(torch.nan)
+    save_depth_prior(folder / "nan.safetensors", made)
+    with pytest.raises(ValueError, match=r"nan\.safetensors is damaged \(out\.2\.bias is not finite\)"):
+        InnerLoadDepthPrior.execute("nan.safetensors")

@@ -1,0 +1,130 @@
+"""depth_head/prior.py with a stand-in for the host's UNet."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from inner_guidance.depth_head import prior
+from inner_guidance.depth_head.prior_report import report
+
+
+class Pixelwise(torch.nn.Module):
+    """Predicts noise pixel by pixel: enough for maps of one grey."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.layers = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 16, 1), torch.nn.SiLU(), torch.nn.Conv2d(16, 1, 1)
+        )
+        for weight in self.parameters():
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.2
+
+    def forward(self, x, timesteps):
+        noise = (1 - prior.schedule().float()[timesteps.long()]).sqrt().view(-1, 1, 1, 1).expand_as(x)
+        return self.layers(torch.cat([x, noise, x * noise], dim=1))
+
+
+def train(depths=None, steps=60, seed=0, after_step=lambda done, loss: None, **settings):
+    unet = Pixelwise()
+    depths = torch.full((4, 1, 24, 32), 0.8) if depths is None else depths
+    settings = {"batch_size": 8, "learning_rate": 0.02} | settings
+    losses = prior.train_prior(unet, depths, 16, steps=steps, seed=seed, after_step=after_step, **settings)
+    return unet, losses
+
+
+def test_the_schedule_is_stable_diffusions():
+    abar = prior.schedule()
+
+    assert len(abar) == 1000
+    torch.testing.assert_close(abar[[0, -1]], torch.tensor([0.99915, 0.0046600]).double(), rtol=1e-3, atol=0)
+
+
+def test_depth_is_squeezed_to_the_priors_square_and_scaled():
+    depth = torch.rand(2, 1, 40, 24, requires_grad=True)
+
+    seen = prior.to_prior(depth, 8)
+
+    assert seen.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(seen.mean(), depth.mean() * 2 - 1, rtol=0, atol=0.02)
+    assert torch.autograd.grad(seen.sum(), depth)[0].abs().min() > 0
+    assert torch.equal(prior.to_prior(depth, 40)[:, :, :, :0], depth[..., :0])
+
+
+def test_training_learns_what_the_maps_look_like():
+    unet, losses = train(steps=400)
+
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+    drawn = prior.draw(prior.DepthPrior(unet, 16), 3, seed=1)
+    assert drawn.shape == (3, 1, 16, 16)
+    torch.testing.assert_close(drawn.mean(), torch.tensor(0.8), rtol=0, atol=0.08)
+
+
+def test_the_trained_weights_are_frozen_and_an_average():
+    last = {}
+
+    def after_step(done, loss):
+        last["weight"] = next(unet_in_training.parameters()).detach().clone()
+
+    unet_in_training = Pixelwise()
+    prior.train_prior(
+        unet_in_training,
+        torch.rand(2, 1, 16, 16),
+        16,
+        steps=20,
+        batch_size=4,
+        learning_rate=0.02,
+        seed=0,
+        after_step=after_step,
+    )
+
+    weight = next(unet_in_training.parameters())
+    assert not weight.requires_grad
+    assert not unet_in_training.training
+    assert not torch.equal(weight, last["weight"])
+    torch.testing.assert_close(weight, last["weight"], rtol=0, atol=0.2)
+
+
+def test_a_seed_is_a_training():
+    assert train(seed=3, steps=5)[1] == train(seed=3, steps=5)[1]
+    assert train(seed=3, steps=5)[1] != train(seed=4, steps=5)[1]
+
+
+def test_the_caller_may_give_up_after_any_step():
+    seen = []
+
+    def after_step(done, loss):
+        seen.append(done)
+        if done == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(after_step=after_step)
+    assert seen == [1, 2, 3]
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    shares = [prior.learning_rate_share(step, 100) for step in range(100)]
+
+    assert shares[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert all(a >= b for a, b in itertools.pairwise(shares[4:]))
+    assert shares[-1] == pytest.approx(0.03, abs=0.001)
+    assert prior.learning_rate_share(0, 1) == 1
+
+
+@pytest.mark.parametrize("steps", [1, 2, 199, 1001])
+def test_the_report_shows_the_curve_and_the_maps(steps):
+    losses = [1 / (1 + i / 50) for i in range(steps)]
+    maps = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand(3, 1, 8, 8)
+
+    picture = report(losses, maps)
+
+    assert picture.shape[0] == 1
+    assert picture.shape[2:] == (768, 3)
+    assert picture.isfinite().all()
+    tile = picture[0, -100]
+    assert [
+        math.isclose(float(tile[x, 0]), grey, abs_tol=0.01) for x, grey in ((50, 0), (400, 0.5), (700, 1))
+    ]

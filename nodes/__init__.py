@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from .demo_model import LoadDemoModel
+from .depth_aware_guidance import InnerDepthAwareGuidance
 from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
 from .depth_prior import InnerLoadDepthPrior, InnerSaveDepthPrior, InnerTrainDepthPrior
@@ -12,6 +13,7 @@ from .train_depth_head import InnerTrainDepthHead
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
     InnerSelfAttentionGuidance,
+    InnerDepthAwareGuidance,
     InnerLoadDepthHead,
     InnerSaveDepthHead,
     InnerTrainDepthPrior,

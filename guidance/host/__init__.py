@@ -22,4 +22,6 @@ gradients.py, differentiable_weights.py, differentiable_attention.py
 depth_priors.py         the depth prior's UNet, and its training
 self_attention_guidance.py, self_attention_step.py
                         Self-Attention Guidance in a run, and at one step of it
+depth_aware_guidance.py, depth_aware_step.py
+                        the same of Depth-Aware Guidance
 """

@@ -30,6 +30,19 @@ def for_this_run(guider: Any, wrapper_type: str, wrapper: Callable[..., Any]) ->
         guider.model_options = before
 
 
+def denoise_mask_at(
+    guider: Any, denoise_mask: Tensor | None, timestep: Tensor, model_options: dict[str, Any]
+) -> Tensor | float:
+    """1 where the sampler keeps what the model predicts, 0 where it pastes the given latent back."""
+    if denoise_mask is None:
+        return 1.0
+    of_sigma = model_options.get("denoise_mask_function")
+    if of_sigma is None:
+        return denoise_mask
+    sigmas = model_options["transformer_options"]["sample_sigmas"]
+    return of_sigma(timestep, denoise_mask, extra_options={"model": guider, "sigmas": sigmas})
+
+
 @dataclass(frozen=True)
 class SigmaRange:
     """The part of the schedule between two percentages of it, both ends included; sigma falls from start."""

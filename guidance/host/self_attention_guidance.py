@@ -14,7 +14,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .run import SigmaRange, for_this_run, is_nth_step
+from .run import SigmaRange, denoise_mask_at, for_this_run, is_nth_step
 from .self_attention_step import SelfAttentionSettings, SelfAttentionStep
 
 
@@ -77,7 +77,7 @@ class SelfAttentionRun:
         schedule = model_options["transformer_options"]["sample_sigmas"]
         step = SelfAttentionStep(
             self.settings,
-            self.denoise_mask_at(timestep, model_options),
+            denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             previous=self.previous(sigma),
             fresh=self.last is None or is_nth_step(sigma, schedule, self.within, self.settings.every_n_steps),
@@ -99,13 +99,3 @@ class SelfAttentionRun:
             return None
         guidance, its_sigma = self.last
         return guidance * (sigma / its_sigma)
-
-    def denoise_mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
-        """1 where the sampler keeps what the model predicts, 0 where it pastes the given latent back."""
-        if self.denoise_mask is None:
-            return 1.0
-        of_sigma = model_options.get("denoise_mask_function")
-        if of_sigma is None:
-            return self.denoise_mask
-        sigmas = model_options["transformer_options"]["sample_sigmas"]
-        return of_sigma(timestep, self.denoise_mask, extra_options={"model": self.guider, "sigmas": sigmas})

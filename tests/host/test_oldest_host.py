@@ -8,6 +8,8 @@ import pytest
 
 FILES = (
     "test_blocks.py",
+    "test_dag_formula.py",
+    "test_gradients.py",
     "test_sag_chaining.py",
     "test_sag_faults.py",
     "test_sag_formula.py",

@@ -1,0 +1,118 @@
+"""Depth-Aware Guidance in a sampling run.
+
+As self_attention_guidance.py: the node attaches DepthAwareGuidance, which is immutable, to the model. As an
+OUTER_SAMPLE wrapper it makes this run's DepthAwareRun, which as a PREDICT_NOISE wrapper makes a
+DepthAwareStep where the sampler's evaluation is to be guided, and passes every other one on untouched.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .depth_aware_step import DepthAwareSettings, DepthAwareStep, Networks
+from .depth_heads import require_head_fits
+from .differentiable_weights import refuse_quantised
+from .gradients import refuse_uncontrollable_compiler
+from .run import SigmaRange, denoise_mask_at, for_this_run, is_nth_step
+
+NODE = "Depth-Aware Guidance"
+# Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
+LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
+
+
+@dataclass(frozen=True)
+class DepthAwareGuidance:
+    """OUTER_SAMPLE wrapper: guides a run as the settings say."""
+
+    settings: DepthAwareSettings
+
+    def __call__(
+        self,
+        executor: Callable[..., Tensor],
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the sampling. Raises ValueError for a model that cannot be differentiated."""
+        guider = executor.class_obj
+        patcher = guider.model_patcher
+        require_head_fits(self.settings.head.head, patcher)
+        refuse_quantised(patcher.model.diffusion_model, NODE)
+        refuse_uncontrollable_compiler(
+            patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
+        )
+        run = DepthAwareRun(self.settings, guider, denoise_mask)
+        with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+
+
+class DepthAwareRun:
+    """What a run remembers: the last gradient, the loss scale, head and prior on the model's device."""
+
+    def __init__(self, settings: DepthAwareSettings, guider: Any, denoise_mask: Tensor | None) -> None:
+        self.settings = settings
+        self.guider = guider
+        self.denoise_mask = denoise_mask
+        self.within = SigmaRange.from_percent(
+            guider.model_patcher.get_model_object("model_sampling"),
+            settings.start_percent,
+            settings.end_percent,
+        )
+        model = guider.model_patcher.model
+        computed_in = model.manual_cast_dtype or model.get_dtype()
+        self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
+        self.networks = networks_for(settings, guider.model_patcher.load_device)
+        self.last: Tensor | None = None
+        self.warned: set[str] = set()
+
+    def predict_noise(
+        self,
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
+        sigma = float(timestep.max())
+        if sigma not in self.within:
+            return executor(x, timestep, model_options, seed)
+        schedule = model_options["transformer_options"]["sample_sigmas"]
+        step = DepthAwareStep(
+            self.settings,
+            self.networks,
+            denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
+            seed=(seed or 0) + round(sigma * 1e4),
+            loss_scale=self.loss_scale,
+            previous=self.last,
+            fresh=self.last is None or is_nth_step(sigma, schedule, self.within, self.settings.every_n_steps),
+        )
+        denoised = executor(x, timestep, step.options(model_options), seed)
+        if step.fresh:
+            self.last = step.gradient
+        if step.problem and step.problem not in self.warned:
+            logging.warning("%s has no effect at sigma %.3f: %s.", NODE, sigma, step.problem)
+            self.warned.add(step.problem)
+        if step.overflowed:
+            self.loss_scale *= LOSS_SCALE_STEP
+        return denoised
+
+
+def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:
+    """Copies of head and prior for one run, on a device: they are small, and may be inference tensors."""
+    with torch.inference_mode(mode=False):
+        head = copy.deepcopy(settings.head.head.network).to(device).requires_grad_(False).eval()
+        if not settings.uses_prior:
+            return Networks(head, None)
+        unet = copy.deepcopy(settings.prior.unet).to(device).requires_grad_(False).eval()
+        return Networks(head, replace(settings.prior, unet=unet))

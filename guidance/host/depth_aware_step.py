@@ -1,0 +1,332 @@
+"""One step of Depth-Aware Guidance inside the host's evaluation of the model.
+
+calc_cond_batch   choose the condition whose features tell the depth
+apply_model       differentiate the losses of that depth, within the model's own pass (gradients.py)
+post-CFG          the guidance is added to the denoised estimate
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.samplers
+import torch
+import torch.nn.functional as F
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...depth_head.architectures import STRONG, WEAK, DepthNetwork
+from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
+from .. import depth_aware as dag
+from .blocks import feature_blocks
+from .depth_heads import TIME_TAP, HostedDepthHead
+from .gradients import Features, evaluate_with_gradient
+from .noise_levels import time_at
+from .parametrisation import noise_share
+from .recording import WRAPPER_KEY, Conditions, placements_of
+
+MODES = ("robust", "paper")
+
+
+@dataclass(frozen=True)
+class DepthAwareSettings:
+    """What the node is set to.
+
+    Scales: strength of the consistency (DCG), of the prior (DPG) and of the target; target (N, 1, h, w) in
+    [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and what it needs is there.
+    mode of MODES. The gradient is taken at every n-th step between the percentages, and serves until then.
+    """
+
+    head: HostedDepthHead
+    prior: DepthPrior | None
+    target: Tensor | None
+    target_mask: Tensor | None
+    consistency_scale: float
+    prior_scale: float
+    target_scale: float
+    mode: str
+    start_percent: float
+    end_percent: float
+    every_n_steps: int
+    checkpointing: bool
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether the prior judges the depth."""
+        return self.prior is not None and self.prior_scale != 0
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether there is a target to reach."""
+        return self.target is not None and self.target_scale != 0
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to do."""
+        return self.consistency_scale != 0 or self.uses_prior or self.uses_target
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches of the head that are read."""
+        return (STRONG, WEAK) if self.consistency_scale != 0 else (STRONG,)
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Head and prior for one run: on the model's device, of tensors that autograd takes."""
+
+    head: DepthNetwork
+    prior: DepthPrior | None
+
+
+class DepthAwareStep:
+    """The guidance of one evaluation that the sampler asked for.
+
+    previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
+    """
+
+    def __init__(
+        self,
+        settings: DepthAwareSettings,
+        networks: Networks,
+        denoise_mask: Tensor | float,
+        seed: int,
+        loss_scale: float,
+        previous: Tensor | None,
+        fresh: bool,
+    ) -> None:
+        self.settings = settings
+        self.networks = networks
+        self.denoise_mask = denoise_mask
+        self.seed = seed
+        self.loss_scale = loss_scale
+        self.fresh = fresh
+        self.gradient = None if fresh else previous
+        self.pull_size: Tensor | None = None
+        self.evaluated = not fresh
+        self.problem: str | None = None
+        self.overflowed = False
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the sampler's model_options in which this evaluation is guided."""
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        if self.fresh:
+            comfy.patcher_extension.add_wrapper_with_key(
+                WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, self.calc_cond_batch, options, is_model_options=True
+            )
+        options.setdefault("sampler_post_cfg_function", []).insert(0, self.post_cfg)
+        return options
+
+    def calc_cond_batch(
+        self,
+        executor: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[Conditions | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> list[Tensor]:
+        """CALC_COND_BATCH wrapper: the first evaluation of a step is the sampler's own."""
+        if self.evaluated:
+            return executor(model, conds, x_in, timestep, model_options)
+        self.evaluated = True
+        if model_options["transformer_options"].get("context_window") is not None:
+            self.problem = "the latent is evaluated in context windows"
+            return executor(model, conds, x_in, timestep, model_options)
+        chosen = full_frame_condition(conds, x_in, timestep)
+        if chosen is None:
+            self.problem = "no prompt covers the whole image"
+            return executor(model, conds, x_in, timestep, model_options)
+        self.problem = "the features of the model could not be read"
+        reading = ChunkReading(self, chosen, x_in.shape[0])
+        return executor(model, conds, x_in, timestep, reading.options(model_options))
+
+    def products(
+        self, features: dict[str, Tensor], time: Tensor, size: Sequence[int], seeded: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Depth maps from the features, and what the losses ask of them, at the loss scale."""
+        maps = self.networks.head.branches(features, time, size, self.settings.branches)
+        asked = dag.pull(
+            maps[0],
+            maps[1] if len(maps) > 1 else None,
+            list(self.losses(maps[0], seeded)),
+            normalise=self.settings.mode == "robust",
+        )
+        self.pull_size = asked.size
+        return maps, asked.cotangents(self.loss_scale)
+
+    def losses(self, depth: Tensor, seeded: torch.Generator) -> Iterator[tuple[float, dag.Loss]]:
+        """The losses that act, each with its strength."""
+        settings, prior = self.settings, self.networks.prior
+        weight = dag.PAPER_WEIGHT if settings.mode == "paper" else 1.0
+        if settings.consistency_scale != 0:
+            yield weight * settings.consistency_scale, dag.consistency_loss
+        if settings.uses_prior:
+            low, high = dag.PRIOR_LEVELS
+            level = low + (high - low) * torch.rand((), generator=seeded)
+            tau = int(level * TIMESTEPS)
+            eta = torch.randn(len(depth), 1, prior.size, prior.size, generator=seeded).to(depth)
+            timesteps = depth.new_full((len(depth),), float(tau))
+            yield (
+                weight * settings.prior_scale,
+                lambda strong, _: dag.prior_loss(
+                    to_prior(strong, prior.size),
+                    eta,
+                    float(schedule()[tau]),
+                    lambda noised: prior.unet(noised, timesteps),
+                ),
+            )
+        if settings.uses_target:
+            target = of_batch(settings.target, depth)
+            mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
+            yield weight * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+
+    def take(self, gradient: Tensor | None) -> None:
+        """What the backward pass returned, at the loss scale."""
+        if gradient is None:
+            return
+        if not (gradient.isfinite().all() and self.pull_size.isfinite().all()):
+            self.problem, self.overflowed = "its gradient is not finite", True
+            return
+        self.problem = None
+        if self.settings.mode == "robust":
+            self.gradient = dag.direction(gradient, self.pull_size.to(gradient))
+        else:
+            self.gradient = gradient * (self.pull_size.to(gradient) / self.loss_scale)
+
+    def post_cfg(self, args: dict[str, Any]) -> Tensor:
+        """sampler_post_cfg_function; the first."""
+        denoised, x, sigma = args["denoised"], args["input"], args["sigma"]
+        if self.gradient is None or self.gradient.shape != x.shape:
+            return denoised
+        model_sampling = args["model"].model_sampling
+        if self.settings.mode == "robust":
+            share = noise_share(model_sampling, sigma, x.ndim)
+            # Not of `denoised`, which guidance of other nodes is in, before or after ours.
+            shift = dag.robust_shift(self.gradient, args["cond_denoised"], share)
+        else:
+            now = float(sigma.max())
+            following = next_sigma(now, args["model_options"]["transformer_options"]["sample_sigmas"])
+            flow = isinstance(model_sampling, comfy.model_sampling.CONST)
+            shift = dag.paper_shift(self.gradient, now, following, flow)
+        return denoised + self.denoise_mask * shift
+
+
+class ChunkReading:
+    """Takes the gradient in the forward pass that holds a chunk: a condition, for a batch of so many rows."""
+
+    def __init__(self, step: DepthAwareStep, chunk: tuple[int, Any], batch: int) -> None:
+        self.step = step
+        self.chunk = chunk
+        self.batch = batch
+        self.done = False
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of model_options with this in front of every other APPLY_MODEL wrapper.
+
+        It evaluates the rows of a pass in two passes, and what others read of a pass they must read of each.
+        """
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        wrappers = options["transformer_options"].setdefault("wrappers", {})
+        others = wrappers.get(WrappersMP.APPLY_MODEL, {})
+        ours = [self.apply_model, *others.get(WRAPPER_KEY, [])]
+        wrappers[WrappersMP.APPLY_MODEL] = {WRAPPER_KEY: ours} | {
+            key: value for key, value in others.items() if key != WRAPPER_KEY
+        }
+        return options
+
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None,
+        c_crossattn: Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        """APPLY_MODEL wrapper: one forward pass."""
+        chunks = list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=False))
+        # A model_function_wrapper may have split a batch, or added rows that are nobody's.
+        whole = x.shape[0] == len(chunks) * self.batch
+        if self.done or not whole or self.chunk not in chunks:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        self.done = True
+        start = chunks.index(self.chunk) * self.batch
+        rows = range(start, start + self.batch)
+        step, model = self.step, executor.class_obj
+        time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
+        taps = {name for branch in step.settings.branches for name in step.networks.head.branch_taps[branch]}
+        blocks = feature_blocks(model.diffusion_model)
+        layers = {name: blocks[name][0] for name in taps - {TIME_TAP}}
+        embedding: list[Tensor] = []
+
+        def products(features: Features) -> tuple[list[Tensor], list[Tensor]]:
+            named = {name: features[layer] for name, layer in layers.items()}
+            named |= {TIME_TAP: embedding[-1]} if embedding else {}
+            seeded = torch.Generator().manual_seed(step.seed)
+            return step.products(named, time, x.shape[-2:], seeded)
+
+        if TIME_TAP in taps:
+            transformer_options = with_time_embedding_read(transformer_options, embedding)
+        out, gradient = evaluate_with_gradient(
+            executor,
+            rows,
+            tuple(layers.values()),
+            products,
+            {
+                "x": x,
+                "t": t,
+                "c_concat": c_concat,
+                "c_crossattn": c_crossattn,
+                "control": control,
+                "transformer_options": transformer_options,
+                **kwargs,
+            },
+            checkpointing=step.settings.checkpointing,
+        )
+        step.take(gradient)
+        return out
+
+
+def with_time_embedding_read(transformer_options: dict[str, Any], into: list[Tensor]) -> dict[str, Any]:
+    """A copy in which the UNet's embedding of the time, to which SDXL will add others, goes `into` a list."""
+
+    def read(embedding: Tensor, channels: int, transformer_options: dict[str, Any]) -> Tensor:
+        into.append(embedding.clone())
+        return embedding
+
+    patches = transformer_options.get("patches", {})
+    return transformer_options | {"patches": patches | {"emb_patch": [*patches.get("emb_patch", []), read]}}
+
+
+def full_frame_condition(
+    conds: Sequence[Conditions | None], x: Tensor, timestep: Tensor
+) -> tuple[int, Any] | None:
+    """The condition whose features tell the depth of the whole image: number of its list, uuid.
+
+    The first one, of the positive where there is one, that covers the whole frame; else of the negative: a
+    prompt for a region knows nothing of the rest.
+    """
+    for label, of_list in enumerate(conds):
+        for uuid, (_, weight) in placements_of(of_list or [], x, timestep).items():
+            # An area that covers less has a smaller weight map; a mask has zeros in it.
+            if weight.shape[2:] == x.shape[2:] and (weight > 0).all():
+                return label, uuid
+    return None
+
+
+def of_batch(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps (N, 1, h, w) for a batch at its resolution: the first ones, or over and over again."""
+    maps = maps.to(like)
+    if maps.shape[-2:] != like.shape[-2:]:
+        maps = F.interpolate(maps, tuple(like.shape[-2:]), mode="bilinear", antialias=True)
+    return maps[torch.arange(len(like), device=maps.device) % len(maps)]
+
+
+def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
+    """The sigma of the schedule that follows on an evaluation at sigma, which may be between two."""
+    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)

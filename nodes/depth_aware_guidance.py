@@ -1,0 +1,167 @@
+"""The Depth-Aware Guidance node."""
+
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from ..depth_head.prior import DepthPrior
+from ..guidance.host.depth_aware_guidance import DepthAwareGuidance
+from ..guidance.host.depth_aware_step import MODES, DepthAwareSettings
+from ..guidance.host.depth_heads import HostedDepthHead, require_head_fits
+from ..guidance.host.depth_priors import depth_maps
+from ..guidance.host.recording import WRAPPER_KEY
+from .depth_head_files import DEPTH_HEAD
+from .depth_prior import DEPTH_PRIOR
+
+ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+STRONGEST = 10.0
+
+
+class InnerDepthAwareGuidance(io.ComfyNode):
+    """Patches a model so that every sampler guides by the depth that is readable from its features."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        return io.Schema(
+            node_id="InnerDepthAwareGuidance",
+            display_name="Depth-Aware Guidance",
+            category="model/patch/unet",
+            description=(
+                "Reads the depth of the image that is forming from the model's own features, and steers by "
+                "it: to depth that is consistent, plausible, or like a depth map of yours. Put it between "
+                "the model and the sampler."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),
+                DEPTH_HEAD.Input(
+                    "depth_head",
+                    tooltip="What reads the depth. It must have been made for this model family.",
+                ),
+                strength(
+                    "consistency_scale",
+                    "How strongly to make the depth agree with itself, as it is read from many and from few "
+                    "of the model's blocks (DCG). Higher steers more; 0 switches it off, at no cost.",
+                ),
+                strength(
+                    "prior_scale",
+                    "How strongly to make the depth plausible, in the eyes of the depth prior (DPG). Acts "
+                    "only where depth_prior is connected. Higher steers more; 0 switches it off, at no cost.",
+                ),
+                strength(
+                    "target_scale",
+                    "How strongly to draw the depth to target_depth. Acts only where that is connected. "
+                    "Higher follows it more closely, too high harms textures; 0 switches it off, at no cost.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default=MODES[0],
+                    tooltip=(
+                        "robust: a strength means the same with every sampler, scheduler and number of "
+                        "steps. paper: the published rule, which wants an ancestral sampler and many steps, "
+                        "and where 1 is the published weight of 40."
+                    ),
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip="Where in the sampling guidance begins. Higher leaves the composition alone.",
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    tooltip=(
+                        "Where in the sampling guidance ends. Lower saves time and leaves details alone; "
+                        "higher guides them too, where depth has long been decided."
+                    ),
+                ),
+                io.Int.Input(
+                    "every_n_steps",
+                    default=1,
+                    min=1,
+                    max=100,
+                    tooltip=(
+                        "A guided step needs a backward pass. Higher values do that only at every n-th step "
+                        "and steer in the last direction in between: faster, less exact."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
+                DEPTH_PRIOR.Input(
+                    "depth_prior",
+                    optional=True,
+                    tooltip="What knows plausible depth maps, for prior_scale.",
+                ),
+                io.Image.Input(
+                    "target_depth",
+                    optional=True,
+                    tooltip=(
+                        "A depth map to steer to, near = white, such as depth ControlNets take. Its contrast "
+                        "and brightness are fitted to the image; a batch serves the images of a batch."
+                    ),
+                ),
+                io.Mask.Input(
+                    "target_mask",
+                    optional=True,
+                    tooltip="Where target_depth counts: white fully, black not at all. None is everywhere.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=False,
+                    optional=True,
+                    tooltip=(
+                        "On: blocks are computed a second time in the backward pass, which needs much less "
+                        "memory and some more time. The image is the same."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The guided model. Connect it to a sampler, or to more model patches."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        depth_head: HostedDepthHead,
+        depth_prior: DepthPrior | None = None,
+        target_depth: torch.Tensor | None = None,
+        target_mask: torch.Tensor | None = None,
+        checkpointing: bool = False,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        """Check the head against the model and attach the guidance to a clone of it."""
+        require_head_fits(depth_head.head, model)
+        guidance = DepthAwareGuidance(
+            DepthAwareSettings(
+                head=depth_head,
+                prior=depth_prior,
+                target=None if target_depth is None else depth_maps(target_depth),
+                target_mask=None
+                if target_mask is None
+                else target_mask.reshape(-1, 1, *target_mask.shape[-2:]),
+                checkpointing=checkpointing,
+                **settings,
+            )
+        )
+        model = model.clone()
+        if guidance.settings.acts:
+            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, guidance)
+        return io.NodeOutput(model)
+
+
+def strength(name: str, tooltip: str) -> io.Float.Input:
+    """The input of a loss's strength."""
+    return io.Float.Input(name, default=1.0, min=0.0, max=STRONGEST, step=0.01, tooltip=tooltip)

@@ -1,0 +1,182 @@
+"""One step of Depth-Aware Guidance in the host's sampler, against a naive float64 forward and backward."""
+
+import copy
+
+import depth_models as depth
+import numpy as np
+import pytest
+import tiny_models as tiny
+import torch
+
+from inner_guidance.depth_head.prior import schedule
+from inner_guidance.guidance import depth_aware as dag
+from inner_guidance.guidance.host import depth_aware_step
+
+CFG = 4.0
+
+
+class Seen:
+    """What a post-CFG function behind ours is told: the step's latent, estimates and shift."""
+
+    def __init__(self, model):
+        self.steps = []
+        model.set_model_sampler_post_cfg_function(self)
+
+    def __call__(self, args):
+        plain = args["uncond_denoised"] + CFG * (args["cond_denoised"] - args["uncond_denoised"])
+        self.steps.append(
+            {
+                "x": args["input"].clone(),
+                "sigma": args["sigma"].clone(),
+                "deviation": args["cond_denoised"].double().numpy().std(ddof=1),
+                "shift": (args["denoised"] - plain).clone(),
+            }
+        )
+        return args["denoised"]
+
+
+def run(model_type="EPS", steps=3, latent=None, **settings):
+    model = tiny.patcher(model_type=model_type)
+    guided = depth.depth_guided(model, **settings)
+    seen = Seen(guided)
+    tiny.sample(guided, latent, steps=steps, cfg=CFG, sampler="euler_ancestral")
+    return model, seen.steps
+
+
+def double(module):
+    with torch.inference_mode(False):
+        return copy.deepcopy(module).double().requires_grad_(False)
+
+
+def naive_depth(model, network, x, sigma, prompt):
+    """Depth maps with their graph, from a copy of the UNet in float64, and the latent that they depend on."""
+    unet, network = double(model.model.diffusion_model), double(network)
+    unet.dtype = torch.float64
+    sampling = model.get_model_object("model_sampling")
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.clone().double().requires_grad_()
+        sigma = sigma.clone().double()
+        features = {}
+        for name in network.taps:
+            block = unet.output_blocks[int(name[1:])][-1]
+            block.register_forward_hook(lambda m, i, out, name=name: features.update({name: out}))
+        given = sampling.calculate_input(sigma, leaf)
+        time = sampling.timestep(sigma.float().clone()).float()
+        context = prompt[0][0].clone().double().expand(len(x), -1, -1)
+        unet(given, time.double(), context=context, transformer_options={})
+        maps = [
+            network.strong(*branch_inputs(network, features, "strong", time), x.shape[-2:]),
+            network.weak(*branch_inputs(network, features, "weak", time), x.shape[-2:]),
+        ]
+    return leaf, maps
+
+
+def branch_inputs(network, features, branch, time):
+    """Standardised features and the embedding of the time, in float64: what PixelMLP.branches does."""
+    from inner_guidance.depth_head.architectures.pixel_mlp import embed_time
+
+    standard = {
+        name: standardise(features[name])
+        for name, standardise in zip(network.taps, network.standardise, strict=True)
+    }
+    return [standard[name] for name in network.branch_taps[branch]], embed_time(time).double()
+
+
+def gradient_of(loss, leaf):
+    with torch.inference_mode(False):
+        return torch.autograd.grad(loss, leaf)[0]
+
+
+def relative_error(found, expected):
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "FLOW"])
+def test_robust_consistency_is_the_naive_gradient_as_a_shift(model_type):
+    network = depth.head().head.network
+    model, steps = run(model_type)
+
+    for step in steps[:2]:
+        leaf, (strong, weak) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = ((strong.detach() - weak) ** 2).mean()
+        g = gradient_of(loss, leaf).numpy()
+        sigma = float(step["sigma"])
+        signal = 1 - sigma if model_type == "FLOW" else 1.0
+        share = sigma / np.sqrt(sigma**2 + signal**2)
+        expected = -dag.ROBUST_STEP * share * step["deviation"] * g / np.sqrt((g**2).mean())
+        assert relative_error(step["shift"], torch.from_numpy(expected)) < 1e-3
+
+
+def test_paper_moves_the_mean_of_the_ancestral_step():
+    network = depth.head().head.network
+    model, steps = run(mode="paper", consistency_scale=10.0)
+    sigmas = [float(step["sigma"]) for step in steps] + [0.0]
+
+    for step, sigma, following in zip(steps[:2], sigmas, sigmas[1:], strict=False):
+        leaf, (strong, weak) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
+        with torch.inference_mode(False), torch.enable_grad():
+            loss = 40 * 10 * ((strong.detach() - weak) ** 2).mean()
+        g = gradient_of(loss, leaf)
+        # x_vp = x / sqrt(1 + sigma^2); the mean of x_vp at the next step moves by -grad_{x_vp} L.
+        move = -g * (1 + sigma**2) ** 0.5 * (1 + following**2) ** 0.5
+        arrived = step["shift"].double() * (1 - (following / sigma) ** 2)
+        assert relative_error(arrived, move) < 1e-3
+
+
+def test_prior_and_target_share_the_backward_pass(monkeypatch):
+    calls = []
+    grad = torch.autograd.grad
+
+    def count(outputs, inputs, *args, **kwargs):
+        calls.append(getattr(inputs, "shape", None))
+        return grad(outputs, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", count)
+    network, prior = depth.head().head.network, depth.prior()
+    drawn = []
+    noised = dag.prior_loss
+    monkeypatch.setattr(
+        depth_aware_step.dag,
+        "prior_loss",
+        lambda d, eta, abar, eps: drawn.append((eta.clone(), abar)) or noised(d, eta, abar, eps),
+    )
+    model, steps = run(
+        steps=1,
+        consistency_scale=0.0,
+        prior_scale=0.7,
+        target_scale=0.4,
+        depth_prior=prior,
+        target_depth=depth.target(),
+    )
+    monkeypatch.undo()
+    assert calls.count((1, 4, 16, 16)) == 1  # with respect to the latent
+
+    (step,) = steps
+    leaf, (strong, _) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
+    ((eta, abar),) = drawn
+    tau = int((schedule() - abar).abs().argmin())
+    assert 100 <= tau <= 700
+    unet = double(prior.unet)
+    with torch.inference_mode(False), torch.enable_grad():
+        small = strong.detach().requires_grad_()
+        seen = 2 * small - 1
+        noisy = abar**0.5 * seen + (1 - abar) ** 0.5 * eta.clone().double()
+        loss = ((eta.clone().double() - unet(noisy, torch.tensor([float(tau)]).double())) ** 2).mean()
+    of_prior = gradient_of(loss, small)
+    t = torch.nn.functional.interpolate(
+        depth.target().clone().double()[..., 0].unsqueeze(1), (16, 16), mode="bilinear", antialias=True
+    )
+    s = strong.detach()
+    a = float(np.polyfit(t.flatten().numpy(), s.flatten().numpy(), 1)[0])
+    a = min(max(a, 0.5), 2.0)
+    of_target = s - (a * (t - t.mean()) + s.mean())
+    asked = 0.7 * of_prior / of_prior.square().mean().sqrt()
+    asked = asked + 0.4 * of_target / of_target.square().mean().sqrt()
+    with torch.inference_mode(False):
+        (g,) = torch.autograd.grad(strong, leaf, asked.clone())
+    sigma = float(step["sigma"])
+    size = float(asked.square().mean().sqrt())
+    expected = -dag.ROBUST_STEP * sigma / (1 + sigma**2) ** 0.5 * step["deviation"] * size * g
+    expected = expected / g.square().mean().sqrt()
+    assert relative_error(step["shift"], expected) < 1e-3

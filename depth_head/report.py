@@ -88,7 +88,6 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
     """A table: noise levels down, figures of the strong and the weak branch across."""
     names = ("AbsRel", "RMSE", "delta1")
     stops = [left + 110 + 72 * i for i in range(6)]
-    draw.text((left, top), f"{len(result.held_out)} held-out images", FAINT, SMALL)
     for branch, stop in zip(result.figures, stops[::3], strict=True):
         draw.text((stop, top), branch, INK, FONT)
     for stop, name in zip(stops, names * 2, strict=True):
@@ -101,6 +100,7 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
         for stop, value in zip(stops, values, strict=True):
             draw.text((stop, y), value, INK, FONT)
     notes = (
+        f"Held-out images: {len(result.held_out)}.",
         "AbsRel, RMSE: lower is better; delta1: higher.",
         "The line in the plot: the state that was kept.",
     )

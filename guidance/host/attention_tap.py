@@ -1,4 +1,4 @@
-"""Reads the queries and keys of chosen self-attention layers during one forward pass.
+"""Reads the queries and keys of chosen attention layers during one forward pass.
 
 The tap stands in `optimized_attention_override`, through which every architecture of the host calls its
 attention, in front of whatever override is there already. It looks at q and k and passes the call on, so the
@@ -6,10 +6,10 @@ attention that is computed is the host's own, bit for bit, with whatever kernel 
 is not an attn1 replacement: those must recompute the attention, there is room for one in a block, and a
 replacement for one transformer hides another node's replacement for the block (the host's SAG hides its PAG).
 
-The override does not say whether a call is self-attention. In a UNet the host runs `attn1_patch` right before
-and `attn1_output_patch` right after it, so the tap reads only the first call between the two. Where another
-node has replaced a block's attention, perhaps without any call of the host's, the tap reads what is handed to
-the replacement.
+The override does not say which attention a call is. In a UNet the host runs `attn1_patch` right before its
+self-attention and `attn1_output_patch` right after it (attn2 for the attention to the prompt), so the tap
+reads only the first call between the two. Where another node has replaced a block's attention, perhaps
+without any call of the host's, the tap reads what is handed to the replacement.
 
 A tap is made for one forward pass (recording.py) and has no memory beyond it; two passes, in two threads
 on two GPUs even, have two taps.
@@ -26,11 +26,13 @@ from .blocks import AttentionLayer
 
 
 class Attention(NamedTuple):
-    """What a layer's self-attention is computed from.
+    """What a layer's attention is computed from, for the queries of the image.
 
-    q (B, H, n_q, d), k (B, H_k, n_k, d), attn_mask (B or 1, H or 1, n_q or 1, n_k) or None. Where a node such
-    as HyperTile computes attention in tiles, B is `tiles` times the rows of the latent batch, the tiles of a
-    row one after the other; n_k * tiles is then the number of tokens, in the order of the grid.
+    q (B, H, n_q, d), k (B, H_k, n_k, d), attn_mask (B or 1, H or 1, n_q or 1, n_k) or None. image and prompt:
+    which of the keys are the tokens of the image, in the order of the grid, and of the prompt.
+
+    Where a node such as HyperTile computes self-attention in tiles, B is `tiles` times the rows of the latent
+    batch, the tiles of a row one after the other; n_k * tiles is then the number of tokens.
     """
 
     layer: AttentionLayer
@@ -39,14 +41,37 @@ class Attention(NamedTuple):
     attn_mask: Tensor | None
     tiles: int
     grid: tuple[int, ...]
+    image: slice
+    prompt: slice
+
+    def part(self, rows: list[int], keys: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """q, k and attn_mask of these rows of the latent batch and of these keys."""
+
+        def of_rows(t: Tensor) -> Tensor:
+            return t.unflatten(0, (-1, self.tiles))[rows].flatten(0, 1)
+
+        mask = self.attn_mask
+        if mask is not None:
+            mask = mask[..., keys]
+            mask = of_rows(mask) if mask.shape[0] > 1 else mask
+        return of_rows(self.q), of_rows(self.k[:, :, keys]), mask
+
+
+ALL, NONE = slice(None), slice(0)
 
 
 class UNetAttentionTap:
-    """Reads `layers` in one forward pass of a UNet, and hands each to `read` once."""
+    """Reads `layers` in one forward pass of a UNet, and hands each to `read` once.
 
-    def __init__(self, layers: Sequence[AttentionLayer], read: Callable[[Attention], None]) -> None:
+    kind: the host's name for the attention, "attn1" within the image, "attn2" from the image to the prompt.
+    """
+
+    def __init__(
+        self, layers: Sequence[AttentionLayer], read: Callable[[Attention], None], kind: str = "attn1"
+    ) -> None:
         self.unread = set(layers)
         self.read = read
+        self.kind = kind
         self.armed: AttentionLayer | None = None
         self.override: Callable[..., Tensor] | None = None
 
@@ -54,14 +79,15 @@ class UNetAttentionTap:
         """A copy of one forward pass's transformer_options with the tap in it."""
         options = transformer_options.copy()
         patches = options.get("patches", {})
+        before, after = f"{self.kind}_patch", f"{self.kind}_output_patch"
         options["patches"] = patches | {
-            "attn1_patch": [*patches.get("attn1_patch", []), self.arm],
-            "attn1_output_patch": [*patches.get("attn1_output_patch", []), self.disarm],
+            before: [*patches.get(before, []), self.arm],
+            after: [*patches.get(after, []), self.disarm],
         }
         replace = options.get("patches_replace", {})
         options["patches_replace"] = replace | {
-            "attn1": {
-                key: partial(self.replacement, patch) for key, patch in replace.get("attn1", {}).items()
+            self.kind: {
+                key: partial(self.replacement, patch) for key, patch in replace.get(self.kind, {}).items()
             }
         }
         self.override = options.get("optimized_attention_override")
@@ -71,7 +97,7 @@ class UNetAttentionTap:
     def arm(
         self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """attn1_patch: the next attention is the self-attention of this block.
+        """attn1_patch, attn2_patch: the next attention is that of this block.
 
         Video UNets attend over the frames under the same name, after the image: it is read by then.
         """
@@ -80,7 +106,7 @@ class UNetAttentionTap:
         return n, context, value
 
     def disarm(self, n: Tensor, extra_options: dict[str, Any]) -> Tensor:
-        """attn1_output_patch: the self-attention is over."""
+        """attn1_output_patch, attn2_output_patch: it is over."""
         self.armed = None
         return n
 
@@ -100,7 +126,7 @@ class UNetAttentionTap:
         extra_options: dict[str, Any],
         **kwargs: Any,
     ) -> Tensor:
-        """patches_replace["attn1"], in front of another node's."""
+        """patches_replace["attn1"] or ["attn2"], in front of another node's."""
         self.read_armed(
             q,
             k,
@@ -114,13 +140,13 @@ class UNetAttentionTap:
     def read_armed(self, *args: Any, **kwargs: Any) -> None:
         """Hand the attention with these arguments over, if it is the one that is waited for."""
         layer, self.armed = self.armed, None
-        found = layer and split_heads(layer, *args, **kwargs)
+        found = layer and (to_image if self.kind == "attn1" else to_prompt)(layer, *args, **kwargs)
         if found:
             self.unread.discard(layer)
             self.read(found)
 
 
-def split_heads(
+def to_image(
     layer: AttentionLayer,
     q: Tensor,
     k: Tensor,
@@ -132,7 +158,7 @@ def split_heads(
     transformer_options: dict[str, Any],
     **_: Any,
 ) -> Attention | None:
-    """The arguments of the host's attention, (B, N, H d), as an Attention.
+    """The arguments of the host's self-attention, (B, N, H d), as an Attention.
 
     None where the keys are not the tokens of the image, or not in their order: there is no map to read then.
     """
@@ -141,9 +167,40 @@ def split_heads(
     if k.shape[:2] != (batch, grid[0] * grid[1]) or k.shape[1] % tiles:
         return None
     # HyperTile hands over tiles of queries and whole keys, which the host's attention then cuts like this.
+    q, k, mask = split_heads(q, k, heads, mask, attn_precision)
+    return Attention(layer, q, k, mask, tiles, tuple(grid), image=ALL, prompt=NONE)
+
+
+def to_prompt(
+    layer: AttentionLayer,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    attn_precision: torch.dtype | None = None,
+    *,
+    transformer_options: dict[str, Any],
+    **_: Any,
+) -> Attention | None:
+    """The arguments of the host's attention to the prompt as an Attention.
+
+    None where the queries are not the tokens of the image.
+    """
+    batch, _, *grid = transformer_options["activations_shape"]
+    if q.shape[:2] != (batch, grid[0] * grid[1]) or k.shape[0] != batch:
+        return None
+    q, k, mask = split_heads(q, k, heads, mask, attn_precision)
+    return Attention(layer, q, k, mask, 1, tuple(grid), image=NONE, prompt=ALL)
+
+
+def split_heads(
+    q: Tensor, k: Tensor, heads: int, mask: Tensor | None, attn_precision: torch.dtype | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """From (B, N, H d) to (B, H, N, d), with as many rows in k as in q; the mask with four dimensions."""
     q, k = (t.reshape(q.shape[0], -1, heads, t.shape[-1] // heads).transpose(1, 2) for t in (q, k))
     if attn_precision == torch.float32:
         q, k = q.float(), k.float()
     if mask is not None:
         mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])
-    return Attention(layer, q, k, mask, tiles, tuple(grid))
+    return q, k, mask

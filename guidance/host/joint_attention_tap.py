@@ -1,7 +1,8 @@
 """The tap for transformers whose blocks attend over text and image at once: SD3, Flux, Chroma, Qwen, Lumina.
 
-Read is the attention among the tokens of the image alone, with the softmax over them, so that what they
-receive has mean 1 as in a UNet, whatever share of the attention goes to the prompt or to reference images.
+Read are the queries of the image's tokens and all keys. For the attention that these tokens receive, the
+softmax is over the keys of the image alone (recording.py), so that its mean is 1 as in a UNet, whatever share
+goes to the prompt or to reference images.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,16 +73,16 @@ class JointAttentionTap:
         skip_reshape: bool = False,
         **_: Any,
     ) -> Attention | None:
-        """The image's part of an attention; None where the sequence is not the one of the model."""
+        """The attention of the image's tokens; None where the sequence is not the one of the model."""
         if not skip_reshape:  # (B, N, H d)
             q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
         image = self.tokens.image(k.shape[2])
         if image is None:
             return None
         if mask is not None:
-            mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])[..., image]
+            mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])
             mask = mask[..., image, :] if mask.shape[-2] > 1 else mask
-        return Attention(layer, q[:, :, image], k[:, :, image], mask, 1, self.tokens.grid)
+        return Attention(layer, q[:, :, image], k, mask, 1, self.tokens.grid, image, self.tokens.prompt)
 
 
 def name_block(

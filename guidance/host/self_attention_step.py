@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_patcher
-import comfy.patcher_extension
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from .. import self_attention as sag
 from .blocks import AttentionLayer
+from .evaluation import Conditions
 from .extra_pass import extra_pass
 from .parametrisation import signal_and_velocity
-from .recording import WRAPPER_KEY, AttentionRecorder, Conditions
+from .recording import AttentionRecorder, wrap_calc_cond_batch
 
 GUIDANCE = "self_attention_guidance"
 POSITIVE, NEGATIVE = 0, 1  # the order of the host's condition lists
@@ -208,10 +207,3 @@ class SelfAttentionStep:
         window = model_options["transformer_options"].get("context_window")
         shift = self.guidance if window is None else window.get_tensor(self.guidance)
         return [d + shift for d in executor(model, conds, x_in, timestep, model_options)]
-
-
-def wrap_calc_cond_batch(options: dict[str, Any], wrapper: Callable[..., list[Tensor]]) -> None:
-    """Add a CALC_COND_BATCH wrapper of ours to model_options, in place."""
-    comfy.patcher_extension.add_wrapper_with_key(
-        WrappersMP.CALC_COND_BATCH, WRAPPER_KEY, wrapper, options, is_model_options=True
-    )

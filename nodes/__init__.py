@@ -7,6 +7,7 @@ from .depth_aware_guidance import InnerDepthAwareGuidance
 from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
 from .depth_prior import InnerLoadDepthPrior, InnerSaveDepthPrior, InnerTrainDepthPrior
+from .record import InnerRecordAttention, InnerRecordFeatures
 from .self_attention_guidance import InnerSelfAttentionGuidance
 from .train_depth_head import InnerTrainDepthHead
 
@@ -21,4 +22,6 @@ NODES: list[type[io.ComfyNode]] = [
     InnerSaveDepthPrior,
     InnerTrainDepthHead,
     InnerDepthEstimate,
+    InnerRecordAttention,
+    InnerRecordFeatures,
 ]

@@ -5,7 +5,11 @@ attention_tap.py        reads queries and keys of chosen layers during one forwa
 joint_models.py, joint_attention_tap.py
                         the same for SD3, Flux, Chroma, Qwen-Image, Lumina 2 and Z-Image
 feature_tap.py          reads what blocks compute, during one forward pass
-recording.py            the attention received, over one evaluation of the conditions
+evaluation.py           what is read while the host evaluates a step's conditions, chunk by chunk
+recording.py            the same over the whole latent; the attention received
+readers.py, record_run.py
+                        the maps that a record holds, and how it is filled while a model samples
+live_preview.py         shows on a Record node what was recorded last
 extra_pass.py           our own evaluations of the model: labelled, tagged, without our recorders
 parametrisation.py      how a model's latent is made of image and noise
 records.py              what the Record nodes hand out; the run that a map node shows

@@ -132,8 +132,8 @@ class Record(Generic[Step]):
         run = next((run for run in found if run.execution.list_index == list_index), found[-1])
         if not run.steps:
             raise ValueError(
-                f"{self.title}: the sampler had no step in the recorded range. Lower start_percent or raise "
-                "end_percent."
+                f"{self.title}: nothing was read of this sampler's run. Let start_percent and end_percent "
+                "hold a step; if they do, another node computes these blocks in its own way: choose others."
             )
         return run
 

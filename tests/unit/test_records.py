@@ -82,7 +82,7 @@ def test_an_empty_record_says_what_to_wire():
 def test_a_run_without_a_step_in_the_range():
     record = record_of(run("2", steps=0), run("4"))
 
-    with pytest.raises(ValueError, match="no step in the recorded range"):
+    with pytest.raises(ValueError, match="nothing was read of this sampler's run"):
         record.run_for("after the first", PROMPT.__getitem__)
     assert record.run_for("after the second", PROMPT.__getitem__).steps
 

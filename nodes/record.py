@@ -1,0 +1,241 @@
+"""The nodes that record what a model sees while any sampler runs."""
+
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from comfy_api.latest import io
+
+from ..guidance.host.blocks import (
+    Blocks,
+    Layer,
+    attention_blocks,
+    feature_blocks,
+    layer_names,
+    parse_blocks,
+)
+from ..guidance.host.readers import PROMPT, RECEIVED, AttentionReader, FeatureReader
+from ..guidance.host.record_run import Recording
+from ..guidance.host.recording import WRAPPER_KEY
+from ..guidance.host.records import AttentionRecord, FeatureRecord
+
+ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+AttentionRecordType = io.Custom("ATTENTION_RECORD")
+FeatureRecordType = io.Custom("FEATURE_RECORD")
+BRANCHES = {"positive": ("positive",), "negative": ("negative",), "both": ()}
+
+
+def schedule_inputs(max_steps: int, memory: str) -> list[io.Input]:
+    """The inputs that say which steps are recorded."""
+    return [
+        io.Float.Input(
+            "start_percent",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Where in the sampling recording begins. Higher leaves out the first, noisy steps.",
+        ),
+        io.Float.Input(
+            "end_percent",
+            default=1.0,
+            min=0.0,
+            max=1.0,
+            step=0.001,
+            tooltip="Where in the sampling recording ends. Higher records the last, fine steps too.",
+        ),
+        io.Int.Input(
+            "max_steps",
+            default=max_steps,
+            min=1,
+            max=1000,
+            tooltip=(
+                "How many steps are kept at most, evenly spread over the range. Higher shows the sampling in "
+                f"finer steps and takes more memory (RAM): {memory}"
+            ),
+            extra_dict=ADVANCED,
+        ),
+    ]
+
+
+PREVIEW = io.Boolean.Input(
+    "preview",
+    default=True,
+    tooltip="Show what is recorded on this node while a sampler runs, twice a second. Off saves some time.",
+)
+
+
+class InnerRecordAttention(io.ComfyNode):
+    """Patches a model so that what it attends to is recorded while any sampler runs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        return io.Schema(
+            node_id="InnerRecordAttention",
+            display_name="Record Attention",
+            category="model/patch/unet",
+            description=(
+                "Writes down where the model looks while it samples, without changing the image: how much "
+                "each place is looked at, and which words each place listens to. Wire the model through it "
+                "into a sampler, and the record into Attention Maps."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model to watch, after its LoRAs and other patches."),
+                io.String.Input(
+                    "blocks",
+                    default="m0",
+                    tooltip=(
+                        "Whose attention is recorded: m0 the middle block, d0, d1, ... going down, u0, u1, "
+                        "... going up, ranges (u0-u2), one transformer of a block (m0.0), several with "
+                        "commas. The middle sees the composition; higher u numbers see finer detail, at more "
+                        "time and memory. Flux, SD3 and their like have b0, b1, ..., of which m0 is the one "
+                        "at half depth."
+                    ),
+                ),
+                *schedule_inputs(
+                    50,
+                    "for m0, each step and image takes 20 kB with SD 1.5 at 512 px and 3 MB with SDXL at "
+                    "1024 px. The runs of the last 8 samplers are kept.",
+                ),
+                io.Boolean.Input(
+                    "prompt",
+                    default=True,
+                    tooltip=(
+                        "Record the attention to the words of the prompt too. Off records self-attention "
+                        "alone, in less time and a fraction of the memory."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
+                PREVIEW,
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model that is watched. Connect it to a sampler, or to more model patches."
+                ),
+                AttentionRecordType.Output(
+                    display_name="record",
+                    tooltip=(
+                        "What was recorded, filled by every sampler that the model goes to. Connect it to "
+                        "Attention Maps or Attention Spectrum, together with the sampler's LATENT."
+                    ),
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        blocks: str,
+        start_percent: float,
+        end_percent: float,
+        max_steps: int,
+        prompt: bool,
+        preview: bool,
+    ) -> io.NodeOutput:
+        """Check the blocks against the model and attach the recording to a clone of it."""
+        reader = AttentionReader(
+            named_layers(blocks, attention_blocks(model.get_model_object("diffusion_model"))),
+            (RECEIVED, PROMPT) if prompt else (RECEIVED,),
+        )
+        node_id = getattr(cls.hidden, "unique_id", None) if preview else None
+        return recorded(
+            model, Recording(reader, AttentionRecord(), (), start_percent, end_percent, max_steps, node_id)
+        )
+
+
+class InnerRecordFeatures(io.ComfyNode):
+    """Patches a model so that what its blocks compute is recorded while any sampler runs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        return io.Schema(
+            node_id="InnerRecordFeatures",
+            display_name="Record Features",
+            category="model/patch/unet",
+            description=(
+                "Writes down what the blocks of the model compute while it samples, without changing the "
+                "image: features that tell objects and their parts apart. Wire the model through it into a "
+                "sampler, and the record into Feature Maps."
+            ),
+            inputs=[
+                io.Model.Input("model", tooltip="The model to watch, after its LoRAs and other patches."),
+                io.String.Input(
+                    "blocks",
+                    default="m0",
+                    tooltip=(
+                        "Whose output is recorded: i0, i1, ... the blocks going down, m0 the middle, o0, o1, "
+                        "... going up, with attention or without; r0, r1, ... what the residual block in o0, "
+                        "o1, ... adds to its input. Ranges (o3-o6), several with commas. Lower o numbers are "
+                        "coarser and tell objects apart, higher ones show texture. Flux, SD3 and their like "
+                        "have b0, b1, ..., of which m0 is the one at half depth."
+                    ),
+                ),
+                io.Combo.Input(
+                    "branch",
+                    options=list(BRANCHES),
+                    default="positive",
+                    tooltip=(
+                        "Whose features are recorded: those with the positive prompt, with the negative one, "
+                        "or both, which takes twice the memory."
+                    ),
+                ),
+                *schedule_inputs(
+                    10,
+                    "each step and image takes 0.2 MB for m0 and 3 MB for the finest block of SD 1.5 at "
+                    "512 px, 3 MB and 10 MB of SDXL at 1024 px. The runs of the last 8 samplers are kept.",
+                ),
+                PREVIEW,
+            ],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model that is watched. Connect it to a sampler, or to more model patches."
+                ),
+                FeatureRecordType.Output(
+                    display_name="record",
+                    tooltip=(
+                        "What was recorded, filled by every sampler that the model goes to. Connect it to "
+                        "Feature Maps, together with the sampler's LATENT."
+                    ),
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        blocks: str,
+        branch: str,
+        start_percent: float,
+        end_percent: float,
+        max_steps: int,
+        preview: bool,
+    ) -> io.NodeOutput:
+        """Check the blocks against the model and attach the recording to a clone of it."""
+        reader = FeatureReader(
+            named_layers(blocks, feature_blocks(model.get_model_object("diffusion_model")))
+        )
+        node_id = getattr(cls.hidden, "unique_id", None) if preview else None
+        return recorded(
+            model,
+            Recording(
+                reader, FeatureRecord(), BRANCHES[branch], start_percent, end_percent, max_steps, node_id
+            ),
+        )
+
+
+def named_layers(text: str, available: Blocks[Layer]) -> dict[Layer, str]:
+    """The layers that a `blocks` input names, with their names. Raises ValueError for what is not there."""
+    names = layer_names(available)
+    return {layer: names[layer] for layer in parse_blocks(text, available)}
+
+
+def recorded(model: Any, recording: Recording) -> io.NodeOutput:
+    """A clone of the model with the recording on it, and the record."""
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, recording)
+    return io.NodeOutput(model, recording.record)

@@ -74,7 +74,7 @@ def scaled(values: Tensor, low: float, high: float) -> Tensor:
 
 def glowing(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
     """Images (N, H, W, 3), dimmed, and on them the colours, the thicker the larger the share (N, H, W)."""
-    return torch.lerp(images * (1 - opacity / 2), colours, opacity * shares[..., None])
+    return torch.lerp(images * (1 - opacity / 3), colours, opacity * shares[..., None])
 
 
 def images_of(images: Tensor, count: int) -> Tensor:

@@ -76,20 +76,25 @@ def spectra(
 
     Patches of all images are taken together. Sizes larger than the image are left out.
     """
-    luminance = images @ images.new_tensor(LUMINANCE)
-    masks = {psi: resize_nearest((attention > psi).float(), luminance.shape[1:]) for psi in thresholds}
     found = []
     for size in sizes:
-        if size > min(luminance.shape[1:]):
-            continue
-        logs = log_magnitudes(patches(luminance, size)).flatten(0, 2)
-        within = {
-            psi: patches(mask, size).flatten(3).amin(dim=3).bool().flatten() for psi, mask in masks.items()
-        }
-        found.append(
-            Spectrum(size, curve(logs), {psi: curve(logs[inside]) for psi, inside in within.items()})
-        )
+        if size <= min(images.shape[1:3]):
+            logs = log_magnitudes(patches(luminance(images), size))
+            inside = {
+                psi: curve(logs[within(attention > psi, images.shape[1:3], size)]) for psi in thresholds
+            }
+            found.append(Spectrum(size, curve(logs.flatten(0, 2)), inside))
     return found
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Images (N, H, W, 3) in grey: (N, H, W)."""
+    return images @ images.new_tensor(LUMINANCE)
+
+
+def within(mask: Tensor, image_size: Sequence[int], size: int) -> Tensor:
+    """Which patches a mask of tokens (N, h, w), bool, covers whole: (N, rows, columns), bool."""
+    return patches(resize_nearest(mask.float(), image_size), size).flatten(3).amin(dim=3).bool()
 
 
 def patches(images: Tensor, size: int) -> Tensor:

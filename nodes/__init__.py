@@ -2,11 +2,14 @@
 
 from comfy_api.latest import io
 
+from .attention_maps import InnerAttentionMaps
+from .attention_spectrum import InnerAttentionSpectrum
 from .demo_model import LoadDemoModel
 from .depth_aware_guidance import InnerDepthAwareGuidance
 from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
 from .depth_prior import InnerLoadDepthPrior, InnerSaveDepthPrior, InnerTrainDepthPrior
+from .feature_maps import InnerFeatureMaps
 from .record import InnerRecordAttention, InnerRecordFeatures
 from .self_attention_guidance import InnerSelfAttentionGuidance
 from .train_depth_head import InnerTrainDepthHead
@@ -24,4 +27,7 @@ NODES: list[type[io.ComfyNode]] = [
     InnerDepthEstimate,
     InnerRecordAttention,
     InnerRecordFeatures,
+    InnerAttentionMaps,
+    InnerFeatureMaps,
+    InnerAttentionSpectrum,
 ]

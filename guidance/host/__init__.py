@@ -14,6 +14,8 @@ extra_pass.py           our own evaluations of the model: labelled, tagged, with
 parametrisation.py      how a model's latent is made of image and noise
 records.py              what the Record nodes hand out; the run that a map node shows
 executing.py            which node the host is executing
+reading.py, prompt_words.py
+                        what of a recorded run is shown; which tokens are which words of a prompt
 run.py                  what lives as long as one sampling run; where in the schedule a step is
 model_folders.py        folders below models that the host has no name for
 depth_heads.py          depth heads in the hands of the host; whether one fits a model

@@ -22,10 +22,11 @@ from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
 from .. import depth_aware as dag
 from .blocks import feature_blocks
 from .depth_heads import TIME_TAP, HostedDepthHead
+from .evaluation import Conditions, placements_of
 from .gradients import Features, evaluate_with_gradient
 from .noise_levels import time_at
 from .parametrisation import noise_share
-from .recording import WRAPPER_KEY, Conditions, placements_of
+from .recording import WRAPPER_KEY
 
 MODES = ("robust", "paper")
 

@@ -54,6 +54,8 @@ def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
         for module in model.modules():
             if casts_at_use(module):
                 put(vars(module), "forward", partial(_fetch_again, module, module.forward))
+                if backward_of(module) is not recomputed:
+                    continue  # autograd never meets its weights
             for name, t in module._parameters.items():
                 if t is not None and not t.is_meta and (t.is_inference() or t.requires_grad):
                     put(module._parameters, name, torch.nn.Parameter(normal(t.detach()), requires_grad=False))
@@ -82,9 +84,13 @@ def _fetch_again(
     """The layer's own forward; with a backward that keeps no weight."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x, *args, **kwargs)
+    return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward_of(module))
+
+
+def backward_of(module: torch.nn.Module) -> Callable[..., Tensor]:
+    """How a layer that casts at use is differentiated."""
     kind = getattr(type(module), "forward_comfy_cast_weights", None)
-    backward = recomputed if module.weight is None else BACKWARD.get(kind, recomputed)
-    return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward)
+    return recomputed if module.weight is None else BACKWARD.get(kind, recomputed)
 
 
 class FetchedAgain(torch.autograd.Function):

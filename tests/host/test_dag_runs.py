@@ -347,6 +347,43 @@ def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(c
     assert messages[0].endswith("its gradient is not finite.")
 
 
+def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
+    scales = []
+    made = depth_aware_guidance.DepthAwareStep
+
+    def remember(*args, loss_scale, **kwargs):
+        scales.append(loss_scale)
+        return made(*args, loss_scale=loss_scale, **kwargs)
+
+    evaluate = depth_aware_step.evaluate_with_gradient
+
+    def overflow_first(*args, **kwargs):
+        out, gradient = evaluate(*args, **kwargs)
+        return out, gradient / 0 if len(scales) == 1 else gradient
+
+    monkeypatch.setattr(depth_aware_guidance, "DepthAwareStep", remember)
+    monkeypatch.setattr(depth_aware_step, "evaluate_with_gradient", overflow_first)
+
+    sampled(steps=3)
+
+    assert scales == [1, 1 / 16, 1 / 16]
+
+
+def test_the_strength_does_not_depend_on_the_loss_scale(monkeypatch):
+    made = depth_aware_guidance.DepthAwareStep
+    images = []
+    for scale in (1.0, 2.0**8):
+        monkeypatch.setattr(
+            depth_aware_guidance,
+            "DepthAwareStep",
+            lambda *args, loss_scale, scale=scale, **kwargs: made(*args, loss_scale=scale, **kwargs),
+        )
+        images += [sampled(settings={"mode": mode}, steps=2) for mode in ("robust", "paper")]
+
+    for one, other in zip(images[:2], images[2:], strict=True):
+        assert (one - other).abs().max() < 1e-3 * one.abs().max()
+
+
 def test_a_head_for_another_model_is_refused_by_the_node():
     with pytest.raises(ValueError, match=r"head_of_test reads 128 channels at o2 .* this model, .* has 32"):
         depth.depth_guided(tiny.patcher(), kind="sdxl")

@@ -1,7 +1,8 @@
 """Draws the same scenes without and with guidance in the real ComfyUI: `make demo`.
 
 Runs every workflow whose name begins with "Demo" on six prompts. In such a workflow the node titled "Prompt"
-holds the text, the one titled "Seed" the seed, and the title of a SaveImage node says what its pictures show.
+holds the text, the one titled "Seed" the seed, and the title of a SaveImage node says what the first of its
+pictures shows.
 """
 
 import copy
@@ -39,14 +40,19 @@ def node_titled(prompt: Prompt, title: str) -> dict[str, Any]:
 def for_scene(workflow: Prompt, text: str, seed: int) -> Prompt:
     """A demo workflow with this prompt and seed set in it."""
     prompt = copy.deepcopy(workflow)
-    node_titled(prompt, "Prompt")["text"] = text
+    inputs = node_titled(prompt, "Prompt")  # CLIPTextEncode's, or those of a text that several nodes read
+    inputs["text" if "text" in inputs else "value"] = text
     node_titled(prompt, "Seed")["value"] = seed
     return prompt
 
 
 def steps_of(prompt: Prompt) -> dict[str, int]:
     """The number of sampling steps of each node that samples, by node id."""
-    return {node_id: node["inputs"]["steps"] for node_id, node in prompt.items() if "steps" in node["inputs"]}
+    return {
+        node_id: node["inputs"]["steps"]
+        for node_id, node in prompt.items()
+        if node["class_type"] == "KSampler"
+    }
 
 
 def draw(server: HostServer, prompt: Prompt, bar: tqdm) -> dict[str, bytes]:
@@ -59,7 +65,8 @@ def draw(server: HostServer, prompt: Prompt, bar: tqdm) -> dict[str, bytes]:
             done[node] = step
 
     files = server.run(prompt, advance)
-    return {node["_meta"]["title"]: files[node_id][0] for node_id, node in prompt.items() if node_id in files}
+    savers = [node_id for node_id, node in prompt.items() if node["class_type"] == "SaveImage"]
+    return {prompt[node_id]["_meta"]["title"]: files[node_id][0] for node_id in savers}
 
 
 def main() -> None:

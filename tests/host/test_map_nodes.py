@@ -152,6 +152,21 @@ class TestAttentionMaps:
             rows = mask.amax(dim=1).nonzero().flatten()
             assert rows.tolist() == list(range(32 * number, 32 * number + 16))
 
+    def test_steps_share_their_colours_and_blocks_do_not(self):
+        record = attention_record("positive")
+        faint, strong = (step.received["positive", "m0.0"] for step in record.runs[0].steps)
+        faint.fill_(1.0)
+        strong.fill_(1.0)
+        strong[:, 0, 0] = 9.0
+        legend = slice(-48, None)  # rows of the picture
+
+        pictures, _ = shown(InnerAttentionMaps, record, blocks="each", steps="each")
+        fixed, _ = shown(InnerAttentionMaps, record, blocks="each", steps="each", lightest=4.0)
+
+        assert torch.equal(pictures[0, legend], pictures[2, legend])
+        assert not torch.equal(pictures[0, legend], pictures[4, legend])
+        assert torch.equal(fixed[0, legend], fixed[4, legend])
+
     def test_several_words_are_one_map(self, clip):
         _, masks = shown(
             InnerAttentionMaps,

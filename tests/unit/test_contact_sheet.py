@@ -43,3 +43,11 @@ def test_long_captions_push_the_pictures_down_and_not_sideways():
 def test_a_missing_picture_is_an_error():
     with pytest.raises(ValueError, match="zip"):
         contact_sheet(["a", "b"], {"plain": pictures(COLOURS[:1])})
+
+
+def test_rows_may_differ_in_height():
+    tall = [Image.new("RGB", (96, 120), colour) for colour in COLOURS[:2]]
+    sheet = np.asarray(contact_sheet(["a", "b"], {"tall": tall, "low": pictures(COLOURS[2:4])}))
+
+    for colour, height in zip(COLOURS[:4], (120, 120, 64, 64), strict=True):
+        assert (sheet == colour).all(axis=-1).sum() == 96 * height

@@ -1,0 +1,305 @@
+"""Does a model look where the detail and the objects are? The frequency analysis of the SAG paper, version 1.
+
+    python -m benchmarks.attention_spectrum [--samples N] [--renders N]      writes attention_spectrum.md
+
+On the demo model, twice. *Samples*: pictures that it draws itself, with the attention of all steps averaged.
+*Renders*: scenes that it was never trained on, noised to a few t, one evaluation each; there the objects are
+known, so the overlap with them is measured too. Attention is read in every block, with the prompt and
+without; what Self-Attention Guidance reads on Stable Diffusion is m0 without prompt.
+
+The paper's claim, more energy inside the mask at every frequency, is about means over patches. How far it
+goes beyond these pictures is told by resampling: the pictures are drawn again from themselves, with
+replacement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .pack import import_pack
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+    from inner_guidance.guidance.host.records import AttentionRecord, AttentionStep, Run
+
+TABLE = Path(__file__).with_suffix(".md")
+COMMAND = "python -m benchmarks.attention_spectrum"
+FIRST_SCENE = 1_080_000
+BLOCKS = "d0-d1,m0,u0-u3"
+THRESHOLDS = (1.0, 1.3)
+TIMES = (50, 200, 400, 600, 800)
+RENDERS_PATCH = 16
+BATCH = 10
+RESAMPLES = 1000
+RANDOM_MASKS = 50
+PROMPTS = {"positive": "with the prompt", "negative": "without a prompt"}
+ALL_BLOCKS = "all"
+
+Attention = Mapping[str, Mapping[str, Tensor]]
+"""Maps (N, h, w) by key of PROMPTS, then by block; ALL_BLOCKS is the mean of the others."""
+
+
+class Excess(NamedTuple):
+    """By how much the patches inside a mask exceed all, in powers of ten of their magnitude.
+
+    The mean over the rings but ring 0, and the ring with least; certainty: the share of resamplings in which
+    even that is above 0, which is the paper's claim.
+    """
+
+    mean: float
+    least: float
+    certainty: float
+
+    @property
+    def cell(self) -> str:
+        """Both in percent, and how certain they are."""
+        if self.mean != self.mean:
+            return "no patch"
+        return f"{100 * (10**self.mean - 1):+.0f} / {100 * (10**self.least - 1):+.0f} ({self.certainty:.0%})"
+
+
+def main() -> None:
+    """Measures and writes the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--renders", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    options = parser.parse_args()
+    import_pack(options.device)
+    started = time.monotonic()
+    with torch.inference_mode():
+        tables = [*of_samples(options), *of_renders(options)]
+    heading = [
+        "# Does the demo model look where the detail and the objects are?",
+        "",
+        f"`{COMMAND} --samples {options.samples} --renders {options.renders}`: {options.samples} samples of "
+        f"{options.steps} steps (dpmpp_2m, karras, CFG {options.cfg:g}), {options.renders} renders, "
+        f"{(time.monotonic() - started) / 60:.0f} minutes on {options.device}.",
+        "",
+        "Rows: block and threshold; area: the share of the image whose attention is above it.",
+        "",
+        "Spectra: how much more magnitude the patches inside have than all, in percent: in the mean over the "
+        "frequencies / at the frequency with least, and in brackets the share of "
+        f"{RESAMPLES} resamplings of the pictures in which it is more at every frequency.",
+        "",
+        "Overlap: intersection over union with the objects, and by how much that exceeds the mean of "
+        f"{RANDOM_MASKS} random masks of the same area, in percent and in their standard deviations.",
+        "",
+    ]
+    options.out.write_text("\n".join([*heading, *tables]) + "\n")
+    print(options.out.read_text())
+
+
+def of_samples(options: argparse.Namespace) -> Iterator[str]:
+    """The tables of the model's own pictures."""
+    from inner_guidance.guidance.attention_spectrum import PATCH_SIZES
+
+    pictures, attention = draw(options)
+    logs = {size: log_magnitudes(pictures, size) for size in PATCH_SIZES}
+    for prompt, title in PROMPTS.items():
+        rows = {}
+        for block, maps in attention[prompt].items():
+            for psi in THRESHOLDS:
+                mask = maps > psi
+                found = [excess(logs[size], inside(mask, pictures, size)) for size in PATCH_SIZES]
+                rows[f"{block} > {psi:g}"] = [f"{mask.float().mean():.0%}", *found]
+        yield from table(f"Samples, {title}", ["area", *(f"{size} px" for size in PATCH_SIZES)], rows)
+
+
+def of_renders(options: argparse.Namespace) -> Iterator[str]:
+    """The tables of renders: spectra, then overlaps."""
+    from inner_guidance.guidance.attention_spectrum import overlap
+
+    pictures, objects, attention = look_at_renders(options)
+    logs = log_magnitudes(pictures, RENDERS_PATCH)
+    columns = [f"t = {t}" for t in TIMES]
+    for prompt, title in PROMPTS.items():
+        spectra: dict[str, list[Excess]] = {}
+        overlaps: dict[str, list[str]] = {}
+        for block in attention[TIMES[0]][prompt]:
+            for psi in THRESHOLDS:
+                masks = [attention[t][prompt][block] > psi for t in TIMES]
+                row = f"{block} > {psi:g}"
+                spectra[row] = [excess(logs, inside(mask, pictures, RENDERS_PATCH)) for mask in masks]
+                found = [overlap(mask.float(), 0.5, objects, RANDOM_MASKS, seed=0) for mask in masks]
+                overlaps[row] = [
+                    f"{o.iou:.2f} ({o.iou / o.random - 1:+.0%}, {(o.iou - o.random) / o.random_std:+.0f} sd)"
+                    for o in found
+                ]
+        yield from table(f"Renders, patches of {RENDERS_PATCH} px, {title}", columns, spectra)
+        yield from table(f"Renders, overlap with the objects, {title}", columns, overlaps)
+
+
+def draw(options: argparse.Namespace) -> tuple[Tensor, Attention]:
+    """Pictures (N, H, W, 3) of the captions of unseen scenes, and the attention while they were drawn."""
+    import comfy.sample
+
+    from inner_guidance.demo.world import sample_scene
+
+    recorded, record, clip, vae = load()
+    captions = [sample_scene(FIRST_SCENE + i).caption for i in range(options.samples)]
+    pictures: list[Tensor] = []
+    runs: dict[str, list[dict[str, Tensor]]] = {name: [] for name in PROMPTS}
+    for first in tqdm(range(0, len(captions), BATCH), desc="samples", unit="batch"):
+        batch = captions[first : first + BATCH]
+        latent = torch.zeros(len(batch), 4, 32, 32)
+        noise = comfy.sample.prepare_noise(latent, seed=first)
+        drawn = comfy.sample.sample(
+            recorded,
+            noise,
+            options.steps,
+            options.cfg,
+            "dpmpp_2m",
+            "karras",
+            encoded(clip, batch),
+            encoded(clip, [""]),
+            latent,
+            seed=first,
+            disable_pbar=True,
+        )
+        pictures.append(vae.decode(drawn).clamp(0, 1))
+        for branch, found in received(record.runs[-1]).items():
+            runs[branch].append(found)
+    return torch.cat(pictures), {branch: gathered(found) for branch, found in runs.items()}
+
+
+def look_at_renders(options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[int, Attention]]:
+    """Renders (N, H, W, 3), the masks of their objects (N, H, W), and the attention to them by t.
+
+    With the prompt is with the scene's caption, and without it is with the empty prompt.
+    """
+    import comfy.sample
+    import comfy.samplers
+
+    from inner_guidance.demo.world import FIRST_SOLID, render, sample_scene
+
+    recorded, record, clip, vae = load()
+    sampler = comfy.samplers.sampler_object("euler")
+    model_sampling = recorded.get_model_object("model_sampling")
+    pictures, objects = [], []
+    runs: dict[int, dict[str, list[dict[str, Tensor]]]] = {t: {name: [] for name in PROMPTS} for t in TIMES}
+    for first in tqdm(range(0, options.renders, BATCH), desc="renders", unit="batch"):
+        scenes = [sample_scene(FIRST_SCENE + i) for i in range(first, min(first + BATCH, options.renders))]
+        seen = [render(scene) for scene in scenes]
+        pictures.append(torch.stack([one.rgb.movedim(0, -1) for one in seen]))
+        objects.append(torch.stack([one.surface >= FIRST_SOLID for one in seen]).float())
+        latent = vae.encode(pictures[-1])
+        noise = comfy.sample.prepare_noise(latent, seed=first)
+        prompts = {"positive": [scene.caption for scene in scenes], "negative": [""]}
+        for t in TIMES:
+            sigmas = torch.tensor([float(model_sampling.sigma(torch.tensor(t))), 0.0])
+            for name, texts in prompts.items():
+                conds = encoded(clip, texts)
+                comfy.sample.sample_custom(
+                    recorded, noise, 1.0, sampler, sigmas, conds, conds, latent, disable_pbar=True, seed=first
+                )
+                runs[t][name].append(received(record.runs[-1])["positive"])
+    attention = {t: {name: gathered(found) for name, found in of_t.items()} for t, of_t in runs.items()}
+    return torch.cat(pictures), torch.cat(objects), attention
+
+
+def load() -> tuple[ModelPatcher, AttentionRecord, CLIP, VAE]:
+    """The demo model with a recording on it, the record, and the rest of the model."""
+    from inner_guidance.demo import model as demo
+    from inner_guidance.nodes.record import InnerRecordAttention
+
+    model = demo.load_model(demo.WEIGHTS / demo.UNET_FILE)
+    recorded, record = InnerRecordAttention.execute(
+        model, BLOCKS, start_percent=0.0, end_percent=1.0, max_steps=1000, prompt=False, preview=False
+    ).result
+    clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
+    return recorded, record, clip, demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
+
+
+def encoded(clip: CLIP, texts: Sequence[str]) -> list[list[Any]]:
+    """A conditioning with a prompt for each picture of a batch, or one for all."""
+    return [[torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts]), {}]]
+
+
+def received(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:
+    """The attention of a run, by branch and block, averaged over its steps: (B, h, w)."""
+    from inner_guidance.guidance.self_attention import average_on_finest_grid
+
+    found: dict[str, dict[str, Tensor]] = {}
+    for branch, layer in run.steps[0].received:
+        maps = [step.received[branch, layer].float() for step in run.steps]
+        found.setdefault(branch, {})[layer.partition(".")[0]] = torch.stack(maps).mean(dim=0)
+    for of_blocks in found.values():
+        of_blocks[ALL_BLOCKS] = average_on_finest_grid(list(of_blocks.values()))
+    return found
+
+
+def gathered(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Maps by block, all batches one after the other."""
+    return {block: torch.cat([batch[block] for batch in batches]) for block in batches[0]}
+
+
+def log_magnitudes(pictures: Tensor, size: int) -> Tensor:
+    """Of every patch, on every ring but ring 0: (N, rows, columns, rings)."""
+    from inner_guidance.guidance import attention_spectrum as spectrum
+
+    return torch.cat(
+        [
+            spectrum.log_magnitudes(spectrum.patches(spectrum.luminance(batch), size))[..., 1:]
+            for batch in pictures.split(BATCH)
+        ]
+    )
+
+
+def inside(mask: Tensor, pictures: Tensor, size: int) -> Tensor:
+    """The patches that lie in a mask of tokens (N, h, w): (N, rows, columns), bool."""
+    from inner_guidance.guidance.attention_spectrum import within
+
+    return within(mask, pictures.shape[1:3], size)
+
+
+def excess(logs: Tensor, chosen: Tensor) -> Excess:
+    """What the chosen patches (N, rows, columns) have more than all, and how certain that is."""
+    pictures = len(logs)
+    counts = torch.stack([torch.full((pictures,), chosen[0].numel()), chosen.sum(dim=(1, 2))]).float()
+    totals = torch.stack([logs.sum(dim=(1, 2)), (logs * chosen[..., None]).sum(dim=(1, 2))])
+    drawn = torch.randint(pictures, (RESAMPLES, pictures), generator=torch.Generator().manual_seed(0))
+    often = torch.zeros(RESAMPLES, pictures).scatter_add_(1, drawn, torch.ones(drawn.shape))
+    often = torch.cat([torch.ones(1, pictures), often])  # first, every picture once
+    everywhere, inner = (often @ totals) / (often @ counts[..., None])
+    more = inner - everywhere
+    return Excess(
+        float(more[0].mean()), float(more[0].min()), float((more[1:] > 0).all(dim=1).float().mean())
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str | Excess]]) -> Iterator[str]:
+    """A heading and a table; of spectra, also in how many of its cells the claim holds."""
+    yield from (f"## {title}", "")
+    yield f"| | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name, cells in rows.items():
+        yield f"| {name} | {' | '.join(c.cell if isinstance(c, Excess) else c for c in cells)} |"
+    found = [cell for cells in rows.values() for cell in cells if isinstance(cell, Excess)]
+    if found:
+        holds, sure = sum(e.least > 0 for e in found), sum(e.certainty >= 0.975 for e in found)
+        yield ""
+        yield (
+            f"More at every frequency: in {holds} of {len(found)} cells, in {sure} of them in at least 97.5 "
+            "% of the resamplings."
+        )
+    yield ""
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from ..guidance.host.depth_aware_guidance import DepthAwareGuidance
 from ..guidance.host.depth_aware_step import MODES, DepthAwareSettings
 from ..guidance.host.depth_heads import HostedDepthHead, require_head_fits
 from ..guidance.host.depth_priors import depth_maps
+from ..guidance.host.executing import executing
 from ..guidance.host.recording import WRAPPER_KEY
 from .depth_head_files import DEPTH_HEAD
 from .depth_prior import DEPTH_PRIOR
@@ -153,6 +154,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 if target_mask is None
                 else target_mask.reshape(-1, 1, *target_mask.shape[-2:]),
                 checkpointing=checkpointing,
+                preview_node=executing().node_id,
                 **settings,
             )
         )

@@ -19,11 +19,14 @@ from .depth_aware_step import DepthAwareSettings, DepthAwareStep, Networks
 from .depth_heads import require_head_fits
 from .differentiable_weights import refuse_quantised
 from .gradients import refuse_uncontrollable_compiler
-from .run import SigmaRange, denoise_mask_at, for_this_run, is_nth_step
+from .live_preview import LivePreview
+from .run import SigmaRange, denoise_mask_at, for_this_run, is_nth_step, step_of
 
 NODE = "Depth-Aware Guidance"
 # Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
 LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
+# Images of a batch that the preview shows, and its least height in pixels.
+PREVIEWED, PREVIEW_HEIGHT = 4, 256
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,22 @@ class DepthAwareGuidance:
         refuse_uncontrollable_compiler(
             patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
         )
-        run = DepthAwareRun(self.settings, guider, denoise_mask)
-        with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
-            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+        run = DepthAwareRun(self.settings, guider, denoise_mask, len(sigmas) - 1)
+        try:
+            with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
+                return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+        finally:
+            run.preview.end()
 
 
 class DepthAwareRun:
     """What a run remembers: the last gradient, the loss scale, head and prior on the model's device."""
 
-    def __init__(self, settings: DepthAwareSettings, guider: Any, denoise_mask: Tensor | None) -> None:
+    def __init__(
+        self, settings: DepthAwareSettings, guider: Any, denoise_mask: Tensor | None, steps: int
+    ) -> None:
         self.settings = settings
+        self.preview = LivePreview(settings.preview_node, steps)
         self.guider = guider
         self.denoise_mask = denoise_mask
         self.within = SigmaRange.from_percent(
@@ -100,12 +109,22 @@ class DepthAwareRun:
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
             self.last = step.gradient
+        if step.depth is not None:
+            self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(step.depth))
         if step.problem and step.problem not in self.warned:
             logging.warning("%s has no effect at sigma %.3f: %s.", NODE, sigma, step.problem)
             self.warned.add(step.problem)
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+
+def depth_picture(depth: Tensor) -> Tensor:
+    """Depth maps (B, 1, h, w) side by side, enlarged to PREVIEW_HEIGHT or more: (H, W, 3), near = white."""
+    row = torch.cat(list(depth[:PREVIEWED]), dim=-1)[0]
+    factor = -(-PREVIEW_HEIGHT // row.shape[0])
+    large = row.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
+    return large.unsqueeze(-1).expand(-1, -1, 3)
 
 
 def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:

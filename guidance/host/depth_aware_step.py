@@ -38,6 +38,7 @@ class DepthAwareSettings:
     Scales: strength of the consistency (DCG), of the prior (DPG) and of the target; target (N, 1, h, w) in
     [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and what it needs is there.
     mode of MODES. The gradient is taken at every n-th step between the percentages, and serves until then.
+    preview_node: where the depth is shown while a sampler runs; None is nowhere.
     """
 
     head: HostedDepthHead
@@ -52,6 +53,7 @@ class DepthAwareSettings:
     end_percent: float
     every_n_steps: int
     checkpointing: bool
+    preview_node: str | None
 
     @property
     def uses_prior(self) -> bool:
@@ -109,6 +111,7 @@ class DepthAwareStep:
         self.evaluated = not fresh
         self.problem: str | None = None
         self.overflowed = False
+        self.depth: Tensor | None = None
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
@@ -149,6 +152,7 @@ class DepthAwareStep:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Depth maps from the features, and what the losses ask of them, at the loss scale."""
         maps = self.networks.head.branches(features, time, size, self.settings.branches)
+        self.depth = maps[0].detach()
         asked = dag.pull(
             maps[0],
             maps[1] if len(maps) > 1 else None,

@@ -12,6 +12,8 @@ import torch
 
 from inner_guidance.guidance.host import depth_aware_guidance, depth_aware_step
 from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.guidance.host.records import Execution
+from inner_guidance.nodes import depth_aware_guidance as depth_aware_node
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 
 # Its steps are as small as the model is rough, and models of random weights are: it takes hundreds.
@@ -328,6 +330,30 @@ def test_a_readout_head_reads_the_embedding_of_the_time():
 
 def test_checkpointing_gives_the_same_image():
     torch.testing.assert_close(sampled(settings={"checkpointing": True}), sampled(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_depth_is_shown_on_the_node_while_a_sampler_runs(monkeypatch):
+    shown = []
+
+    class Preview:
+        def __init__(self, node_id, steps):
+            shown.append((node_id, steps))
+
+        def show(self, done, picture):
+            shown.append((done, picture()))
+
+        def end(self):
+            shown.append("end")
+
+    monkeypatch.setattr(depth_aware_guidance, "LivePreview", Preview)
+    monkeypatch.setattr(depth_aware_node, "executing", lambda: Execution("prompt", "7"))
+
+    sampled(latent=torch.zeros(2, 4, 16, 24), settings={"every_n_steps": 2})
+
+    (first, second) = shown[1:-1]
+    assert (shown[0], first[0], second[0], shown[-1]) == (("7", 3), 1, 3, "end")
+    assert first[1].shape == (256, 2 * 24 * 16, 3)
+    assert 0 <= first[1].min() < first[1].max() <= 1
 
 
 # What goes wrong

@@ -22,11 +22,11 @@ from .setup_host import ROOT, SetupError, host_folder
 
 OUTPUT = ROOT / ".demo"
 SCENES = (
-    ("red sphere, blue box, grey checker floor, white wall", 1),
+    ("red sphere, blue box, grey checker floor, white wall", 16),
     ("green cylinder, yellow sphere, brown striped floor, beige wall", 2),
     ("purple box, orange cylinder, plain grey floor, blue wall", 3),
     ("cyan sphere, pink sphere, blue checker floor, grey wall", 4),
-    ("white cylinder, black box, red striped floor, green wall", 5),
+    ("white cylinder, black box, red striped floor, green wall", 10),
     ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 6),
 )
 

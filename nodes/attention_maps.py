@@ -245,7 +245,7 @@ def series(
 
 
 def captions_of(word: str, groups: list[Group], found: list[Tensor], with_share: bool) -> list[str]:
-    """What stands above the maps (N, H, W) of each group: word, with its share of the attention, and group."""
+    """What stands above the maps (N, H, W) of each group: word, its share of the attention, and group."""
     captions = []
     for group, values in zip(groups, found, strict=True):
         for number, share in enumerate(values.mean(dim=(1, 2)).tolist(), 1):

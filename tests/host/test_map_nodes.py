@@ -350,11 +350,14 @@ class TestAttentionSpectrum:
             )
 
 
-@pytest.mark.parametrize("kind", ["small", "sdxl"])
-def test_a_run_of_the_stock_sampler_is_shown(kind):
-    model, attention = InnerRecordAttention.execute(patcher(kind), **defaults(InnerRecordAttention)).result
+@pytest.mark.parametrize(("kind", "channels"), [("small", 4), ("sdxl", 4), ("flux", 16)])
+def test_a_run_of_the_stock_sampler_is_shown(kind, channels):
+    model_type = "FLUX" if kind == "flux" else "EPS"
+    model, attention = InnerRecordAttention.execute(
+        patcher(kind, model_type), **defaults(InnerRecordAttention)
+    ).result
     model, features = InnerRecordFeatures.execute(model, **defaults(InnerRecordFeatures)).result
-    sample(model, LATENT["samples"])
+    sample(model, torch.zeros(2, channels, 16, 16))
 
     maps, masks = shown(InnerAttentionMaps, attention, steps="each", legend=False)
     colours, regions = shown(InnerFeatureMaps, features, regions=3, legend=False)

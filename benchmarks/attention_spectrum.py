@@ -15,6 +15,7 @@ replacement.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
+    from inner_guidance.guidance.attention_spectrum import Overlap
     from inner_guidance.guidance.host.records import AttentionRecord, AttentionStep, Run
 
 TABLE = Path(__file__).with_suffix(".md")
@@ -83,13 +85,15 @@ def main() -> None:
     import_pack(options.device)
     started = time.monotonic()
     with torch.inference_mode():
-        tables = [*of_samples(options), *of_renders(options)]
+        model = load()
+        tables = [*of_samples(model, options), *of_renders(model, options)]
     heading = [
         "# Does the demo model look where the detail and the objects are?",
         "",
         f"`{COMMAND} --samples {options.samples} --renders {options.renders}`: {options.samples} samples of "
         f"{options.steps} steps (dpmpp_2m, karras, CFG {options.cfg:g}), {options.renders} renders, "
-        f"{(time.monotonic() - started) / 60:.0f} minutes on {options.device}.",
+        f"{(time.monotonic() - started) / 60:.0f} minutes on {options.device}. The SHA-256 of "
+        f"unet.safetensors begins {model.checksum}.",
         "",
         "Rows: block and threshold; area: the share of the image whose attention is above it.",
         "",
@@ -105,11 +109,21 @@ def main() -> None:
     print(options.out.read_text())
 
 
-def of_samples(options: argparse.Namespace) -> Iterator[str]:
+class Model(NamedTuple):
+    """The demo model with a recording on it, and the record; checksum: how the SHA-256 of the UNet begins."""
+
+    recorded: ModelPatcher
+    record: AttentionRecord
+    clip: CLIP
+    vae: VAE
+    checksum: str
+
+
+def of_samples(model: Model, options: argparse.Namespace) -> Iterator[str]:
     """The tables of the model's own pictures."""
     from inner_guidance.guidance.attention_spectrum import PATCH_SIZES
 
-    pictures, attention = draw(options)
+    pictures, attention = draw(model, options)
     logs = {size: log_magnitudes(pictures, size) for size in PATCH_SIZES}
     for prompt, title in PROMPTS.items():
         rows = {}
@@ -121,11 +135,11 @@ def of_samples(options: argparse.Namespace) -> Iterator[str]:
         yield from table(f"Samples, {title}", ["area", *(f"{size} px" for size in PATCH_SIZES)], rows)
 
 
-def of_renders(options: argparse.Namespace) -> Iterator[str]:
+def of_renders(model: Model, options: argparse.Namespace) -> Iterator[str]:
     """The tables of renders: spectra, then overlaps."""
     from inner_guidance.guidance.attention_spectrum import overlap
 
-    pictures, objects, attention = look_at_renders(options)
+    pictures, objects, attention = look_at_renders(model, options)
     logs = log_magnitudes(pictures, RENDERS_PATCH)
     columns = [f"t = {t}" for t in TIMES]
     for prompt, title in PROMPTS.items():
@@ -137,21 +151,25 @@ def of_renders(options: argparse.Namespace) -> Iterator[str]:
                 row = f"{block} > {psi:g}"
                 spectra[row] = [excess(logs, inside(mask, pictures, RENDERS_PATCH)) for mask in masks]
                 found = [overlap(mask.float(), 0.5, objects, RANDOM_MASKS, seed=0) for mask in masks]
-                overlaps[row] = [
-                    f"{o.iou:.2f} ({o.iou / o.random - 1:+.0%}, {(o.iou - o.random) / o.random_std:+.0f} sd)"
-                    for o in found
-                ]
+                overlaps[row] = [overlap_cell(o) for o in found]
         yield from table(f"Renders, patches of {RENDERS_PATCH} px, {title}", columns, spectra)
         yield from table(f"Renders, overlap with the objects, {title}", columns, overlaps)
 
 
-def draw(options: argparse.Namespace) -> tuple[Tensor, Attention]:
+def overlap_cell(found: Overlap) -> str:
+    """Intersection over union, and how far that is from chance."""
+    if found.random_std == 0:
+        return "no mask"
+    more, deviations = found.iou / found.random - 1, (found.iou - found.random) / found.random_std
+    return f"{found.iou:.2f} ({more:+.0%}, {deviations:+.0f} sd)"
+
+
+def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
     """Pictures (N, H, W, 3) of the captions of unseen scenes, and the attention while they were drawn."""
     import comfy.sample
 
     from inner_guidance.demo.world import sample_scene
 
-    recorded, record, clip, vae = load()
     captions = [sample_scene(FIRST_SCENE + i).caption for i in range(options.samples)]
     pictures: list[Tensor] = []
     runs: dict[str, list[dict[str, Tensor]]] = {name: [] for name in PROMPTS}
@@ -160,25 +178,25 @@ def draw(options: argparse.Namespace) -> tuple[Tensor, Attention]:
         latent = torch.zeros(len(batch), 4, 32, 32)
         noise = comfy.sample.prepare_noise(latent, seed=first)
         drawn = comfy.sample.sample(
-            recorded,
+            model.recorded,
             noise,
             options.steps,
             options.cfg,
             "dpmpp_2m",
             "karras",
-            encoded(clip, batch),
-            encoded(clip, [""]),
+            encoded(model.clip, batch),
+            encoded(model.clip, [""]),
             latent,
             seed=first,
             disable_pbar=True,
         )
-        pictures.append(vae.decode(drawn).clamp(0, 1))
-        for branch, found in received(record.runs[-1]).items():
+        pictures.append(model.vae.decode(drawn).clamp(0, 1))
+        for branch, found in received(model.record.runs[-1]).items():
             runs[branch].append(found)
     return torch.cat(pictures), {branch: gathered(found) for branch, found in runs.items()}
 
 
-def look_at_renders(options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[int, Attention]]:
+def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[int, Attention]]:
     """Renders (N, H, W, 3), the masks of their objects (N, H, W), and the attention to them by t.
 
     With the prompt is with the scene's caption, and without it is with the empty prompt.
@@ -188,9 +206,8 @@ def look_at_renders(options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[i
 
     from inner_guidance.demo.world import FIRST_SOLID, render, sample_scene
 
-    recorded, record, clip, vae = load()
     sampler = comfy.samplers.sampler_object("euler")
-    model_sampling = recorded.get_model_object("model_sampling")
+    model_sampling = model.recorded.get_model_object("model_sampling")
     pictures, objects = [], []
     runs: dict[int, dict[str, list[dict[str, Tensor]]]] = {t: {name: [] for name in PROMPTS} for t in TIMES}
     for first in tqdm(range(0, options.renders, BATCH), desc="renders", unit="batch"):
@@ -198,32 +215,52 @@ def look_at_renders(options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[i
         seen = [render(scene) for scene in scenes]
         pictures.append(torch.stack([one.rgb.movedim(0, -1) for one in seen]))
         objects.append(torch.stack([one.surface >= FIRST_SOLID for one in seen]).float())
-        latent = vae.encode(pictures[-1])
+        latent = model.vae.encode(pictures[-1])
         noise = comfy.sample.prepare_noise(latent, seed=first)
         prompts = {"positive": [scene.caption for scene in scenes], "negative": [""]}
         for t in TIMES:
             sigmas = torch.tensor([float(model_sampling.sigma(torch.tensor(t))), 0.0])
             for name, texts in prompts.items():
-                conds = encoded(clip, texts)
+                conds = encoded(model.clip, texts)
                 comfy.sample.sample_custom(
-                    recorded, noise, 1.0, sampler, sigmas, conds, conds, latent, disable_pbar=True, seed=first
+                    model.recorded,
+                    noise,
+                    1.0,
+                    sampler,
+                    sigmas,
+                    conds,
+                    conds,
+                    latent,
+                    disable_pbar=True,
+                    seed=first,
                 )
-                runs[t][name].append(received(record.runs[-1])["positive"])
+                runs[t][name].append(received(model.record.runs[-1])["positive"])
     attention = {t: {name: gathered(found) for name, found in of_t.items()} for t, of_t in runs.items()}
     return torch.cat(pictures), torch.cat(objects), attention
 
 
-def load() -> tuple[ModelPatcher, AttentionRecord, CLIP, VAE]:
-    """The demo model with a recording on it, the record, and the rest of the model."""
+def load() -> Model:
+    """The demo model."""
     from inner_guidance.demo import model as demo
     from inner_guidance.nodes.record import InnerRecordAttention
 
-    model = demo.load_model(demo.WEIGHTS / demo.UNET_FILE)
+    unet = demo.WEIGHTS / demo.UNET_FILE
     recorded, record = InnerRecordAttention.execute(
-        model, BLOCKS, start_percent=0.0, end_percent=1.0, max_steps=1000, prompt=False, preview=False
+        demo.load_model(unet),
+        BLOCKS,
+        start_percent=0.0,
+        end_percent=1.0,
+        max_steps=1000,
+        prompt=False,
+        preview=False,
     ).result
-    clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
-    return recorded, record, clip, demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
+    return Model(
+        recorded,
+        record,
+        demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE),
+        demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
+        hashlib.sha256(unet.read_bytes()).hexdigest()[:12],
+    )
 
 
 def encoded(clip: CLIP, texts: Sequence[str]) -> list[list[Any]]:

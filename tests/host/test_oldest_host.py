@@ -10,6 +10,8 @@ FILES = (
     "test_blocks.py",
     "test_dag_formula.py",
     "test_gradients.py",
+    "test_map_nodes.py",
+    "test_prompt_words.py",
     "test_sag_chaining.py",
     "test_sag_faults.py",
     "test_sag_formula.py",

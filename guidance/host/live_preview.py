@@ -1,4 +1,4 @@
-"""Shows on a Record node, while a sampler runs, what was recorded last: by the host's own previews."""
+"""Shows a picture on one of our nodes while a sampler runs, by the host's own previews."""
 
 import math
 import time

@@ -222,9 +222,8 @@ def test_hooks_are_removed_when_the_pass_fails():
 
 def test_a_gradient_of_a_feature_reaches_the_latent():
     """One pass with gradients, stopped, against a difference quotient; in float64."""
+    diffusion_model = tiny.patcher().model.diffusion_model
     with torch.inference_mode(False):
-        model = tiny.root("small", "EPS", 0).model
-        diffusion_model = model.diffusion_model
         normal = {name: p.double() for name, p in diffusion_model.named_parameters()}
         x, context = tiny.noise(1, 4, 8, 8).double(), tiny.noise(1, 7, tiny.CONTEXT, seed=2).double()
         layers = parse_blocks("o1", feature_blocks(diffusion_model))

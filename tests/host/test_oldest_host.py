@@ -9,7 +9,10 @@ import pytest
 FILES = (
     "test_blocks.py",
     "test_dag_formula.py",
+    "test_feature_tap.py",
     "test_gradients.py",
+    "test_record_attention.py",
+    "test_record_features.py",
     "test_map_nodes.py",
     "test_prompt_words.py",
     "test_sag_chaining.py",

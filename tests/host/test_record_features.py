@@ -149,11 +149,12 @@ class Shown(progress.ProgressHandler):
 
 
 @pytest.fixture
-def shown():
+def shown(monkeypatch):
     handler = Shown()
-    progress.get_progress_state().register_handler(handler)
-    yield handler
-    progress.get_progress_state().unregister_handler("shown")
+    registry = progress.ProgressRegistry("prompt", dynprompt=None)
+    registry.register_handler(handler)
+    monkeypatch.setattr(progress, "global_progress_registry", registry)
+    return handler
 
 
 def on_node(node_class, node_id):

@@ -124,22 +124,22 @@ def curve(logs: Tensor) -> Curve:
 def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: int) -> Overlap:
     """How well the mask of attention (N, h, w) marks the objects (N, H, W), masks of zeros and ones.
 
-    Intersection and union are counted over all pictures together.
+    Intersection and union are counted in pixels, over all pictures together; 0 for two empty masks.
     """
-    generator = torch.Generator().manual_seed(seed)
     mask = (attention > psi).float()
+    tokens = torch.arange(mask[0].numel(), dtype=torch.float32).view(1, *mask.shape[1:])
+    token_of = resize_nearest(tokens, objects.shape[1:]).flatten().long()
+    pixels = token_of.bincount(minlength=mask[0].numel())
+    of_objects = torch.zeros(len(mask), len(pixels)).index_add_(1, token_of, objects.flatten(1).float())
 
-    def with_objects(tokens: Tensor) -> float:
-        return iou(resize_nearest(tokens, objects.shape[1:]), objects)
+    def iou(tokens: Tensor) -> float:
+        both = (tokens.flatten(1) * of_objects).sum()
+        either = (tokens.flatten(1) * pixels).sum() + of_objects.sum() - both
+        return float(both / either.clamp_min(1))
 
-    random = torch.tensor([with_objects(shuffle_tokens(mask, generator)) for _ in range(draws)])
-    return Overlap(with_objects(mask), float(random.mean()), float(random.std(correction=0)))
-
-
-def iou(mask: Tensor, other: Tensor) -> float:
-    """Intersection over union of two masks of zeros and ones; 0 for two empty ones."""
-    union = torch.maximum(mask, other).sum()
-    return float(torch.minimum(mask, other).sum() / union.clamp_min(1))
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.tensor([iou(shuffle_tokens(mask, generator)) for _ in range(draws)])
+    return Overlap(iou(mask), float(random.mean()), float(random.std(correction=0)))
 
 
 def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> dict[str, Any]:

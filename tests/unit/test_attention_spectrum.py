@@ -9,6 +9,7 @@ import torch
 
 from inner_guidance.guidance import attention_spectrum as spectrum
 from inner_guidance.guidance.attention_spectrum import NOISE
+from inner_guidance.guidance.self_attention import resize_nearest
 
 
 def random(*shape, seed=0):
@@ -169,6 +170,22 @@ class TestOverlap:
         found = spectrum.overlap(half, 1.0, self.objects, draws=1, seed=0)
 
         assert found.iou == pytest.approx(4 / 12)
+
+    @pytest.mark.parametrize("size", [(64, 64), (70, 53)])
+    def test_is_that_of_the_resized_mask(self, size):
+        objects = (random(2, *size) > 0.3).float()
+        attention = random(2, 8, 8, seed=1)
+        mask = resize_nearest((attention > 0.2).float(), size)
+
+        found = spectrum.overlap(attention, 0.2, objects, draws=1, seed=0)
+
+        expected = float((mask * objects).sum() / torch.maximum(mask, objects).sum())
+        assert found.iou == pytest.approx(expected, rel=1e-6)
+
+    def test_of_nothing(self):
+        found = spectrum.overlap(self.seen, 9.0, torch.zeros(1, 64, 64), draws=2, seed=0)
+
+        assert found == (0, 0, 0)
 
     def test_draws_are_those_of_the_seed(self):
         first, again, other = (spectrum.overlap(self.seen, 1.0, self.objects, 20, seed) for seed in (0, 0, 1))

@@ -8,7 +8,7 @@ the API wants them by name. The names come from the running host, so this starts
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from .host_server import HostServer, HostServerError, Prompt
@@ -16,26 +16,38 @@ from .setup_host import ROOT, SetupError, host_folder
 
 WORKFLOWS = ROOT / "workflows"
 NOTES = frozenset({"Note", "MarkdownNote"})
-WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"})
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
+WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO})
 
 
 class WorkflowError(Exception):
     """A workflow file that does not fit the nodes of the host."""
 
 
-def widget_slots(node_info: dict[str, Any]) -> Iterator[str | None]:
-    """Names of the values that the canvas stores for a node, in order; None where the API has none."""
+def widget_slots(declared: dict[str, Any], values: Sequence[Any]) -> list[str | None]:
+    """Names of the values that the canvas stores for a node, in order; None where the API has none.
+
+    Args:
+        declared: the inputs of a node, or of one option of a dynamic combo, as the host describes them.
+        values: what the canvas stored. They decide which inputs a dynamic combo has.
+    """
+    slots: list[str | None] = []
     for group in ("required", "optional"):
-        for name in node_info["input_order"].get(group, []):
-            kind, *rest = node_info["input"][group][name]
+        for name, (kind, *rest) in declared.get(group, {}).items():
             options = rest[0] if rest else {}
             if (isinstance(kind, str) and kind not in WIDGET_TYPES) or options.get("forceInput"):
                 continue
-            yield name
+            slots.append(name)
             if options.get("control_after_generate"):
-                yield None  # fixed, randomize, ...
+                slots.append(None)  # fixed, randomize, ...
             if options.get("image_upload"):
-                yield None  # the upload button
+                slots.append(None)  # the upload button
+            if kind == DYNAMIC_COMBO:  # the inputs of the option that is chosen follow it
+                inputs = {option["key"]: option["inputs"] for option in options["options"]}
+                chosen, *following = values[len(slots) - 1 :] or [None]
+                inner = widget_slots(inputs.get(chosen, {}), following)
+                slots += [part and f"{name}.{part}" for part in inner]
+    return slots
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
@@ -56,8 +68,8 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
             continue
         if kind not in object_info:
             raise WorkflowError(f"node {node['id']} is a {kind}, which this host does not have")
-        slots = list(widget_slots(object_info[kind]))
         values = node.get("widgets_values", [])
+        slots = widget_slots(object_info[kind]["input"], values)
         if len(slots) != len(values):
             raise WorkflowError(f"{kind} (node {node['id']}) stores {len(values)} values for {slots}")
         inputs = {name: value for name, value in zip(slots, values, strict=True) if name}

@@ -5,7 +5,7 @@ import pytest
 from inner_guidance.tools.api_twins import WorkflowError, to_api
 
 OBJECT_INFO = {
-    "Load": {"input": {"required": {}}, "input_order": {"required": []}, "display_name": "Load Model"},
+    "Load": {"input": {"required": {}}, "display_name": "Load Model"},
     "Sampler": {
         "input": {
             "required": {
@@ -16,11 +16,30 @@ OBJECT_INFO = {
             },
             "optional": {"strength": ["FLOAT", {}], "level": ["FLOAT", {"forceInput": True}]},
         },
-        "input_order": {
-            "required": ["model", "seed", "sampler", "scheduler"],
-            "optional": ["strength", "level"],
-        },
         "display_name": None,
+    },
+    "Render": {
+        "input": {
+            "required": {
+                "output": [
+                    "COMFY_DYNAMICCOMBO_V3",
+                    {
+                        "options": [
+                            {
+                                "key": "depth",
+                                "inputs": {
+                                    "required": {"range": ["COMBO", {}], "image": ["IMAGE", {}]},
+                                    "optional": {"clip": ["BOOLEAN", {}]},
+                                },
+                            },
+                            {"key": "sky", "inputs": {"required": {}}},
+                        ]
+                    },
+                ],
+                "size": ["INT", {}],
+            }
+        },
+        "display_name": "Render",
     },
 }
 
@@ -73,3 +92,27 @@ def test_too_few_values_are_refused():
 def test_unknown_node_is_refused():
     with pytest.raises(WorkflowError, match="node 7 is a Sampler, which this host does not have"):
         to_api(workflow([42, "fixed", "heun", "normal", 0.5]), {"Load": OBJECT_INFO["Load"]})
+
+
+@pytest.mark.parametrize(
+    ("values", "inputs"),
+    [
+        (
+            ["depth", "raw", True, 64],
+            {"output": "depth", "output.range": "raw", "output.clip": True, "size": 64},
+        ),
+        (["sky", 64], {"output": "sky", "size": 64}),
+    ],
+)
+def test_a_dynamic_combo_is_followed_by_the_inputs_of_its_option(values, inputs):
+    render = {"id": 1, "type": "Render", "inputs": [], "widgets_values": values}
+
+    assert to_api({"nodes": [render], "links": []}, OBJECT_INFO)["1"]["inputs"] == inputs
+
+
+@pytest.mark.parametrize("values", [[], ["depth", "raw", 64], ["clouds", "raw", True, 64]])
+def test_values_that_do_not_fit_the_option_are_refused(values):
+    render = {"id": 1, "type": "Render", "inputs": [], "widgets_values": values}
+
+    with pytest.raises(WorkflowError, match=rf"Render \(node 1\) stores {len(values)} values"):
+        to_api({"nodes": [render], "links": []}, OBJECT_INFO)

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from .pack import import_pack
 
 if TYPE_CHECKING:
-    from inner_guidance.depth_head.architectures import DepthNetwork
     from inner_guidance.depth_head.metrics import DepthMetrics
     from inner_guidance.depth_head.training import Features, TrainingSettings
     from inner_guidance.guidance.host.frozen_unet import FrozenUNet
@@ -37,6 +36,7 @@ NEAR, FAR = 1.5, 12.0
 COMMAND = "python -m benchmarks.label_efficiency"
 
 Row = dict[int, "DepthMetrics"]
+Reading = Callable[["Scenes"], "Features"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--block-count", type=int, default=100, help="labels of the heads for single blocks")
     parser.add_argument("--judged", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--size", type=int, default=256, help="pixels of a render's side")
@@ -96,21 +96,13 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
         bench = Bench(unet, labelled, judged, settings)
         rows = {}
         for count in options.counts:
-            strong, weak = bench.head(count, channels, *default_blocks(len(outputs)))
-            rows[f"{count:,} labels, strong branch"] = strong
-            rows[f"{count:,} labels, weak branch"] = weak
+            for branch, row in bench.head(count, channels, *default_blocks(len(outputs))).items():
+                rows[f"{count:,} labels, {branch} branch"] = row
         most = max(options.counts)
         rows[f"noisy latent and position, {most:,} labels"] = bench.raw(most)
         rows[f"mean depth map of {most:,} labels"] = bench.mean_map(most)
-        names = ["m0", *outputs]
-        blocks: dict[str, Row] = {}
-        for first, second in zip(names[::2], [*names[1::2], names[-1]], strict=False):
-            blocks |= dict(
-                zip(
-                    (first, second), bench.head(options.block_count, channels, [first], [second]), strict=True
-                )
-            )
-        return rows, blocks
+        each = {name: channels[name] for name in ("m0", *outputs)}
+        return rows, bench.each_block(options.block_count, each)
 
     shape = (options.batch_size, *labelled.latents.shape[1:])
     return with_frozen_unet(model, prompt, shape, work)
@@ -139,6 +131,25 @@ def encoded(vae: object, first: int, count: int, size: int, depth_range: object)
     )
 
 
+class EachBlock(nn.Module):
+    """A branch for every block, as depth_head/architectures has them: each reads its block alone."""
+
+    def __init__(self, channels: Mapping[str, int]) -> None:
+        from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
+
+        super().__init__()
+        self.branch_taps = {name: (name,) for name in channels}
+        self.of = nn.ModuleDict(
+            {name: PixelMLP({name: count}, [name], [name]) for name, count in channels.items()}
+        )
+
+    def branches(
+        self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branches: Sequence[str]
+    ) -> list[Tensor]:
+        """Depth of several blocks."""
+        return [self.of[name](features, time, size) for name in branches]
+
+
 @dataclass(frozen=True)
 class Bench:
     """Trains on the first of the labelled scenes, judges on all of the others."""
@@ -150,22 +161,22 @@ class Bench:
 
     def head(
         self, count: int, channels: dict[str, int], strong: Sequence[str], weak: Sequence[str]
-    ) -> tuple[Row, Row]:
-        """Figures of a pixel MLP's branches."""
-        from inner_guidance.guidance.host.depth_head_training import features_of
+    ) -> dict[str, Row]:
+        """Figures of the branches of a pixel MLP."""
+        from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 
         taps = {name: channels[name] for name in channels if name in {*strong, *weak}}
         return self.trained(
-            f"{count} labels, {' '.join(strong)}",
-            count,
-            taps,
-            strong,
-            weak,
-            lambda scenes: features_of(self.unet, scenes.latents, list(taps)),
+            f"{count} labels", count, self.of_unet(taps), lambda: PixelMLP(taps, strong, weak)
         )
+
+    def each_block(self, count: int, channels: dict[str, int]) -> dict[str, Row]:
+        """Figures of a pixel MLP for every block alone, all in one training."""
+        return self.trained("each block", count, self.of_unet(channels), lambda: EachBlock(channels))
 
     def raw(self, count: int) -> Row:
         """The same MLP on the noisy latent as the UNet is given it, and the pixel's place."""
+        from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
         from inner_guidance.guidance.host.depth_head_training import noise_of
 
         def reading(scenes: Scenes) -> Features:
@@ -181,40 +192,36 @@ class Bench:
             return features
 
         taps = {"x": self.labelled.latents.shape[1] + 2}
-        return self.trained(f"{count} labels, noisy latent", count, taps, ["x"], ["x"], reading)[0]
+        return self.trained("noisy latent", count, reading, lambda: PixelMLP(taps, ["x"], ["x"]))["strong"]
+
+    def of_unet(self, taps: Iterable[str]) -> Reading:
+        """The UNet's features."""
+        from inner_guidance.guidance.host.depth_head_training import features_of
+
+        return lambda scenes: features_of(self.unet, scenes.latents, list(taps))
 
     def trained(
-        self,
-        name: str,
-        count: int,
-        taps: dict[str, int],
-        strong: Sequence[str],
-        weak: Sequence[str],
-        reading: Callable[[Scenes], Features],
-    ) -> tuple[Row, Row]:
-        """Train a pixel MLP and judge its branches."""
-        from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
+        self, name: str, count: int, reading: Reading, network: Callable[[], nn.Module]
+    ) -> dict[str, Row]:
+        """Train a network and judge its branches."""
         from inner_guidance.depth_head.training import Evaluation, train
 
         with torch.inference_mode(False):
             torch.manual_seed(self.settings.seed)
-            network: DepthNetwork = PixelMLP(taps, strong, weak)
+            made = network()
         labels = self.labelled.labels[:count].to(self.unet.device)
         with tqdm(total=self.settings.steps, desc=name, unit="step") as bar:
             train(
-                network,
+                made,
                 reading(self.labelled),
                 labels,
                 self.settings,
                 lambda done, _: bar.update(done - bar.n),
             )
-        network.to(self.unet.device)
+        made.to(self.unet.device)
         settings = replace(self.settings, seed=10**6)
-        evaluation = Evaluation(
-            network, reading(self.judged), self.judged.labels.to(self.unet.device), settings
-        )
-        rows = torch.arange(len(self.judged.labels))
-        return evaluation.figures(rows, "strong"), evaluation.figures(rows, "weak")
+        labels = self.judged.labels.to(self.unet.device)
+        return Evaluation(made, reading(self.judged), labels, settings).figures(torch.arange(len(labels)))
 
     def mean_map(self, count: int) -> Row:
         """The labels' mean for every scene."""

@@ -24,6 +24,8 @@ WEIGHTS = Path(__file__).parent / "weights"
 UNET_FILE = "unet.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 AUTOENCODER_FILE = "autoencoder.safetensors"
+DEPTH_HEAD_FILE = "depth_head.safetensors"
+DEPTH_PRIOR_FILE = "depth_prior.safetensors"
 
 UNET_CONFIG = {
     "image_size": 32,

@@ -48,6 +48,9 @@ WALL_TINTS: dict[str, tuple[float, float, float]] = {
 FLOOR, BACK_WALL, LEFT_WALL, RIGHT_WALL, FIRST_SOLID = range(5)
 """Surface numbers in `Render.surface`; solid k of the scene is FIRST_SOLID + k."""
 
+NEAR, FAR = 1.5, 12.0
+"""Metres at which relative inverse depth is 1 and 0; nothing in the demo world is outside."""
+
 AMBIENT, DIFFUSE, SPECULAR = 0.45, 0.70, 0.25
 EDGE_CONTRAST = 0.03
 

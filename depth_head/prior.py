@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZES = (64, 128)
+from .training import TrainingStopped
+
+SIZES = (32, 64, 128)
+DEFAULT_SIZE = 64
 TIMESTEPS = 1000
 WARM_UP = 0.05
 AVERAGE_DECAY = 0.999
@@ -56,13 +59,13 @@ def train_prior(
     batch_size: int,
     learning_rate: float,
     seed: int,
-    after_step: Callable[[int, float], None],
+    on_step: Callable[[int, list[float]], None],
 ) -> list[float]:
     """Train a freshly made UNet, in place, and leave it with the average of its weights.
 
     depths (N, 1, h, w) in [0, 1], on any device. Maps are also shown mirrored. Timesteps are stratified over
-    a batch. after_step(steps done, loss) is called after each step, and may raise to give up.
-    Returns the loss of every step. To be called outside inference mode.
+    a batch. on_step is called with the number of steps done and the losses; TrainingStopped ends the training
+    there. Returns the loss of every step. To be called outside inference mode.
     """
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -71,9 +74,13 @@ def train_prior(
     unet.requires_grad_(True).train()
     optimiser = torch.optim.AdamW(unet.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = {name: w.detach().clone() for name, w in unet.named_parameters()}
-    losses = []
+    losses: list[float] = []
     with torch.enable_grad():
         for step in range(steps):
+            try:
+                on_step(step, losses)
+            except TrainingStopped:
+                break
             rate = learning_rate * learning_rate_share(step, steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -96,7 +103,6 @@ def train_prior(
             for name, weight in unet.named_parameters():
                 average[name].lerp_(weight.detach(), 1 - decay)
             losses.append(loss.item())
-            after_step(step + 1, losses[-1])
     unet.load_state_dict(average, strict=False)
     unet.requires_grad_(False).eval()
     return losses

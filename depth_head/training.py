@@ -8,14 +8,14 @@ Everything random comes from the seed. What makes features of images is handed i
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 
 import torch
 from torch import Tensor
 
-from .architectures import BRANCHES, STRONG, DepthNetwork
+from .architectures import DepthNetwork
 from .metrics import DepthMetrics, DepthRange, align, measure
 
 LAST_TIME = 800
@@ -55,7 +55,7 @@ class TrainingResult:
     """losses: of every step, mean of the branches. best_step: after how many steps the kept state was.
 
     figures: of held-out images, branch -> time -> metrics. shown: some of these images' indices; estimates:
-    the strong branch's of them, (len(shown), len(LEVELS), h, w). stopped: before all steps were done.
+    the first branch's of them, (len(shown), len(LEVELS), h, w). stopped: before all steps were done.
     """
 
     losses: list[float]
@@ -109,7 +109,7 @@ def train(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(loss.item() / len(BRANCHES))
+        losses.append(loss.item() / len(network.branch_taps))
         if len(losses) % check_every == 0 or len(losses) == settings.steps:
             score = evaluate.score(held_out[:CHECKED_IMAGES])
             if best is None or score < best[0]:
@@ -120,14 +120,15 @@ def train(
         _, best_step, state = best
         network.load_state_dict(state)
     network.requires_grad_(False).eval()
+    first = next(iter(network.branch_taps))
     shown = held_out[:SHOWN_IMAGES]
     result = TrainingResult(
         losses,
         best_step,
-        {branch: evaluate.figures(held_out, branch) for branch in BRANCHES},
+        evaluate.figures(held_out),
         held_out.tolist(),
         shown.tolist(),
-        torch.stack([evaluate.depth(shown, time)[:, 0].cpu() for time in LEVELS], dim=1),
+        torch.stack([evaluate.depth(shown, time)[first][:, 0].cpu() for time in LEVELS], dim=1),
         stopped,
     )
     network.cpu()
@@ -154,7 +155,7 @@ def loss_of(
     """The sum over the branches of the L1 distance to the label."""
     features, time = read
     loss = torch.zeros((), device=label.device)
-    for depth in network.branches(features, time, label.shape[-2:], BRANCHES):
+    for depth in network.branches(features, time, label.shape[-2:], tuple(network.branch_taps)):
         plain = (depth - label).abs().mean()
         if settings.aligned:
             plain = (align(depth, label) - label).abs().mean() + ANCHOR * plain
@@ -187,27 +188,29 @@ class Evaluation:
         return found, time.to(self.labels.device)
 
     @torch.no_grad()
-    def depth(self, rows: Tensor, time: int, branch: str = STRONG) -> Tensor:
-        """(len(rows), 1, h, w) at one time."""
+    def depth(self, rows: Tensor, time: int) -> dict[str, Tensor]:
+        """Branch -> (len(rows), 1, h, w), at one time."""
         self.network.eval()
+        branches = tuple(self.network.branch_taps)
         parts = []
         for part in rows.split(self.settings.batch_size):
             read = self.read(part, torch.full((len(part),), float(time)), self.settings.seed + 1 + part)
-            parts.append(self.network(*read, self.labels.shape[-2:], branch))
-        return torch.cat(parts)
-
-    def figures(
-        self, rows: Tensor, branch: str = STRONG, levels: Sequence[int] = LEVELS
-    ) -> dict[int, DepthMetrics]:
-        """Metrics by time."""
-        settings = self.settings
+            parts.append(self.network.branches(*read, self.labels.shape[-2:], branches))
         return {
-            time: measure(
-                self.depth(rows, time, branch), self.labels[rows], settings.depth_range, settings.aligned
-            )
-            for time in levels
+            branch: torch.cat(maps) for branch, maps in zip(branches, zip(*parts, strict=True), strict=True)
         }
 
+    def figures(self, rows: Tensor) -> Figures:
+        """Metrics of every branch at every level."""
+        found: Figures = {branch: {} for branch in self.network.branch_taps}
+        for time in LEVELS:
+            for branch, depth in self.depth(rows, time).items():
+                found[branch][time] = measure(
+                    depth, self.labels[rows], self.settings.depth_range, self.settings.aligned
+                )
+        return found
+
     def score(self, rows: Tensor) -> float:
-        """What the best state has least of: the mean AbsRel of the strong branch."""
-        return sum(metrics.abs_rel for metrics in self.figures(rows).values()) / len(LEVELS)
+        """What the best state has least of: the mean AbsRel of the first branch, the strong one."""
+        first = next(iter(self.figures(rows).values()))
+        return sum(metrics.abs_rel for metrics in first.values()) / len(LEVELS)

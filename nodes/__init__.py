@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from .attention_maps import InnerAttentionMaps
 from .attention_spectrum import InnerAttentionSpectrum
 from .demo_model import LoadDemoModel
+from .demo_scenes import InnerDemoScenes
 from .depth_aware_guidance import InnerDepthAwareGuidance
 from .depth_estimate import InnerDepthEstimate
 from .depth_head_files import InnerLoadDepthHead, InnerSaveDepthHead
@@ -16,6 +17,7 @@ from .train_depth_head import InnerTrainDepthHead
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDemoModel,
+    InnerDemoScenes,
     InnerSelfAttentionGuidance,
     InnerDepthAwareGuidance,
     InnerLoadDepthHead,

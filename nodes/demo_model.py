@@ -4,6 +4,13 @@ import hashlib
 
 from comfy_api.latest import io
 
+from ..depth_head.head_files import load_depth_head
+from ..depth_head.prior_files import load_depth_prior
+from ..guidance.host.depth_heads import HostedDepthHead
+from ..guidance.host.depth_priors import make_unet
+from .depth_head_files import DEPTH_HEAD
+from .depth_prior import DEPTH_PRIOR
+
 
 class LoadDemoModel(io.ComfyNode):
     """Hands out the demo model in the host's own kinds of objects.
@@ -34,6 +41,16 @@ class LoadDemoModel(io.ComfyNode):
                     "'red sphere, blue box, grey checker floor, white wall'; the log says which it ignores."
                 ),
                 io.Vae.Output(tooltip="Its autoencoder, for VAE Encode and VAE Decode, tiled or not."),
+                DEPTH_HEAD.Output(
+                    display_name="DEPTH_HEAD",
+                    tooltip="Its depth head, which reads from its features how far things are: for Depth "
+                    "Estimate, Record Features and Depth-Aware Guidance.",
+                ),
+                DEPTH_PRIOR.Output(
+                    display_name="DEPTH_PRIOR",
+                    tooltip="A depth prior, which knows the depth maps of such rooms: for "
+                    "Depth-Aware Guidance.",
+                ),
             ],
         )
 
@@ -49,15 +66,20 @@ class LoadDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        """MODEL, CLIP and VAE.
+        """MODEL, CLIP, VAE, DEPTH_HEAD and DEPTH_PRIOR.
 
         Raises:
             ValueError: when a weight file is missing or damaged; the sentence says how to get it back.
         """
         from ..demo import model as demo
 
+        head, prior = (demo.WEIGHTS / name for name in (demo.DEPTH_HEAD_FILE, demo.DEPTH_PRIOR_FILE))
+        for path in (head, prior):
+            demo.read_weights(path)
         return io.NodeOutput(
             demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
             demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE),
             demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
+            HostedDepthHead.of(load_depth_head(head)),
+            load_depth_prior(prior, make_unet),
         )

@@ -1,16 +1,16 @@
 """Train, Save and Load Depth Prior: files in models/depth_priors."""
 
-import comfy.model_management
 import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
 from ..depth_head.files import fingerprint
-from ..depth_head.prior import SIZES, DepthPrior
+from ..depth_head.prior import DEFAULT_SIZE, SIZES, DepthPrior
 from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
 from ..guidance.host.depth_priors import depth_maps, make_unet, train
 from ..guidance.host.model_folders import file_path, new_file_path, register_model_folder
+from ..guidance.host.training_watch import TrainingWatch
 
 FOLDER = "depth_priors"
 DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
@@ -106,7 +106,8 @@ class InnerTrainDepthPrior(io.ComfyNode):
             category="model/training",
             description=(
                 "Teaches a small diffusion network what depth maps look like, from a batch of them. "
-                "Depth-Aware Guidance asks it whether the depth of the image that is forming is plausible."
+                "Depth-Aware Guidance asks it whether the depth of the image that is forming is plausible. "
+                "Interrupting keeps what it has learned so far."
             ),
             inputs=[
                 io.Image.Input(
@@ -148,10 +149,11 @@ class InnerTrainDepthPrior(io.ComfyNode):
                 io.Combo.Input(
                     "size",
                     options=[str(size) for size in SIZES],
-                    default=str(SIZES[0]),
+                    default=str(DEFAULT_SIZE),
                     optional=True,
                     tooltip="Side of the square, in pixels, at which the prior sees depth maps. Higher sees "
-                    "finer detail and takes about four times as long, in training and in every guided step.",
+                    "finer detail and takes about four times as long, in training and in every guided step. "
+                    "A depth head reads an eighth of the image's size: 64 is all there is at 512 pixels.",
                     extra_dict=ADVANCED,
                 ),
             ],
@@ -176,22 +178,18 @@ class InnerTrainDepthPrior(io.ComfyNode):
         batch_size: int,
         learning_rate: float,
         seed: int,
-        size: str = str(SIZES[0]),
+        size: str = str(DEFAULT_SIZE),
     ) -> io.NodeOutput:
         """Train. Raises ValueError, before it, for depth maps that say nothing."""
-        bar = comfy.utils.ProgressBar(steps)
-
-        def after_step(done: int, loss: float) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            bar.update_absolute(done)
-
+        maps = depth_maps(depths)
+        watch = TrainingWatch("Train Depth Prior", comfy.utils.ProgressBar(steps))
         prior, report = train(
-            depth_maps(depths),
+            maps,
             int(size),
             steps=steps,
             batch_size=batch_size,
             learning_rate=learning_rate,
             seed=seed,
-            after_step=after_step,
+            on_step=watch.on_step,
         )
         return io.NodeOutput(prior, report)

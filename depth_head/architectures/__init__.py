@@ -1,7 +1,9 @@
 """Depth from features: two architectures, one interface.
 
     network.taps                      what it reads: tap name -> channels, deepest block first
-    network.branch_taps[branch]       the names out of these that a branch reads
+    network.branch_taps[branch]       the names out of these that a branch reads; strong first
+    network.branches(features, time, size, branches)
+                                      depth of several branches, what they share computed once
     network.config                    plain values from which `build` makes the same network again
     network(features, time, size, branch)
                                       (B, 1, *size), relative inverse depth in [0, 1], near = 1

@@ -1,7 +1,5 @@
 """Train Depth Head: labelled images to latents, and depth_head/training.py on the host's frozen UNet."""
 
-import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +13,16 @@ from torch import Tensor
 
 from ...depth_head.architectures import DepthNetwork, build
 from ...depth_head.head import DepthHead, middle_blocks
-from ...depth_head.report import loss_preview, report
-from ...depth_head.training import Features, TrainingResult, TrainingSettings, TrainingStopped, train
+from ...depth_head.report import report
+from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
 from .blocks import feature_blocks, layer_names, parse_blocks
 from .depth_heads import TIME_TAP, HostedDepthHead, feature_channels, model_family
 from .frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
+from .training_watch import TrainingWatch
 
 # `blocks` inputs: the middle of the decoder (depth_head/head.py), all ResBlocks for a Readout network.
 AUTO = "auto"
 SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
-PREVIEW_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def train_depth_head(
     require_depth(labels)
 
     def work(unet: FrozenUNet) -> TrainingResult:
-        watch = Watch(progress, len(images))
+        watch = TrainingWatch("Train Depth Head", progress, len(images))
         return train(
             network,
             features_of(unet, latents, list(network.taps)),
@@ -193,27 +191,3 @@ def summary(result: TrainingResult, settings: TrainingSettings, images: int) -> 
             for branch, by_time in result.figures.items()
         },
     }
-
-
-class Watch:
-    """Progress of a training in the host, with the curve of the loss, and its interruption."""
-
-    def __init__(self, progress: comfy.utils.ProgressBar, before: int) -> None:
-        self.progress = progress
-        self.before = before
-        self.shown_at = 0.0
-
-    def on_step(self, done: int, losses: list[float]) -> None:
-        """Raises TrainingStopped when the user interrupts: training ends, the graph goes on with the head."""
-        preview = None
-        if done and time.monotonic() > self.shown_at + PREVIEW_SECONDS:
-            self.shown_at = time.monotonic()
-            preview = ("JPEG", loss_preview(losses), None)
-        try:
-            self.progress.update_absolute(self.before + done, preview=preview)
-            comfy.model_management.throw_exception_if_processing_interrupted()
-        except comfy.model_management.InterruptProcessingException as interrupted:
-            if not done:
-                raise
-            logging.info("Train Depth Head: interrupted after %d steps; the best head so far is kept.", done)
-            raise TrainingStopped from interrupted

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from ...depth_head.prior import DepthPrior, draw, train_prior
 from ...depth_head.prior_report import report
 
-# No attention: at 64 px the middle block's 8 x 8 tokens see the whole map through its convolutions.
+# No attention: at 64 px the middle block sees 8 x 8 tokens, all of the map through its convolutions.
 UNET_CONFIG = {
     "image_size": 64,
     "in_channels": 1,
     "out_channels": 1,
     "model_channels": 32,
-    "channel_mult": (1, 2, 4, 4),
+    "channel_mult": (1, 1, 2, 2),
     "num_res_blocks": 1,
     "transformer_depth": [0, 0, 0, 0],
     "transformer_depth_output": [0] * 8,
@@ -67,7 +67,12 @@ def depth_maps(images: Tensor) -> Tensor:
 
 @torch.inference_mode(False)
 def train(
-    depths: Tensor, size: int, *, seed: int, after_step: Callable[[int, float], None], **settings: Any
+    depths: Tensor,
+    size: int,
+    *,
+    seed: int,
+    on_step: Callable[[int, list[float]], None],
+    **settings: Any,
 ) -> tuple[DepthPrior, Tensor]:
     """A prior trained on depth maps (N, 1, h, w), and the picture that tells how it went.
 
@@ -78,8 +83,14 @@ def train(
         torch.manual_seed(seed)
         unet = make_unet()
     unet.to(device)
-    losses = train_prior(unet, depths.clone(), size, seed=seed % 2**63, after_step=after_step, **settings)
-    summary = {"maps": len(depths), "seed": seed, "loss": sum(losses[-100:]) / len(losses[-100:])} | settings
+    losses = train_prior(unet, depths.clone(), size, seed=seed % 2**63, on_step=on_step, **settings)
+    last = losses[-100:]
+    summary = settings | {
+        "maps": len(depths),
+        "seed": seed,
+        "steps": len(losses),
+        "loss": sum(last) / len(last),
+    }
     prior = DepthPrior(unet, size, summary)
     picture = report(losses, draw(prior, SHOWN, seed % 2**63))
     unet.to(comfy.model_management.unet_offload_device())

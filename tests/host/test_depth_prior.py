@@ -3,6 +3,7 @@
 import os
 
 import comfy.model_management
+import comfy.utils
 import folder_paths
 import pytest
 import tiny_models as tiny
@@ -80,10 +81,27 @@ def test_a_seed_is_a_prior():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_training_can_be_interrupted():
+def test_an_interruption_before_the_first_step_ends_the_graph():
     comfy.model_management.interrupt_current_processing()
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(steps=1000)
+
+
+def test_an_interruption_keeps_the_prior(monkeypatch):
+    update = comfy.utils.ProgressBar.update_absolute
+
+    def pressed(self, value, total=None, preview=None):
+        update(self, value, total, preview)
+        if value == 2:
+            comfy.model_management.interrupt_current_processing()
+
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", pressed)
+
+    trained, report = train(steps=1000)
+
+    assert trained.training["steps"] == 2
+    assert report.isfinite().all()
+    assert not comfy.model_management.processing_interrupted()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 
 from inner_guidance.depth_head import prior
 from inner_guidance.depth_head.prior_report import report
+from inner_guidance.depth_head.training import TrainingStopped
 
 
 class Pixelwise(torch.nn.Module):
@@ -27,11 +28,11 @@ class Pixelwise(torch.nn.Module):
         return self.layers(torch.cat([x, noise, x * noise], dim=1))
 
 
-def train(depths=None, steps=60, seed=0, after_step=lambda done, loss: None, **settings):
+def train(depths=None, steps=60, seed=0, on_step=lambda done, losses: None, **settings):
     unet = Pixelwise()
     depths = torch.full((4, 1, 24, 32), 0.8) if depths is None else depths
     settings = {"batch_size": 8, "learning_rate": 0.02} | settings
-    losses = prior.train_prior(unet, depths, 16, steps=steps, seed=seed, after_step=after_step, **settings)
+    losses = prior.train_prior(unet, depths, 16, steps=steps, seed=seed, on_step=on_step, **settings)
     return unet, losses
 
 
@@ -65,7 +66,7 @@ def test_training_learns_what_the_maps_look_like():
 def test_the_trained_weights_are_frozen_and_an_average():
     last = {}
 
-    def after_step(done, loss):
+    def on_step(done, losses):
         last["weight"] = next(unet_in_training.parameters()).detach().clone()
 
     unet_in_training = Pixelwise()
@@ -77,7 +78,7 @@ def test_the_trained_weights_are_frozen_and_an_average():
         batch_size=4,
         learning_rate=0.02,
         seed=0,
-        after_step=after_step,
+        on_step=on_step,
     )
 
     weight = next(unet_in_training.parameters())
@@ -92,17 +93,17 @@ def test_a_seed_is_a_training():
     assert train(seed=3, steps=5)[1] != train(seed=4, steps=5)[1]
 
 
-def test_the_caller_may_give_up_after_any_step():
-    seen = []
-
-    def after_step(done, loss):
-        seen.append(done)
+def test_whoever_stops_the_training_keeps_what_it_has_learned():
+    def on_step(done, losses):
+        assert len(losses) == done
         if done == 3:
-            raise InterruptedError
+            raise TrainingStopped
 
-    with pytest.raises(InterruptedError):
-        train(after_step=after_step)
-    assert seen == [1, 2, 3]
+    unet, losses = train(steps=1000, on_step=on_step)
+
+    assert len(losses) == 3
+    assert not unet.training
+    assert not any(weight.requires_grad for weight in unet.parameters())
 
 
 def test_the_learning_rate_warms_up_and_falls():

@@ -42,6 +42,12 @@ def feature_picture(features: Tensor, size: tuple[int, int]) -> Tensor:
     return side_by_side(F.interpolate(coloured, small(size), mode="bicubic").clamp(0, 1).movedim(1, -1))
 
 
+def depth_picture(depth: Tensor) -> Tensor:
+    """Depth maps (B, 1, h, w) in [0, 1] as they were read, near = white: (H, W, 3)."""
+    large = F.interpolate(depth[:MOST_PICTURES], small(depth.shape[-2:]), mode="bilinear")
+    return side_by_side(large.movedim(1, -1).expand(-1, -1, -1, 3))
+
+
 def small(size: tuple[int, int]) -> tuple[int, int]:
     """A size (height, width) with LONGER_SIDE as its longer side."""
     return tuple(max(1, round(side * LONGER_SIDE / max(size))) for side in size)

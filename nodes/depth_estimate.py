@@ -6,8 +6,13 @@ import torch
 from comfy_api.latest import io
 
 from ..depth_head.rendering import NORMALISED, STYLES, as_picture, enlarge, enlarge_along_edges
+from ..guidance.attention_maps import images_of
 from ..guidance.host.depth_estimation import encode_whole, estimate_depth, pixels_per_latent
+from ..guidance.host.executing import wired_run
+from ..guidance.host.reading import depths_of
+from ..guidance.host.records import FeatureRecord
 from .depth_head_files import DEPTH_HEAD
+from .record import FeatureRecordType
 
 DEPTH = io.Custom("DEPTH")  # (B, H, W), relative inverse depth in [0, 1], near = 1
 SMOOTH, EDGES = "smooth", "along edges"
@@ -26,7 +31,7 @@ class InnerDepthEstimate(io.ComfyNode):
             description=(
                 "Reads how far things are from inside a diffusion model, which looks at the image once, with "
                 "a little noise. Connect a latent, or an image and the VAE. The picture is ready for a depth "
-                "ControlNet."
+                "ControlNet. With a record of Record Features: the depth at each step, while the image forms."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model that looks at the image."),
@@ -93,10 +98,20 @@ class InnerDepthEstimate(io.ComfyNode):
                     tooltip="How the depth, read at the latent's size, is brought to the image's: smooth, or "
                     "along edges of the image, which must be connected for that.",
                 ),
+                FeatureRecordType.Input(
+                    "record",
+                    optional=True,
+                    tooltip="What Record Features wrote down, to show the depth of every recorded step as "
+                    "the head connected there read it. Needs latent: that of the sampler, whose run it is. "
+                    "Counts before latent and image; the model does not look again, so noise_level, ensemble "
+                    "and seed do nothing.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="image", tooltip="The depth as a picture, near = white, at the image's size."
+                    display_name="image",
+                    tooltip="The depth as a picture, near = white, at the image's size. Of a record: one a "
+                    "step, in this order, and of each step one for every image of the batch.",
                 ),
                 io.Mask.Output(
                     display_name="mask", tooltip="The depth as a mask, raw: 1 is nearest, 0 farthest."
@@ -106,6 +121,7 @@ class InnerDepthEstimate(io.ComfyNode):
                     tooltip="Relative inverse depth, raw, at the latent's size: 1 is nearest, 0 farthest.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
 
     @classmethod
@@ -122,8 +138,11 @@ class InnerDepthEstimate(io.ComfyNode):
         positive: Any = None,
         style: str = NORMALISED,
         enlarge: str = SMOOTH,
+        record: FeatureRecord | None = None,
     ) -> io.NodeOutput:
         """Picture, mask and depth. Raises ValueError where nothing to look at is connected."""
+        if record is not None and latent is None:
+            raise ValueError("Depth Estimate: to show a record, connect the LATENT of its sampler as well.")
         if latent is None and (image is None or vae is None):
             raise ValueError(
                 "Depth Estimate needs something to look at: connect a latent, or an image and a vae."
@@ -132,8 +151,14 @@ class InnerDepthEstimate(io.ComfyNode):
             raise ValueError(
                 f"enlarge is '{EDGES}', but no image is connected: connect it, or choose '{SMOOTH}'."
             )
-        latents = latent["samples"] if latent is not None else encode_whole(vae, image)
-        depth = estimate_depth(model, depth_head, latents, noise_level, ensemble, seed, positive)
+        if record is not None:
+            steps = depths_of(wired_run(record, cls.hidden))
+            depth = torch.cat(steps)
+            if image is not None:
+                image = images_of(image, len(steps[0])).repeat(len(steps), 1, 1, 1)
+        else:
+            latents = latent["samples"] if latent is not None else encode_whole(vae, image)
+            depth = estimate_depth(model, depth_head, latents, noise_level, ensemble, seed, positive)
         large = cls.enlarged(depth, image, enlarge, pixels_per_latent(model))
         return io.NodeOutput(as_picture(large, style), large[:, 0], depth[:, 0])
 

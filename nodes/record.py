@@ -1,5 +1,6 @@
 """The nodes that record what a model sees while any sampler runs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -13,10 +14,12 @@ from ..guidance.host.blocks import (
     layer_names,
     parse_blocks,
 )
-from ..guidance.host.readers import PROMPT, RECEIVED, AttentionReader, FeatureReader
+from ..guidance.host.depth_heads import HostedDepthHead, require_head_fits
+from ..guidance.host.readers import PROMPT, RECEIVED, AttentionReader, DepthReader, FeatureReader
 from ..guidance.host.record_run import Recording
 from ..guidance.host.recording import WRAPPER_KEY
 from ..guidance.host.records import AttentionRecord, FeatureRecord
+from .depth_head_files import DEPTH_HEAD
 
 ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
 AttentionRecordType = io.Custom("ATTENTION_RECORD")
@@ -157,8 +160,9 @@ class InnerRecordFeatures(io.ComfyNode):
             category="model/patch/unet",
             description=(
                 "Writes down what the blocks of the model compute while it samples, without changing the "
-                "image: features that tell objects and their parts apart. Wire the model through it into a "
-                "sampler, and the record into Feature Maps."
+                "image: features that tell objects and their parts apart, and with a depth head the depth. "
+                "Wire the model through it into a sampler, and the record into Feature Maps or Depth "
+                "Estimate."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to watch, after its LoRAs and other patches."),
@@ -188,6 +192,14 @@ class InnerRecordFeatures(io.ComfyNode):
                     "512 px, 3 MB and 10 MB of SDXL at 1024 px. The runs of the last 8 samplers are kept.",
                 ),
                 PREVIEW,
+                DEPTH_HEAD.Input(
+                    "depth_head",
+                    optional=True,
+                    tooltip=(
+                        "Reads the depth at every recorded step, for Depth Estimate, and shows it on this "
+                        "node instead of the features. It must have been made for this model family."
+                    ),
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -197,7 +209,7 @@ class InnerRecordFeatures(io.ComfyNode):
                     display_name="record",
                     tooltip=(
                         "What was recorded, filled by every sampler that the model goes to. Connect it to "
-                        "Feature Maps, together with the sampler's LATENT."
+                        "Feature Maps or Depth Estimate, together with the sampler's LATENT."
                     ),
                 ),
             ],
@@ -214,18 +226,25 @@ class InnerRecordFeatures(io.ComfyNode):
         end_percent: float,
         max_steps: int,
         preview: bool,
+        depth_head: HostedDepthHead | None = None,
     ) -> io.NodeOutput:
-        """Check the blocks against the model and attach the recording to a clone of it."""
+        """Check blocks and head against the model and attach the recording to a clone of it."""
         reader = FeatureReader(
             named_layers(blocks, feature_blocks(model.get_model_object("diffusion_model")))
         )
-        node_id = getattr(cls.hidden, "unique_id", None) if preview else None
-        return recorded(
-            model,
-            Recording(
-                reader, FeatureRecord(), BRANCHES[branch], start_percent, end_percent, max_steps, node_id
-            ),
+        if depth_head is not None:
+            require_head_fits(depth_head.head, model)
+        recording = Recording(
+            reader,
+            FeatureRecord(),
+            BRANCHES[branch],
+            start_percent,
+            end_percent,
+            max_steps,
+            getattr(cls.hidden, "unique_id", None) if preview else None,
+            None if depth_head is None else DepthReader(depth_head),
         )
+        return recorded(model, recording, [] if depth_head is None else [depth_head.patcher])
 
 
 def named_layers(text: str, available: Blocks[Layer]) -> dict[Layer, str]:
@@ -234,8 +253,11 @@ def named_layers(text: str, available: Blocks[Layer]) -> dict[Layer, str]:
     return {layer: names[layer] for layer in parse_blocks(text, available)}
 
 
-def recorded(model: Any, recording: Recording) -> io.NodeOutput:
-    """A clone of the model with the recording on it, and the record."""
+def recorded(model: Any, recording: Recording, beside: Sequence[Any] = ()) -> io.NodeOutput:
+    """A clone of the model with the recording on it, and the record. beside: models that it needs loaded."""
     model = model.clone()
+    if beside:
+        others = model.get_additional_models_with_key(WRAPPER_KEY)
+        model.set_additional_models(WRAPPER_KEY, [*others, *beside])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, recording)
     return io.NodeOutput(model, recording.record)

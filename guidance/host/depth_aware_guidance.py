@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..live_pictures import depth_picture
 from .depth_aware_step import DepthAwareSettings, DepthAwareStep, Networks
 from .depth_heads import require_head_fits
 from .differentiable_weights import refuse_quantised
@@ -25,8 +26,6 @@ from .run import SigmaRange, denoise_mask_at, for_this_run, is_nth_step, step_of
 NODE = "Depth-Aware Guidance"
 # Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
 LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
-# Images of a batch that the preview shows, and its least height in pixels.
-PREVIEWED, PREVIEW_HEIGHT = 4, 256
 
 
 @dataclass(frozen=True)
@@ -117,14 +116,6 @@ class DepthAwareRun:
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
-
-
-def depth_picture(depth: Tensor) -> Tensor:
-    """Depth maps (B, 1, h, w) side by side, enlarged to PREVIEW_HEIGHT or more: (H, W, 3), near = white."""
-    row = torch.cat(list(depth[:PREVIEWED]), dim=-1)[0]
-    factor = -(-PREVIEW_HEIGHT // row.shape[0])
-    large = row.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
-    return large.unsqueeze(-1).expand(-1, -1, 3)
 
 
 def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:

@@ -22,7 +22,8 @@ from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
 from .. import depth_aware as dag
 from .blocks import feature_blocks
 from .depth_heads import TIME_TAP, HostedDepthHead
-from .evaluation import Conditions, placements_of
+from .evaluation import Conditions, full_frame_condition, placements_of
+from .feature_tap import with_time_embedding_read
 from .gradients import Features, evaluate_with_gradient
 from .noise_levels import time_at
 from .parametrisation import noise_share
@@ -139,7 +140,8 @@ class DepthAwareStep:
         if model_options["transformer_options"].get("context_window") is not None:
             self.problem = "the latent is evaluated in context windows"
             return executor(model, conds, x_in, timestep, model_options)
-        chosen = full_frame_condition(conds, x_in, timestep)
+        placements = {i: placements_of(of_list or [], x_in, timestep) for i, of_list in enumerate(conds)}
+        chosen = full_frame_condition(placements, x_in)
         if chosen is None:
             self.problem = "no prompt covers the whole image"
             return executor(model, conds, x_in, timestep, model_options)
@@ -295,33 +297,6 @@ class ChunkReading:
         )
         step.take(gradient)
         return out
-
-
-def with_time_embedding_read(transformer_options: dict[str, Any], into: list[Tensor]) -> dict[str, Any]:
-    """A copy in which the UNet's embedding of the time, to which SDXL will add others, goes `into` a list."""
-
-    def read(embedding: Tensor, channels: int, transformer_options: dict[str, Any]) -> Tensor:
-        into.append(embedding.clone())
-        return embedding
-
-    patches = transformer_options.get("patches", {})
-    return transformer_options | {"patches": patches | {"emb_patch": [*patches.get("emb_patch", []), read]}}
-
-
-def full_frame_condition(
-    conds: Sequence[Conditions | None], x: Tensor, timestep: Tensor
-) -> tuple[int, Any] | None:
-    """The condition whose features tell the depth of the whole image: number of its list, uuid.
-
-    The first one, of the positive where there is one, that covers the whole frame; else of the negative: a
-    prompt for a region knows nothing of the rest.
-    """
-    for label, of_list in enumerate(conds):
-        for uuid, (_, weight) in placements_of(of_list or [], x, timestep).items():
-            # An area that covers less has a smaller weight map; a mask has zeros in it.
-            if weight.shape[2:] == x.shape[2:] and (weight > 0).all():
-                return label, uuid
-    return None
 
 
 def of_batch(maps: Tensor, like: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ the condition lists it is. An evaluation writes down maps for every chunk, and b
 areas, masks and strengths by which the host blends the chunks' outputs.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+import comfy.model_base
 import comfy.samplers
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,14 @@ class Reader(Protocol):
 
     def reading(
         self,
-        diffusion_model: torch.nn.Module,
+        model: comfy.model_base.BaseModel,
         x: Tensor,
+        sigma: Tensor,
         context: Tensor,
         rows: list[int],
         transformer_options: dict[str, Any],
     ) -> AbstractContextManager[tuple[dict[str, Any], Maps]]:
-        """Reads the given rows of one forward pass of x (B, C, *spatial) and context (B, tokens, d).
+        """Reads the given rows of one forward pass of x (B, C, *spatial), sigma (B,), context (B, tokens, d).
 
         Gives the transformer_options for the pass, and a dictionary that holds the maps when the context has
         ended, (len(rows), C, *grid) each.
@@ -102,8 +104,8 @@ class Evaluation:
         wanted = [i for i, number in enumerate(numbers) if labels[number // batch] in self.placements]
         maps: Maps = {}
         if wanted:
-            diffusion_model = executor.class_obj.diffusion_model
-            with self.reader.reading(diffusion_model, x, c_crossattn, wanted, transformer_options) as (
+            model = executor.class_obj
+            with self.reader.reading(model, x, t, c_crossattn, wanted, transformer_options) as (
                 transformer_options,
                 maps,
             ):
@@ -190,6 +192,22 @@ def placements_of(conds: Conditions, x: Tensor, timestep: Tensor) -> dict[Any, P
             found[cond["uuid"]] = Placement(placed.area, placed.mult[:, :1])
             in_area(free, placed.area).sub_(placed.mult[:, :1])
     return found | {uuid: Placement(None, free.clamp_min(0)) for uuid in defaults}
+
+
+def full_frame_condition(
+    placements: Mapping[int, Mapping[Any, Placement]], x: Tensor
+) -> tuple[int, Any] | None:
+    """The condition whose features tell the depth of the whole image x: number of its list, uuid.
+
+    placements: those of each list, by number and uuid. It is the first condition that covers the whole frame,
+    of the positive where there is one, else of the negative: a prompt for a region knows nothing of the rest.
+    """
+    for label, of_list in placements.items():
+        for uuid, (_, weight) in of_list.items():
+            # An area that covers less has a smaller weight map; a mask has zeros in it.
+            if weight.shape[2:] == x.shape[2:] and (weight > 0).all():
+                return label, uuid
+    return None
 
 
 def in_area(x: Tensor, area: list[int] | None) -> Tensor:

@@ -88,6 +88,17 @@ class FeatureTap:
             raise Stopped
 
 
+def with_time_embedding_read(transformer_options: dict[str, Any], into: list[Tensor]) -> dict[str, Any]:
+    """A copy in which the UNet's embedding of the time, to which SDXL will add others, goes `into` a list."""
+
+    def read(embedding: Tensor, channels: int, transformer_options: dict[str, Any]) -> Tensor:
+        into.append(embedding.clone())
+        return embedding
+
+    patches = transformer_options.get("patches", {})
+    return transformer_options | {"patches": patches | {"emb_patch": [*patches.get("emb_patch", []), read]}}
+
+
 def _unet_module(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> torch.nn.Module:
     """The module whose output is the feature. The host calls the modules in a block, never the block."""
     if layer.part == "input":

@@ -20,7 +20,7 @@ from torch import Tensor
 from .blocks import FeatureLayer, feature_blocks
 from .depth_heads import TIME_TAP
 from .extra_pass import STEP_CACHES, TAG
-from .feature_tap import FeatureTap
+from .feature_tap import FeatureTap, with_time_embedding_read
 from .noise_levels import sigma_at
 from .recording import WRAPPER_KEY
 
@@ -90,9 +90,9 @@ class TruncatedPass:
     ) -> Tensor:
         """APPLY_MODEL wrapper. Its output means nothing: the pass has not come to an end."""
         if self.reads_time:
-            patches = transformer_options.get("patches", {})
-            of_time = [*patches.get("emb_patch", []), self.read_time]
-            transformer_options = transformer_options | {"patches": patches | {"emb_patch": of_time}}
+            transformer_options = with_time_embedding_read(
+                transformer_options, self.found.setdefault(TIME_TAP, [])
+            )
         tap = FeatureTap(list(self.names), self.read, stop=True)
         with tap.reading(executor.class_obj.diffusion_model, x, c_crossattn):
             executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
@@ -101,11 +101,6 @@ class TruncatedPass:
     def read(self, layer: FeatureLayer, features: Tensor) -> None:
         """Keep a block's features; FreeU and the like change them in place afterwards."""
         self.found.setdefault(self.names[layer], []).append(features.clone())
-
-    def read_time(self, embedding: Tensor, channels: int, transformer_options: dict[str, Any]) -> Tensor:
-        """emb_patch: keep the embedding of the time, to which SDXL will add others."""
-        self.found.setdefault(TIME_TAP, []).append(embedding.clone())
-        return embedding
 
 
 class FeatureGuider(comfy.samplers.CFGGuider):

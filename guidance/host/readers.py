@@ -1,29 +1,36 @@
-"""What the records are made of, layer by layer: attention received, attention to the prompt, features."""
+"""What the records are made of: attention received, attention to the prompt, features, and depth."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import comfy.model_base
 import torch
 from torch import Tensor
 
+from ...depth_head.architectures import STRONG
 from ..prompt_attention import prompt_attention
 from .attention_tap import Attention, UNetAttentionTap
-from .blocks import AttentionLayer, FeatureLayer
-from .evaluation import Maps
-from .feature_tap import FeatureTap
+from .blocks import AttentionLayer, FeatureLayer, feature_blocks
+from .depth_heads import TIME_TAP, HostedDepthHead
+from .evaluation import Maps, Reader
+from .feature_tap import FeatureTap, with_time_embedding_read
 from .joint_attention_tap import JointAttentionTap
 from .joint_models import joint_model
+from .noise_levels import time_at
 from .recording import RECEIVED, received_by
 
-PROMPT, FEATURES = "prompt", "features"
+PROMPT, FEATURES, DEPTH = "prompt", "features", "depth"
 # The host's names for the attentions of a UNet that are read for a kind of map.
 UNET_ATTENTION = {RECEIVED: "attn1", PROMPT: "attn2"}
 
 
 class MapKey(NamedTuple):
-    """What a map in a recording is: its kind, RECEIVED, PROMPT or FEATURES, and the name of its layer."""
+    """What a map in a recording is: its kind, and the name of its layer; depth, of many layers, has its own.
+
+    kind: RECEIVED, PROMPT, FEATURES or DEPTH.
+    """
 
     kind: str
     layer: str
@@ -53,8 +60,9 @@ class AttentionReader:
     @contextmanager
     def reading(
         self,
-        diffusion_model: torch.nn.Module,
+        model: comfy.model_base.BaseModel,
         x: Tensor,
+        sigma: Tensor,
         context: Tensor,
         rows: list[int],
         transformer_options: dict[str, Any],
@@ -66,8 +74,10 @@ class AttentionReader:
             for kind in kinds:
                 maps[MapKey(kind, self.names[attention.layer])] = MAP_OF[kind](attention, rows)
 
-        if joint_model(diffusion_model):
-            tap = JointAttentionTap(self.names, diffusion_model, x, context, lambda a: read(a, *self.kinds))
+        if joint_model(model.diffusion_model):
+            tap = JointAttentionTap(
+                self.names, model.diffusion_model, x, context, lambda a: read(a, *self.kinds)
+            )
             yield tap.install(transformer_options), maps
             return
         for kind in self.kinds:
@@ -85,8 +95,9 @@ class FeatureReader:
     @contextmanager
     def reading(
         self,
-        diffusion_model: torch.nn.Module,
+        model: comfy.model_base.BaseModel,
         x: Tensor,
+        sigma: Tensor,
         context: Tensor,
         rows: list[int],
         transformer_options: dict[str, Any],
@@ -97,5 +108,78 @@ class FeatureReader:
         def read(layer: FeatureLayer, features: Tensor) -> None:
             maps[MapKey(FEATURES, self.names[layer])] = features[rows]
 
-        with FeatureTap(tuple(self.names), read).reading(diffusion_model, x, context):
+        with FeatureTap(tuple(self.names), read).reading(model.diffusion_model, x, context):
             yield transformer_options, maps
+
+
+@dataclass(frozen=True)
+class DepthReader:
+    """Reads the depth (rows, 1, h, w), by the strong branch of a head that the host has loaded as well.
+
+    The head reads while the model samples, because its depth is all that is worth keeping: 8 kB a step and
+    image of SD 1.5 at 512 px, where the features that it reads take 12 MB.
+    """
+
+    head: HostedDepthHead
+
+    @contextmanager
+    def reading(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        rows: list[int],
+        transformer_options: dict[str, Any],
+    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+        """Reader.reading."""
+        network = self.head.head.network
+        taps = network.branch_taps[STRONG]
+        blocks = feature_blocks(model.diffusion_model)
+        names = {blocks[name][0]: name for name in taps if name != TIME_TAP}
+        found: dict[str, Tensor] = {}
+        embedding: list[Tensor] = []
+        maps: Maps = {}
+
+        def read(layer: FeatureLayer, features: Tensor) -> None:
+            found[names[layer]] = features[rows]
+
+        if TIME_TAP in taps:
+            transformer_options = with_time_embedding_read(transformer_options, embedding)
+        with FeatureTap(tuple(names), read).reading(model.diffusion_model, x, context):
+            yield transformer_options, maps
+        if embedding:
+            found[TIME_TAP] = embedding[-1][rows]
+        if len(found) == len(taps):  # unless a cache of another node skipped some
+            time = time_at(model.model_sampling, sigma[rows])
+            with torch.no_grad():
+                maps[MapKey(DEPTH, DEPTH)] = network(found, time, x.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Readers:
+    """Several readers of the same pass."""
+
+    readers: tuple[Reader, ...]
+
+    @contextmanager
+    def reading(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        rows: list[int],
+        transformer_options: dict[str, Any],
+    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+        """Reader.reading."""
+        maps: Maps = {}
+        parts: list[Maps] = []
+        with ExitStack() as stack:
+            for reader in self.readers:
+                one = reader.reading(model, x, sigma, context, rows, transformer_options)
+                transformer_options, part = stack.enter_context(one)
+                parts.append(part)
+            yield transformer_options, maps
+        for part in parts:
+            maps.update(part)

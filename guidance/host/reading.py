@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
+
 from ..recorded import Recorded
 from .prompt_words import prompt_words
 from .records import AttentionStep, FeatureStep, Run
@@ -32,6 +34,17 @@ def features_of(run: Run[FeatureStep], branch: str) -> list[Recorded]:
             for (of, layer), values in step.features.items()
         ),
     )
+
+
+def depths_of(run: Run[FeatureStep]) -> list[Tensor]:
+    """The depth (B, 1, h, w), relative inverse, step by step. Raises ValueError: there is none."""
+    depths = [step.depth.float() for step in run.steps if step.depth is not None]
+    if not depths:
+        raise ValueError(
+            "Record Features: no depth was recorded in this run. Connect the depth head to Record Features "
+            "too, and let one prompt cover the whole image."
+        )
+    return depths
 
 
 def word_maps(

@@ -6,7 +6,7 @@ evaluations that begin a step, and passes every other evaluation on untouched. O
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..live_pictures import attention_picture, feature_picture
-from .evaluation import Chunk, Conditions, Evaluation, Reader
+from ..live_pictures import attention_picture, depth_picture, feature_picture
+from .evaluation import Chunk, Conditions, Evaluation, Placement, Reader, full_frame_condition
 from .executing import executing
 from .live_preview import LivePreview
-from .readers import FEATURES, PROMPT, RECEIVED, MapKey
+from .readers import DEPTH, FEATURES, PROMPT, RECEIVED, DepthReader, MapKey, Readers
 from .recording import Recorder
 from .records import AttentionStep, FeatureStep, Record, Run
 from .run import SigmaRange, for_this_run, step_of
@@ -41,7 +41,8 @@ class Recording:
 
     branches: those of the guider's lists of conditions that are recorded; () is all. Of the steps between the
     percentages at most max_steps are recorded, evenly spread. preview_node: the id of the node that shows the
-    last step, None for no preview.
+    last step, None for no preview. depth: reads the depth too, whatever the branches, of the condition that
+    covers the whole image.
     """
 
     reader: Reader
@@ -51,6 +52,12 @@ class Recording:
     end_percent: float
     max_steps: int
     preview_node: str | None
+    depth: DepthReader | None = None
+
+    @property
+    def all_readers(self) -> Reader:
+        """What is read of a pass."""
+        return self.reader if self.depth is None else Readers((self.reader, self.depth))
 
     def __call__(
         self,
@@ -111,7 +118,7 @@ class RecordedRun:
         number = step_of(sigma, self.sigmas)
         if number not in self.numbers or not self.begins(number, sigma):
             return executor(x, timestep, model_options, seed)
-        recorder = Recorder(self.recording.reader, self.choose)
+        recorder = Recorder(self.recording.all_readers, self.choose)
         out = executor(x, timestep, recorder.options(model_options), seed)
         maps = self.maps(recorder, x)
         if maps:
@@ -134,11 +141,21 @@ class RecordedRun:
         first = all(step.number != number for step in self.run.steps)
         return first or abs(sigma - float(self.sigmas[number])) <= 1e-4 * sigma
 
-    def choose(self, active: list[int], conds: Sequence[Conditions | None]) -> list[int]:
+    def choose(
+        self, placements: Mapping[int, Mapping[Any, Placement]], conds: Sequence[Conditions | None], x: Tensor
+    ) -> list[int]:
         """The lists of conditions to record: Recorder.choose."""
         names = branch_names(conds, self.guider.conds)
-        wanted = self.recording.branches or self.guider.conds
-        return [label for label in active if names[label] in wanted]
+        known = {label: placed for label, placed in placements.items() if names[label] in self.guider.conds}
+        labels = {label for label in known if names[label] in self.branches}
+        if self.recording.depth is not None and (found := full_frame_condition(known, x)):
+            labels.add(found[0])
+        return sorted(labels)
+
+    @property
+    def branches(self) -> Collection[str]:
+        """The branches of which everything that was read is recorded."""
+        return self.recording.branches or self.guider.conds
 
     def maps(self, recorder: Recorder, x: Tensor) -> dict[Source, Tensor]:
         """All that was read at a step, over the whole latent: float16, on the CPU."""
@@ -151,19 +168,31 @@ class RecordedRun:
         found = {}
         for source in sources:
             whole = of_layer(recorder, source.key, lambda *of, source=source: source in self.sources(*of), x)
-            if source.condition is not None:
+            if source.key.kind == PROMPT:
                 whole = once(whole, self.guider.conds[source.branch][source.condition])
             found[source] = whole.clamp(-LARGEST, LARGEST).half().cpu()
         return found
 
     def sources(self, evaluation: Evaluation, chunk: Chunk) -> list[Source]:
-        """What the maps of a chunk are. Prompts are kept apart, everything else of a branch is blended."""
+        """What the maps of a chunk are. Prompts are kept apart, everything else of a branch is blended.
+
+        Depth is of one condition alone.
+        """
         branch = branch_names(evaluation.conds, self.guider.conds)[chunk.label]
         uuids = [cond["uuid"] for cond in self.guider.conds[branch]]
         if chunk.uuid not in uuids:  # a condition that another node has put in
             return []
         number = uuids.index(chunk.uuid)
-        return [Source(key, branch, number if key.kind == PROMPT else None) for key in chunk.maps]
+        return [
+            Source(key, branch, number if key.kind == PROMPT else None)
+            for key in chunk.maps
+            if (tells_depth(evaluation, chunk) if key.kind == DEPTH else branch in self.branches)
+        ]
+
+
+def tells_depth(evaluation: Evaluation, chunk: Chunk) -> bool:
+    """Whether a chunk is of the condition whose features tell the depth of the whole image."""
+    return (chunk.label, chunk.uuid) == full_frame_condition(evaluation.placements, evaluation.x)
 
 
 def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> AttentionStep | FeatureStep:
@@ -173,8 +202,10 @@ def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> At
         return {source: found for source, found in maps.items() if source.key.kind == kind}
 
     features = {(s.branch, s.key.layer): found for s, found in of(FEATURES).items()}
-    if features:
-        return FeatureStep(number, sigma, features)
+    # Two where the lists of conditions are evaluated one after the other, each without a look at the other.
+    depths = sorted(of(DEPTH).items(), key=lambda item: item[0].branch != "positive")
+    if features or depths:
+        return FeatureStep(number, sigma, features, depths[0][1] if depths else None)
     return AttentionStep(
         number,
         sigma,
@@ -184,11 +215,13 @@ def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> At
 
 
 def picture_of(step: AttentionStep | FeatureStep, size: tuple[int, int]) -> Tensor | None:
-    """A step (h, w, 3): the mean of all layers' attention, the features of the last layer.
+    """A step (h, w, 3): the mean of all layers' attention; the depth, or the features of the last layer.
 
     Of the positive branch, where it was recorded. size (height, width) of the image. None where only the
     attention to the prompt could be read.
     """
+    if isinstance(step, FeatureStep) and step.depth is not None:
+        return depth_picture(step.depth.float())
     maps = step.features if isinstance(step, FeatureStep) else step.received
     branches = sorted({branch for branch, _ in maps}, key=lambda branch: branch != "positive")
     of_branch = [found for (branch, _), found in maps.items() if branch == branches[0]]

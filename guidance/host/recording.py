@@ -1,10 +1,11 @@
 """Records what is read of the model at one step, over the whole latent, context windows put together."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_base
 import comfy.model_patcher
 import comfy.patcher_extension
 import torch
@@ -14,7 +15,16 @@ from torch import Tensor
 from ..self_attention import average_on_finest_grid, received_attention
 from .attention_tap import Attention, UNetAttentionTap
 from .blocks import AttentionLayer
-from .evaluation import Chunk, Conditions, Evaluation, Maps, Reader, add_window, placements_of
+from .evaluation import (
+    Chunk,
+    Conditions,
+    Evaluation,
+    Maps,
+    Placement,
+    Reader,
+    add_window,
+    placements_of,
+)
 from .joint_attention_tap import JointAttentionTap
 from .joint_models import joint_model
 
@@ -25,12 +35,17 @@ WRAPPER_KEY = "inner_guidance"
 class Recorder:
     """Records what `reader` reads at one step; made for it and dropped with it.
 
-    choose(labels, conds) says which of the condition lists to record, out of those that have a condition
-    which is active at this step. What is evaluated after stop() is not recorded.
+    choose(placements, conds, x) says which of the condition lists to record, out of those that have a
+    condition which is active at this step; placements has these, by number and uuid. What is evaluated after
+    stop() is not recorded.
     """
 
     def __init__(
-        self, reader: Reader, choose: Callable[[list[int], Sequence[Conditions | None]], list[int]]
+        self,
+        reader: Reader,
+        choose: Callable[
+            [Mapping[int, Mapping[Any, Placement]], Sequence[Conditions | None], Tensor], list[int]
+        ],
     ) -> None:
         self.reader = reader
         self.choose = choose
@@ -63,14 +78,14 @@ class Recorder:
         if self.stopped:
             return executor(model, conds, x_in, timestep, model_options)
         placements = {i: placements_of(cond, x_in, timestep) for i, cond in enumerate(conds) if cond}
-        active = [label for label, placed in placements.items() if placed]
+        active = {label: placed for label, placed in placements.items() if placed}
         evaluation = Evaluation(
             self.reader,
             model,
             conds,
             x_in,
-            active,
-            {label: placements[label] for label in self.choose(active, conds)},
+            list(active),
+            {label: active[label] for label in self.choose(active, conds, x_in)},
             model_options["transformer_options"].get("context_window"),
         )
         options = comfy.model_patcher.create_model_options_clone(model_options)
@@ -141,8 +156,9 @@ class ReceivedReader:
     @contextmanager
     def reading(
         self,
-        diffusion_model: torch.nn.Module,
+        model: comfy.model_base.BaseModel,
         x: Tensor,
+        sigma: Tensor,
         context: Tensor,
         rows: list[int],
         transformer_options: dict[str, Any],
@@ -152,7 +168,7 @@ class ReceivedReader:
         maps: Maps = {}
         tap = attention_tap(
             self.layers,
-            diffusion_model,
+            model.diffusion_model,
             x,
             context,
             lambda attention: found.append(received_by(attention, rows)),
@@ -171,7 +187,7 @@ class AttentionRecorder(Recorder):
     def __init__(
         self, layers: Sequence[AttentionLayer], choose: Callable[[list[int], int], list[int]]
     ) -> None:
-        super().__init__(ReceivedReader(layers), lambda active, conds: choose(active, len(conds)))
+        super().__init__(ReceivedReader(layers), lambda active, conds, x: choose(list(active), len(conds)))
 
     def model_and_label(self, branch: int, conds: Sequence[Conditions | None]) -> tuple[Any, int] | None:
         """The model that evaluated conds[branch] at this step, and the number that the list had there.

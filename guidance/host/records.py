@@ -58,12 +58,15 @@ class AttentionStep:
 class FeatureStep:
     """The features at one step of the schedule: features[branch, layer] (B, C, *grid), float16, on the CPU.
 
-    number, sigma, branch, grid as in AttentionStep; layer as in feature_layers.py.
+    number, sigma, branch, grid as in AttentionStep; layer as in blocks.py. depth (B, 1, h, w): what a depth
+    head read, relative inverse depth at the latent's size; None without a head, or where no prompt covers the
+    whole image.
     """
 
     number: int
     sigma: float
     features: Mapping[tuple[str, str], Tensor]
+    depth: Tensor | None = None
 
 
 Step = TypeVar("Step", AttentionStep, FeatureStep)

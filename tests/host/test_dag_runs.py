@@ -352,7 +352,7 @@ def test_the_depth_is_shown_on_the_node_while_a_sampler_runs(monkeypatch):
 
     (first, second) = shown[1:-1]
     assert (shown[0], first[0], second[0], shown[-1]) == (("7", 3), 1, 3, "end")
-    assert first[1].shape == (256, 2 * 24 * 16, 3)
+    assert first[1].shape == (171, 2 * 256, 3)
     assert 0 <= first[1].min() < first[1].max() <= 1
 
 

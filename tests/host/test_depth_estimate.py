@@ -1,5 +1,7 @@
 """Depth Estimate on tiny models: what is read, how it is averaged, and in which shapes it comes out."""
 
+from types import SimpleNamespace
+
 import comfy.model_management
 import pytest
 import tiny_models as tiny
@@ -12,6 +14,7 @@ from inner_guidance.depth_head.head import DepthHead
 from inner_guidance.guidance.host import depth_estimation
 from inner_guidance.guidance.host.depth_heads import HostedDepthHead, feature_channels
 from inner_guidance.guidance.host.frozen_unet import with_frozen_unet
+from inner_guidance.guidance.host.records import Execution, FeatureRecord, FeatureStep, Run
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 
 SMALL = "a UNet of 32 channels with a context of 16"
@@ -145,3 +148,82 @@ def test_an_interruption_ends_it():
     with pytest.raises(InterruptProcessingException):
         estimate()
     assert estimate()[2].isfinite().all()
+
+
+# A record of Record Features
+
+
+def run_of(*depths, node_id="2", images=2):
+    """A run with a flat depth of this value at each step; None is a step where none could be read."""
+    steps = [
+        FeatureStep(number, 1.0, {}, None if depth is None else torch.full((images, 1, 16, 24), depth).half())
+        for number, depth in enumerate(depths)
+    ]
+    for step in steps:
+        if step.depth is not None:
+            step.depth[1:] += 0.1
+    return Run(Execution("prompt", node_id), (images, 4, 16, 24), (128, 192), steps)
+
+
+def test_a_record_is_a_picture_a_step_and_the_model_does_not_look_again():
+    model = tiny.patcher()
+    seen = tiny.watch(model)
+    record = FeatureRecord([run_of(None, 0.25, 0.5)])
+    unused = {"image": torch.rand(2, 64, 96, 3), "vae": EightfoldVAE()}
+
+    picture, mask, depth = estimate(model, record=record, latent=latent(2, 4, 16, 24), style="raw")
+    sized, _, _ = estimate(model, record=record, latent=latent(), style="raw", **unused)
+
+    assert len(seen) == 0
+    assert depth.shape == (4, 16, 24)
+    assert depth.dtype == torch.float32
+    assert (mask.shape, picture.shape) == ((4, 128, 192), (4, 128, 192, 3))
+    of_each = torch.tensor([0.25, 0.35, 0.5, 0.6])  # the steps, in each the images of the batch
+    torch.testing.assert_close(depth.mean(dim=(1, 2)), of_each, rtol=0, atol=1e-3)
+    torch.testing.assert_close(picture.mean(dim=(1, 2, 3)), of_each, rtol=0, atol=1e-3)
+    assert sized.shape == (4, 64, 96, 3)
+
+
+def test_a_record_along_the_edges_of_its_images():
+    run = run_of(0.25, 0.5)
+    for step in run.steps:
+        step.depth[..., 12:] += 0.3
+    image = torch.zeros(2, 128, 192, 3)
+    image[0, :, 88:] = 1  # its edge is not quite where the depth has it
+    image[1, :, 104:] = 1
+
+    _, mask, _ = estimate(record=FeatureRecord([run]), latent=latent(), image=image, enlarge="along edges")
+
+    steepest = mask.mean(dim=1).diff(dim=1).argmax(dim=1)
+    assert steepest.tolist() == [87, 103] * 2
+
+
+def test_the_latent_tells_which_samplers_run_it_is():
+    nodes = {"9": {"inputs": {"latent": ["4", 0]}}, "4": {"inputs": {"model": ["1", 0]}}}
+    hidden = SimpleNamespace(unique_id="9", dynprompt=SimpleNamespace(get_node=nodes.__getitem__))
+    node = type("OnTheCanvas", (InnerDepthEstimate,), {"hidden": hidden})
+    record = FeatureRecord([run_of(0.25), run_of(0.5, node_id="4", images=1), run_of(0.75, node_id="6")])
+
+    _, _, depth = node.execute(tiny.patcher(), hosted(), 0.1, 1, 0, latent=latent(), record=record).result
+
+    assert torch.equal(depth, torch.full((1, 16, 24), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"record": FeatureRecord([run_of(0.5)]), "latent": None}, "connect the LATENT of its sampler"),
+        ({"record": FeatureRecord()}, "nothing is recorded. Wire its MODEL into a sampler"),
+        (
+            {"record": FeatureRecord([run_of(None)])},
+            "no depth was recorded in this run. Connect the depth head to Record Features too",
+        ),
+        (
+            {"record": FeatureRecord([run_of(0.5)]), "image": torch.rand(1, 64, 64, 3), "latent": latent()},
+            "1 image cannot belong to 2 maps. Wire the decoded image",
+        ),
+    ],
+)
+def test_a_record_without_depth_says_what_to_connect(given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        estimate(**given)

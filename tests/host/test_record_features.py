@@ -8,11 +8,12 @@ import recorded as rec
 import tiny_models as tiny
 import torch
 from comfy_execution import progress
+from depth_models import head
 
 from inner_guidance.guidance.host import live_preview
 from inner_guidance.guidance.host.blocks import feature_blocks, layer_names, parse_blocks
 from inner_guidance.guidance.host.feature_tap import FeatureTap
-from inner_guidance.guidance.live_pictures import attention_picture, feature_picture
+from inner_guidance.guidance.live_pictures import attention_picture, depth_picture, feature_picture
 from inner_guidance.nodes.record import InnerRecordAttention, InnerRecordFeatures
 
 
@@ -162,10 +163,15 @@ def on_node(node_class, node_id):
     return type(node_class.__name__, (node_class,), {"hidden": types.SimpleNamespace(unique_id=node_id)})
 
 
+def widgets(node_class):
+    """The values that a new node has on the canvas."""
+    return {i.id: i.default for i in node_class.define_schema().inputs if hasattr(i, "default")}
+
+
 @pytest.mark.parametrize("node_class", [InnerRecordAttention, InnerRecordFeatures])
 def test_the_record_node_shows_every_step(monkeypatch, shown, node_class):
     monkeypatch.setattr(live_preview, "SECONDS_BETWEEN", 0)
-    settings = {i.id: i.default for i in node_class.define_schema().inputs if i.id != "model"}
+    settings = widgets(node_class)
     model = on_node(node_class, "17").execute(tiny.patcher(), **settings).result[0]
     before = torch.get_rng_state()
 
@@ -184,6 +190,23 @@ def test_the_record_node_shows_every_step(monkeypatch, shown, node_class):
     assert shown.finished == ["17"]
 
 
+def test_with_a_head_the_node_shows_the_depth(monkeypatch, shown):
+    monkeypatch.setattr(live_preview, "SECONDS_BETWEEN", 0)
+    settings = widgets(InnerRecordFeatures)
+    model, record = (
+        on_node(InnerRecordFeatures, "17").execute(tiny.patcher(), **settings | {"depth_head": head()}).result
+    )
+
+    tiny.sample(model, torch.zeros(2, 4, 16, 24))
+
+    for update, step in zip(shown.updates, rec.steps_of(record), strict=True):
+        _, image, _ = update[3]
+        assert image.size == (2 * 256, round(256 * 16 / 24))
+        pixels = torch.from_numpy(np.array(image)).float() / 255
+        torch.testing.assert_close(pixels, depth_picture(step.depth.float()), rtol=0, atol=0.06)
+    assert len(shown.updates) == 3
+
+
 def test_between_two_pictures_time_passes(shown):
     """Only the first and the last of a run come sooner."""
     live = live_preview.LivePreview("17", 100)
@@ -196,7 +219,7 @@ def test_between_two_pictures_time_passes(shown):
 
 
 def test_without_preview_nothing_is_sent(shown):
-    settings = {i.id: i.default for i in InnerRecordAttention.define_schema().inputs if i.id != "model"}
+    settings = widgets(InnerRecordAttention)
     model = (
         on_node(InnerRecordAttention, "17").execute(tiny.patcher(), **settings | {"preview": False}).result[0]
     )
@@ -231,3 +254,13 @@ def test_features_in_the_picture_are_told_apart():
     assert feature_picture(tiny.noise(1, 8, 2, 4, 6), (64, 96)).shape == (171, 2 * 256, 3)
     assert feature_picture(tiny.noise(1, 2, 4, 6), (64, 96)).shape == (171, 256, 3)
     assert feature_picture(tiny.noise(1, 8, 1, 1), (64, 64)).shape == (256, 256, 3)
+
+
+def test_depth_in_the_picture_is_as_bright_as_it_is_near():
+    depth = torch.full((1, 1, 8, 12), 0.25)
+    depth[..., 6:] = 0.75
+
+    picture = depth_picture(depth.expand(6, -1, -1, -1))
+
+    assert picture.shape == (171, 4 * 256, 3)
+    assert torch.equal(picture[:, [20, 230]], torch.tensor([0.25, 0.75])[:, None].expand(171, 2, 3))

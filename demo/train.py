@@ -7,6 +7,7 @@
     diffusion    trains UNet and text encoder; writes a sample sheet at every checkpoint
     decoder      trains the decoder alone; the UNet stays valid
     recogniser   trains the network that demo.evaluate measures with; puts it into demo/weights
+    depth_judge  trains the network that judges depth guidance; puts it into demo/weights
     export       puts the averaged weights of all stages into demo/weights
 
 Every stage can be interrupted and called again: it goes on where it was, until its `--minutes` are used up.
@@ -37,12 +38,15 @@ def main() -> None:
         "diffusion",
         "decoder",
         "recogniser",
+        "depth_judge",
         "export",
     )
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--minutes", type=float, default=60, help="training time of the stage in all")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--scenes", type=int, default=12_000, help="training scenes to render or encode")
+    parser.add_argument(
+        "--scenes", type=int, default=12_000, help="training scenes to render, encode or label"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that render")
     parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="renders and checkpoints")
     options = parser.parse_args()
@@ -55,6 +59,7 @@ def main() -> None:
         return
 
     import_host(options.device)
+    from .depth_judge import DEPTH_JUDGE_FILE, save_depth_judge
     from .diffusion import train_diffusion
     from .latents import encode_shards, linear_preview
     from .model import WEIGHTS, export_weights, restore_weights
@@ -62,6 +67,7 @@ def main() -> None:
     from .recogniser import RECOGNISER_FILE, save_recogniser
     from .sheet import draw, load_all, save_sheet
     from .train_autoencoder import train_autoencoder
+    from .train_depth_judge import train_depth_judge
     from .train_recogniser import train_recogniser
 
     match options.stage:
@@ -106,6 +112,18 @@ def main() -> None:
             )
             WEIGHTS.mkdir(exist_ok=True)
             save_recogniser(WEIGHTS / RECOGNISER_FILE, average)
+        case "depth_judge":
+            average = train_depth_judge(
+                renders,
+                options.work / "depth_examples",
+                options.scenes,
+                options.work / "depth_judge.pt",
+                options.minutes,
+                options.device,
+                options.workers,
+            )
+            WEIGHTS.mkdir(exist_ok=True)
+            save_depth_judge(WEIGHTS / DEPTH_JUDGE_FILE, average)
         case "export":
             WEIGHTS.mkdir(exist_ok=True)
             export_weights(

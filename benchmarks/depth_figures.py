@@ -1,0 +1,123 @@
+"""The figures by which depth guidance is judged, as functions of tensors.
+
+Depth is relative inverse depth, (N, 1, h, w), near = 1. Cameras of the demo world measure depth along their
+axis, so 1 / depth of a plane is affine in the image plane, and so is relative inverse depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FIRST_SOLID = 4
+"""Surfaces below this number are planes: floor, back, left and right wall."""
+SURE = 0.8
+"""Probability of a surface from which on a cell counts to it."""
+LEAST_CELLS = 20
+
+Distance = Callable[[Tensor, Tensor], float]
+
+
+class Change(NamedTuple):
+    """A figure, how much more it is than the baseline's at the same seeds, and the deviation of that."""
+
+    value: float
+    change: float
+    deviation: float
+
+
+def depth_features(depth: Tensor, side: int) -> Tensor:
+    """What the Frechet distance of depth maps compares: area averages, (N, side * side)."""
+    return F.interpolate(depth, (side, side), mode="area").flatten(1)
+
+
+def planarity(depth: Tensor, surfaces: Tensor) -> Tensor:
+    """RMS distance (N,) of the depth on floor and walls from a plane through each; nan where none is seen.
+
+    surfaces (N, surfaces, h, w): log-odds. A plane's border, where cells may show two surfaces, does not
+    count, nor does a plane that has fewer than LEAST_CELLS left.
+    """
+    count, _, height, width = depth.shape
+    sure = (surfaces.softmax(1)[:, :FIRST_SOLID] > SURE).double()
+    inner = 1 - F.max_pool2d(1 - sure, 3, stride=1, padding=1)
+    cells = inner.flatten(2)
+    cells = cells * (cells.sum(-1, keepdim=True) >= LEAST_CELLS)
+
+    v, u = torch.meshgrid(
+        *(torch.linspace(-1, 1, side, dtype=torch.float64) for side in (height, width)), indexing="ij"
+    )
+    affine = torch.stack([torch.ones_like(u), u, v], -1).flatten(0, 1)
+    values = depth.double().flatten(1)
+    normal = torch.einsum("nps,si,sj->npij", cells, affine, affine)
+    moments = torch.einsum("nps,si,ns->npi", cells, affine, values)
+    planes = torch.einsum("npij,npj->npi", torch.linalg.pinv(normal, hermitian=True), moments)
+    residual = values[:, None] - torch.einsum("npi,si->nps", planes, affine)
+    squares = (cells * residual.square()).sum((1, 2))
+    seen = cells.sum((1, 2))
+    return torch.where(seen > 0, (squares / seen.clamp(min=1)).sqrt(), torch.nan).view(count)
+
+
+def distance_after_alignment(estimate: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference (N,) of depth, the estimate's scale and shift fitted to the truth."""
+    from inner_guidance.depth_head.metrics import align
+
+    return (align(estimate, truth) - truth).abs().mean((1, 2, 3))
+
+
+def abs_rel_after_alignment(estimate: Tensor, truth: Tensor, near: float, far: float) -> Tensor:
+    """AbsRel (N,) in metres of each image, after the estimate's scale and shift are fitted to the truth."""
+    from inner_guidance.depth_head.metrics import DepthRange, align
+
+    metres = DepthRange(near, far).metres
+    z, expected = metres(align(estimate, truth).clamp(0, 1)), metres(truth)
+    return ((z - expected).abs() / expected).mean((1, 2, 3))
+
+
+def change_of_mean(values: Tensor, baseline: Tensor) -> Change:
+    """Of a figure of each image (N,), paired; images where either is nan do not count."""
+    both = ~(values.isnan() | baseline.isnan())
+    values, difference = values[both].double(), (values - baseline)[both].double()
+    return Change(
+        values.mean().item(), difference.mean().item(), difference.std().item() / len(difference) ** 0.5
+    )
+
+
+def change_of_distance(
+    features: Tensor, baseline: Tensor, reference: Tensor, distance: Distance, resamples: int
+) -> Change:
+    """Of a distance between sets (N, D) and a reference (M, D); row i of both sets has the same seed.
+
+    The deviation is a bootstrap's: the same images are drawn of both sets, and others of the reference.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> Tensor:
+        return torch.randint(count, (count,), generator=generator)
+
+    changes = []
+    for _ in range(resamples):
+        rows, others = draw(len(features)), reference[draw(len(reference))]
+        changes.append(distance(features[rows], others) - distance(baseline[rows], others))
+    value = distance(features, reference)
+    return Change(value, value - distance(baseline, reference), torch.tensor(changes).std().item())
+
+
+def warp(pictures: Tensor, strength: float, seed: int) -> Tensor:
+    """Pictures (N, H, W, 3) in uint8 bent smoothly, on average by `strength` of their side."""
+    shape = (len(pictures), 2, 5, 5)
+    field = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    field = F.interpolate(field, pictures.shape[1:3], mode="bicubic").movedim(1, -1)
+    field = field * (2 * strength / field.norm(dim=-1).mean())
+    straight = F.affine_grid(
+        torch.eye(2, 3).expand(len(pictures), 2, 3),
+        [len(pictures), 3, *pictures.shape[1:3]],
+        align_corners=False,
+    )
+    bent = F.grid_sample(
+        pictures.movedim(-1, 1).float(), straight + field, padding_mode="reflection", align_corners=False
+    )
+    return bent.movedim(1, -1).round().clamp(0, 255).to(torch.uint8)

@@ -12,13 +12,19 @@ import nodes as stock
 from inner_guidance.demo import model as demo
 from inner_guidance.nodes.demo_model import LoadDemoModel
 
-FILES = (demo.UNET_FILE, demo.TEXT_FILE, demo.AUTOENCODER_FILE)
+FILES = (
+    demo.UNET_FILE,
+    demo.TEXT_FILE,
+    demo.AUTOENCODER_FILE,
+    demo.DEPTH_HEAD_FILE,
+    demo.DEPTH_PRIOR_FILE,
+)
 
 
 @pytest.fixture(scope="module")
 def loaded():
     with torch.inference_mode():
-        return LoadDemoModel.execute().args
+        return LoadDemoModel.execute().args[:3]
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_weights_are_taken_over_whole(loaded):
 
 
 def test_files_are_small_enough_for_the_repository():
-    assert sum((demo.WEIGHTS / name).stat().st_size for name in FILES) < 25e6
+    assert sum(path.stat().st_size for path in demo.WEIGHTS.iterdir()) < 25e6
 
 
 def test_runs_again_when_a_file_was_replaced(weights):

@@ -1,0 +1,50 @@
+"""InnerDemoScenes, and the demo model's depth head on them."""
+
+import comfy.model_management
+import pytest
+import torch
+
+from inner_guidance.demo.world import FAR, NEAR, render, sample_scene
+from inner_guidance.depth_head.metrics import DepthRange, measure
+from inner_guidance.nodes.demo_model import LoadDemoModel
+from inner_guidance.nodes.demo_scenes import InnerDemoScenes
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+
+
+def test_scenes_are_the_renders_of_their_numbers():
+    images, depths = InnerDemoScenes.execute(7, 2, 64).result
+
+    assert images.shape == depths.shape == (2, 64, 64, 3)
+    for image, depth, seed in zip(images, depths, (7, 8), strict=True):
+        seen = render(sample_scene(seed), 64)
+        assert torch.equal(image, seen.rgb.permute(1, 2, 0))
+        expected = (1 / seen.depth.double() - 1 / FAR) / (1 / NEAR - 1 / FAR)
+        torch.testing.assert_close(depth.double(), expected[..., None].expand(-1, -1, 3), rtol=0, atol=1e-6)
+
+
+def test_no_scene_leaves_the_range_of_distances():
+    _, depths = InnerDemoScenes.execute(0, 60, 32).result
+
+    assert depths.min() > 0
+    assert depths.max() < 1
+
+
+def test_drawing_can_be_interrupted():
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        InnerDemoScenes.execute(0, 1000, 64)
+
+
+def test_the_demo_models_head_reads_their_depth():
+    """Scenes that neither the model nor the head has seen, through a little noise."""
+    model, clip, vae, head, _ = LoadDemoModel.execute().args
+    images, depths = InnerDemoScenes.execute(1_060_000, 8, 256).result
+    empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+
+    _, mask, _ = InnerDepthEstimate.execute(
+        model, head, image=images, vae=vae, positive=empty, noise_level=0.1, ensemble=1, seed=0
+    ).result
+
+    found = measure(mask[:, None], depths[..., 0][:, None], DepthRange(NEAR, FAR))
+    assert found.abs_rel < 0.1
+    assert found.delta1 > 0.93

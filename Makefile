@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv/bin/python
 
-.PHONY: setup demo test lint format workflows
+.PHONY: setup demo test lint format workflows bench experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -24,3 +24,12 @@ format: setup
 
 workflows: setup    ## the API twins in workflows/api/ from the workflow files
 	@$(VENV) -m tools.api_twins
+
+bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour on two cores
+	@$(VENV) -m benchmarks.speed
+
+experiments: setup    ## the papers' tables on the demo world, into benchmarks/; hours on two cores
+	@$(VENV) -m benchmarks.attention_spectrum
+	@$(VENV) -m benchmarks.label_efficiency
+	@$(VENV) -m benchmarks.depth_aware_guidance sweep
+	@$(VENV) -m benchmarks.depth_aware_guidance compare

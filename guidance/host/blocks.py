@@ -143,7 +143,7 @@ def parse_blocks(text: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
 
 def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     match = TERM.fullmatch(term)
-    last_name = next(name for name in reversed(available) if name != "m0")
+    last_name = next((name for name in reversed(available) if name != "m0"), "u0")
     example = f"{last_name[0]}0-{last_name[0]}2"
     if match is None:
         raise ValueError(

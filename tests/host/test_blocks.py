@@ -90,6 +90,14 @@ def test_model_without_a_middle_block():
     assert "m0" not in attention_blocks(unet(tiny.SD15 | {"transformer_depth_middle": -2}))
 
 
+def test_model_with_attention_in_its_middle_alone(sd15):
+    alone = {"m0": sd15["m0"]}
+
+    assert parse_blocks("m0", alone) == sd15["m0"]
+    with pytest.raises(ValueError, match=r"no block u0. It has m0\."):
+        parse_blocks("u0", alone)
+
+
 def test_model_of_another_kind():
     with pytest.raises(ValueError, match=r"of this model, Linear, cannot be read: use .* Z-Image\."):
         attention_blocks(torch.nn.Linear(2, 2))

@@ -1,0 +1,108 @@
+"""What a sampler's evaluations of a model take, in seconds and bytes. Import after import_pack.
+
+Only the evaluations are measured, with all that a node adds to them: not the host's preparations for a run,
+nor what a sampler does with the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from .real_sizes import prompt
+
+LATENT = (1, 4, 64, 64)
+CFG = 7.0
+T = TypeVar("T")
+Measure = Callable[[torch.device, Callable[[], Tensor]], tuple[Tensor, float]]
+"""Calls a function on a device; returns its result, and what it took."""
+
+
+class MeasuredEuler(comfy.samplers.Sampler):
+    """Euler's method, with a measure around each of its evaluations."""
+
+    def __init__(self, measure: Measure) -> None:
+        self.measure = measure
+        self.took: list[float] = []
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The host's Sampler.sample."""
+        x = noise * sigmas[0]
+        for sigma, following in pairwise(sigmas):
+            evaluation = partial(model_wrap, x, sigma.expand(len(x)), **extra_args)
+            x0, took = self.measure(x.device, evaluation)
+            self.took.append(took)
+            x = x0 + (x - x0) * (following / sigma)
+        return x
+
+
+def evaluations(model: ModelPatcher, steps: int, measure: Measure) -> list[float]:
+    """What each evaluation of a sampling run takes, with classifier-free guidance, one image."""
+    sampler = MeasuredEuler(measure)
+    latent = torch.zeros(LATENT)
+    comfy.sample.sample_custom(
+        model,
+        comfy.sample.prepare_noise(latent, seed=0),
+        CFG,
+        sampler,
+        comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps),
+        prompt(model, 0),
+        prompt(model, 1),
+        latent,
+        disable_pbar=True,
+        seed=0,
+    )
+    return sampler.took
+
+
+def seconds(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
+    """How long a call takes."""
+    wait_for(device)
+    started = time.perf_counter()
+    result = call()
+    wait_for(device)
+    return result, time.perf_counter() - started
+
+
+def peak_bytes(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
+    """The most that PyTorch has allocated at once during a call, beside what was there before."""
+    if device.type == "cuda":
+        wait_for(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        wait_for(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        result = call()
+    changes = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = most = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        total += change.nbytes()
+        most = max(most, total)
+    return result, most
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what it was given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,71 @@
+"""benchmarks/speed.py: what it measures is what it says, and the baseline computes what ours computes."""
+
+import depth_models as depth
+import pytest
+import tiny_models as tiny
+import torch
+
+from inner_guidance.benchmarks import evaluations as measuring
+from inner_guidance.benchmarks.evaluations import evaluations, peak_bytes, seconds
+from inner_guidance.benchmarks.naive_depth_guidance import naively_guided
+from inner_guidance.benchmarks.speed import PLAIN, Row, Steps, all_rows, ratios
+
+MIB = 2**20
+
+
+@pytest.fixture
+def tiny_runs(monkeypatch):
+    """Latents and prompts of the tiny models' sizes."""
+    monkeypatch.setattr(measuring, "LATENT", (1, 4, 16, 16))
+    monkeypatch.setattr(measuring, "prompt", lambda model, seed: tiny.prompt(seed))
+
+
+def test_the_peak_is_of_what_lives_at_the_same_time():
+    before = torch.zeros(MIB)
+
+    def call():
+        a = torch.zeros(MIB)
+        b = a + before
+        del a
+        return b * 2
+
+    _, peak = peak_bytes(tiny.CPU, call)
+
+    assert peak == pytest.approx(2 * 4 * MIB, rel=1e-4)  # and scalars
+
+
+def test_each_evaluation_of_the_sampler_is_measured(tiny_runs):
+    model = tiny.patcher()
+    watched = tiny.watch(model)
+
+    took = evaluations(model, 3, seconds)
+
+    assert [p.sigma for p in watched.passes] == sorted({p.sigma for p in watched.passes}, reverse=True)
+    assert len(took) == len(watched) == 3
+    assert all(t > 0 for t in took)
+
+
+def test_the_naive_baseline_guides_in_the_same_direction():
+    model, network = tiny.patcher(), depth.head().head.network
+    guided = depth.depth_guided(model), naively_guided(model, network)
+    plain, ours, naive = (tiny.sample(of, steps=1) for of in (model, *guided))
+
+    shifts = [(image - plain).double().flatten() for image in (ours, naive)]
+
+    assert torch.cosine_similarity(*shifts, dim=0) > 0.9999
+
+
+def test_rows_take_turns_and_are_told_beside_the_plain_step(tiny_runs):
+    model = tiny.patcher()
+    rows = {PLAIN: Row("plain step", model), "dag": Row("guided", depth.depth_guided(model), steps=2)}
+
+    steps = Steps(rows, weights=0.0, repeats=2)
+
+    assert [len(cost.seconds) for cost in steps.costs.values()] == [2, 2]
+    assert steps.time(PLAIN, PLAIN) == steps.memory(PLAIN, PLAIN) == 1
+    steps.weights, steps.costs[PLAIN].peak, steps.costs["dag"].peak = 10.0, 2.0, 5.0
+    assert steps.memory("dag", PLAIN) == 15 / 12
+    text = "\n".join([*ratios(steps, {"sag": 1.0, "host_sag": 10.0}, 0.05), *all_rows(steps)])
+    assert "| time: guided / plain step |" in text
+    assert "| 0.100 | 0.1 |" in text
+    assert "host_sag" not in text

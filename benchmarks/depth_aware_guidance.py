@@ -256,10 +256,9 @@ def text(cell: Cell, plain: bool) -> str:
         return cell
     if isinstance(cell, float):
         return f"{cell:.3f}"
-    if cell.value != cell.value:
-        return ""
-    value = f"{cell.value:.4f}"
-    return value if plain else f"{value} ({cell.change:+.4f} ± {cell.deviation:.4f})"
+    digits = 4 if abs(cell.value) < 1 else 2
+    value = f"{cell.value:.{digits}f}"
+    return value if plain else f"{value} ({cell.change:+.{digits}f} ± {cell.deviation:.{digits}f})"
 
 
 def heading(options: argparse.Namespace, bench: Bench, scenes: int) -> list[str]:

@@ -10,8 +10,9 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -88,7 +89,7 @@ class Seen:
     objects: Tensor
     """The recogniser's probabilities, (N, kinds of solids)."""
     head: Tensor
-    """The strong branch's depth from the pictures' latents, (N, 1, 32, 32); nan where there are none."""
+    """The strong branch's depth from the pictures' latents, (N, 1, 32, 32)."""
     consistency: Tensor
     """|d_S - d_W| there, (N,)."""
     prior: Tensor
@@ -261,9 +262,9 @@ class Bench:
         pictures = torch.cat([batch["pictures"] for batch in batches])[: group.samples]
         latents = torch.cat([batch["latents"] for batch in batches])[: group.samples]
         seconds = statistics.median(float(batch["seconds"]) for batch in batches)
-        return self.look(folder, pictures, latents), seconds
+        return self.look(folder, pictures, lambda: latents), seconds
 
-    def look(self, folder: Path, pictures: Tensor, latents: Tensor | None) -> Seen:
+    def look(self, folder: Path, pictures: Tensor, latents: Callable[[], Tensor]) -> Seen:
         """Judge pictures; what is seen lies in the folder afterwards."""
         from inner_guidance.demo.depth_judge import judge
         from inner_guidance.demo.recogniser import recognise
@@ -273,7 +274,7 @@ class Bench:
         path = folder / f"seen-{len(pictures)}-{judges}.safetensors"
         if not path.exists():
             judged, recognised = judge(self.judge, pictures), recognise(self.recogniser, pictures)
-            head, consistency, prior = self.read(pictures, latents)
+            head, consistency, prior = self.read(latents())
             save(
                 path,
                 depth=judged.depth,
@@ -286,11 +287,8 @@ class Bench:
             )
         return Seen(**load_file(path))
 
-    def read(self, pictures: Tensor, latents: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What the head and the prior make of finished pictures, as Seen has it."""
-        if latents is None:
-            nothing = torch.full((len(pictures),), torch.nan)
-            return nothing.view(-1, 1, 1, 1).repeat(1, 1, 32, 32), nothing, nothing.clone()
+    def read(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the head and the prior make of finished pictures: head, consistency and prior of Seen."""
         from inner_guidance.depth_head.prior import schedule, to_prior
         from inner_guidance.guidance.depth_aware import prior_loss
         from inner_guidance.guidance.host.frozen_unet import with_frozen_unet
@@ -336,16 +334,20 @@ class Bench:
 
     def reference(self, count: int) -> Seen:
         """Renders of other scenes after the autoencoder: what every Frechet distance is measured to."""
-        pictures = self.of_scenes(FIRST_REFERENCE, count, "pictures")
-        return self.look(self.scene_folder / "reference", pictures, None)
+        of = partial(self.of_scenes, FIRST_REFERENCE, count)
+        return self.look(self.scene_folder / "reference", of("pictures"), lambda: of("latents"))
 
     def renders(self, count: int) -> dict[str, Seen]:
-        """The scenes themselves, in rows of the tables."""
-        pictures = self.of_scenes(FIRST_SCENE, count, "pictures")
-        latents = self.of_scenes(FIRST_SCENE, count, "latents")
+        """The scenes themselves after the autoencoder, in rows of the tables."""
+        of = partial(self.of_scenes, FIRST_SCENE, count)
+        bent = warp(of("pictures"), BENT, seed=0)
+
+        def encoded() -> Tensor:
+            return torch.cat([self.vae.encode(batch.float() / 255).cpu() for batch in bent.split(BATCH)])
+
         return {
-            "renders": self.look(self.scene_folder / "renders", pictures, latents),
-            "renders, bent": self.look(self.scene_folder / "bent", warp(pictures, BENT, seed=0), None),
+            "renders": self.look(self.scene_folder / "renders", of("pictures"), lambda: of("latents")),
+            "renders, bent": self.look(self.scene_folder / "bent", bent, encoded),
         }
 
     def truth(self, count: int) -> Tensor:

@@ -1,7 +1,6 @@
 """Load and Save Depth Head through the host's folders, and whether a head fits a model of the host."""
 
 import os
-from pathlib import Path
 
 import comfy.model_management
 import comfy.ops
@@ -191,10 +190,3 @@ def test_families_by_their_unets():
     assert model_family(tiny.patcher("svd")) == "Stable Video Diffusion"
     with pytest.raises(ValueError, match=r"UNets, and this model is none \(Flux\): use a checkpoint of"):
         model_family(tiny.patcher("flux", "FLUX"))
-
-
-def test_the_demo_model_has_a_family_of_its_own():
-    from inner_guidance.demo import model as demo
-
-    path: Path = demo.WEIGHTS / demo.UNET_FILE
-    assert model_family(demo.load_model(path)) == "the demo model of Inner Guidance"

@@ -9,11 +9,15 @@ import pytest
 FILES = (
     "test_blocks.py",
     "test_dag_formula.py",
+    "test_depth_estimate.py",
+    "test_depth_head_files.py",
     "test_feature_tap.py",
+    "test_frozen_unet.py",
     "test_gradients.py",
     "test_map_nodes.py",
     "test_prompt_words.py",
     "test_record_attention.py",
+    "test_record_depth.py",
     "test_record_features.py",
     "test_sag_chaining.py",
     "test_sag_faults.py",
@@ -21,6 +25,7 @@ FILES = (
     "test_sag_geometry.py",
     "test_sag_runs.py",
     "test_sag_transformers.py",
+    "test_train_depth_head.py",
 )
 
 

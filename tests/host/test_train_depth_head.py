@@ -1,4 +1,4 @@
-"""Train Depth Head on the demo model and on tiny ones."""
+"""Train Depth Head on tiny models; on the demo model in test_demo_depth_head.py."""
 
 import comfy.model_management
 import comfy.utils
@@ -7,14 +7,9 @@ import tiny_models as tiny
 import torch
 from comfy.model_management import InterruptProcessingException
 
-from inner_guidance.demo import model as demo
-from inner_guidance.demo.world import render, sample_scene
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
-from inner_guidance.depth_head.metrics import DepthRange, measure
 from inner_guidance.guidance.host.depth_head_training import new_network
 from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
-
-RANGE = DepthRange(near=1.5, far=12.0)
 
 
 class FourfoldVAE:
@@ -186,18 +181,3 @@ def test_progress_counts_images_and_steps(monkeypatch):
     assert seen[0] == (1, 10)
     assert [value for value, _ in seen] == sorted(value for value, _ in seen)
     assert {total for _, total in seen} == {10}
-
-
-@pytest.mark.slow
-def test_a_head_for_the_demo_model_from_few_renders():
-    """32 renders of 128 px: better than their mean depth map, which even knows the held-out ones."""
-    renders = [render(sample_scene(20_000 + i), size=128) for i in range(32)]
-    images = torch.stack([seen.rgb.movedim(0, -1) for seen in renders])
-    depths = torch.stack([RANGE.relative(seen.depth)[..., None] for seen in renders])
-    model = demo.load_model(demo.WEIGHTS / demo.UNET_FILE)
-    vae = demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
-    head, _ = train(model, images, depths, vae=vae, steps=100, batch_size=4, near=RANGE.near, far=RANGE.far)
-    labels = depths.movedim(-1, 1)
-    mean_map = measure(labels.mean(0, keepdim=True).expand_as(labels), labels, RANGE)
-    assert head.head.training["abs_rel"]["strong"]["200"] < 0.9 * mean_map.abs_rel
-    assert head.head.model_family == "the demo model of Inner Guidance"

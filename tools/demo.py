@@ -1,8 +1,8 @@
 """Draws the same scenes without and with guidance in the real ComfyUI: `make demo`.
 
-Runs every workflow whose name begins with "Demo" on six prompts. In such a workflow the node titled "Prompt"
-holds the text, the one titled "Seed" the seed, and the title of a SaveImage node says what the first of its
-pictures shows.
+Runs demo workflows on six prompts. In these workflows the node titled "Prompt" holds the text, the one titled
+"Seed" the seed, and the title of a SaveImage node says what the first of its pictures shows: one title, one
+picture, whichever workflow draws it.
 """
 
 import copy
@@ -21,6 +21,14 @@ from .host_server import HostServer, HostServerError, Prompt
 from .setup_host import ROOT, SetupError, host_folder
 
 OUTPUT = ROOT / ".demo"
+# Neighbours draw the same picture without guidance, which the host then draws once.
+WORKFLOWS = (
+    "Demo - See what the model sees",
+    "Demo - Self-Attention Guidance",
+    "Demo - DAG + SAG",
+    "Demo - Depth-Aware Guidance",
+    "Demo - Depth-locked restyle",
+)
 SCENES = (
     ("red sphere, blue box, grey checker floor, white wall", 16),
     ("green cylinder, yellow sphere, brown striped floor, beige wall", 2),
@@ -65,6 +73,7 @@ def draw(server: HostServer, prompt: Prompt, bar: tqdm) -> dict[str, bytes]:
             done[node] = step
 
     files = server.run(prompt, advance)
+    bar.update(sum(steps_of(prompt).values()) - sum(done.values()))  # samplers that the host had in its cache
     savers = [node_id for node_id, node in prompt.items() if node["class_type"] == "SaveImage"]
     return {prompt[node_id]["_meta"]["title"]: files[node_id][0] for node_id in savers}
 
@@ -72,7 +81,7 @@ def draw(server: HostServer, prompt: Prompt, bar: tqdm) -> dict[str, bytes]:
 def main() -> None:
     """Draw all scenes, write the pictures and the sheet, print where they are."""
     start = time.monotonic()
-    workflows = [json.loads(path.read_text()) for path in sorted(ROOT.glob("workflows/api/Demo*.json"))]
+    workflows = [json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text()) for name in WORKFLOWS]
     OUTPUT.mkdir(exist_ok=True)
     rows: defaultdict[str, list[Image.Image]] = defaultdict(list)
     print("Starting ComfyUI ...", flush=True)
@@ -80,11 +89,12 @@ def main() -> None:
         total = len(SCENES) * sum(sum(steps_of(workflow).values()) for workflow in workflows)
         with tqdm(total=total, unit="step", desc="Sampling") as bar:
             for text, seed in SCENES:
+                pictures: dict[str, bytes] = {}
                 for workflow in workflows:
-                    for title, png in draw(server, for_scene(workflow, text, seed), bar).items():
-                        path = OUTPUT / f"{seed} {title}.png"
-                        path.write_bytes(png)
-                        rows[title].append(Image.open(io.BytesIO(png)).convert("RGB"))
+                    pictures |= draw(server, for_scene(workflow, text, seed), bar)
+                for title, png in pictures.items():
+                    (OUTPUT / f"{seed} {title}.png").write_bytes(png)
+                    rows[title].append(Image.open(io.BytesIO(png)).convert("RGB"))
     sheet = OUTPUT / "contact-sheet.png"
     contact_sheet([f"{text} (seed {seed})" for text, seed in SCENES], rows).save(sheet)
     print(f"{sum(map(len, rows.values()))} images in {time.monotonic() - start:.0f} seconds: {OUTPUT}")

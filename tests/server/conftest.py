@@ -1,7 +1,9 @@
-"""The real server, started once for all tests of this folder."""
+"""The real server, started once for all tests of this folder, and what the demo workflows draw in it."""
 
+import functools
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,17 @@ def server(host: Path, root: Path) -> Iterator[HostServer]:
 def object_info(server: HostServer) -> dict[str, Any]:
     """What the server tells the frontend about every node."""
     return server.object_info()
+
+
+@pytest.fixture(scope="session")
+def drawn(server: HostServer, root: Path) -> Callable[[str], dict[str, list[bytes]]]:
+    """What a workflow that needs no download draws: image files by node id. Each runs once for all tests."""
+
+    @functools.cache
+    def run(name: str) -> dict[str, list[bytes]]:
+        return server.run(json.loads((root / "workflows" / "api" / f"{name}.json").read_text()))
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -119,15 +119,25 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def draw(prior: DepthPrior, count: int, seed: int, steps: int = 25) -> Tensor:
-    """Depth maps that the prior makes up from noise: (count, 1, size, size) in [0, 1], by DDIM."""
+    """Depth maps that the prior makes up from noise: (count, 1, size, size) in [0, 1].
+
+    Ancestral steps: the fresh noise covers the errors of a prior that was trained briefly, which a
+    deterministic sampler would carry to the end.
+    """
     device = next(prior.unet.parameters()).device
-    noise = torch.randn(count, 1, prior.size, prior.size, generator=torch.Generator().manual_seed(seed))
-    x = noise.to(device)
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise() -> Tensor:
+        return torch.randn(count, 1, prior.size, prior.size, generator=generator).to(device)
+
+    x = noise()
     abar = schedule().float().to(device)
     timesteps = torch.linspace(TIMESTEPS - 1, 0, steps).long().tolist()
     for t, following in zip(timesteps, [*timesteps[1:], 0], strict=True):
         eta = prior.unet(x, torch.full((count,), float(t), device=device))
         clean = ((x - (1 - abar[t]).sqrt() * eta) / abar[t].sqrt()).clamp(-1, 1)
         eta = (x - abar[t].sqrt() * clean) / (1 - abar[t]).sqrt()
-        x = abar[following].sqrt() * clean + (1 - abar[following]).sqrt() * eta
+        fresh = (1 - abar[following]) / (1 - abar[t]) * (1 - abar[t] / abar[following])
+        x = abar[following].sqrt() * clean + (1 - abar[following] - fresh).sqrt() * eta
+        x = x + fresh.sqrt() * noise()
     return (clean + 1) / 2

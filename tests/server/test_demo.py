@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from inner_guidance.tools.demo import SCENES, draw, for_scene, node_titled, steps_of
+from inner_guidance.tools.demo import SCENES, WORKFLOWS, draw, for_scene, node_titled, steps_of
 
 PLAIN, GUIDED = "Without guidance", "With Self-Attention Guidance"
 
@@ -37,6 +37,25 @@ def test_draws_each_scene_without_and_with_guidance_and_counts_its_steps(server,
     plain, guided = pixels(pictures[PLAIN]), pixels(pictures[GUIDED])
     assert plain.shape == guided.shape == (256, 256, 3)
     assert np.abs(plain - guided).mean() > 0.5
+
+
+def test_steps_that_the_host_had_in_its_cache_count_as_done(server, workflow):
+    prompt = for_scene(workflow, *SCENES[0])
+    for _ in range(2):
+        with tqdm(total=sum(steps_of(prompt).values()), disable=False, leave=False) as bar:
+            draw(server, prompt, bar)
+
+            assert bar.n == bar.total
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflows_of_the_sheet_take_prompt_and_seed(name, root):
+    prompt = for_scene(json.loads((root / "workflows" / "api" / f"{name}.json").read_text()), "red sphere", 7)
+
+    values = [value for node in prompt.values() for value in node["inputs"].values()]
+    assert "red sphere" in values
+    assert 7 in values
+    assert any(node["class_type"] == "SaveImage" for node in prompt.values())
 
 
 def test_scale_zero_draws_the_plain_picture(server, workflow):

@@ -1,0 +1,128 @@
+"""What the demo workflows about depth show: depth that is right, forms step by step, and steers."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+SIDE = 256
+STEPS = 20
+
+
+@pytest.fixture(scope="session")
+def workflow(root):
+    """The API form of a workflow, by name."""
+    return lambda name: json.loads((root / "workflows" / "api" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def pictures(drawn, workflow):
+    """First picture of each output node of a workflow, in [0, 1], by title."""
+
+    def read(name):
+        titles = {node_id: node["_meta"]["title"] for node_id, node in workflow(name).items()}
+        return {titles[node_id]: pixels(files[0]) for node_id, files in drawn(name).items()}
+
+    return read
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) / 255
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of two depth pictures."""
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+def columns(sheet: np.ndarray) -> list[list[np.ndarray]]:
+    """The cells of a grid of columns, each of three pictures one above the other."""
+    sheet = sheet[..., 0]
+    assert sheet.shape == (3 * SIDE, 4 * SIDE + 3 * 4)
+    return [
+        [sheet[row * SIDE : (row + 1) * SIDE, left : left + SIDE] for row in range(3)]
+        for left in range(0, sheet.shape[1], SIDE + 4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("Demo - Depth of an image", "Image, known depth, estimate"),
+        ("Demo - Train a depth head", "Picture, known depth, what the head reads"),
+    ],
+)
+def test_depth_that_is_read_is_that_of_the_renders(name, title, pictures):
+    _, known, read = (np.stack(row) for row in zip(*columns(pictures(name)[title]), strict=True))
+    for truth, estimate in zip(known, read, strict=True):
+        assert likeness(truth, estimate) > 0.9
+
+    # All rooms have a floor that comes near below. What tells one from another is read too.
+    own = [likeness(*pair) for pair in zip(known - known.mean(0), read - read.mean(0), strict=True)]
+    assert min(own) > 0.45
+
+
+def test_a_trained_head_is_saved(drawn, server):
+    drawn("Demo - Train a depth head")
+
+    names = server.object_info()["InnerLoadDepthHead"]["input"]["required"]["name"][1]["options"]
+    assert "demo_depth_head_00001_.safetensors" in names
+
+
+def test_depth_is_seen_to_form_one_picture_a_step(drawn, workflow):
+    prompt = workflow("Demo - Watch depth form")
+    (film,) = (number for number, node in prompt.items() if node["class_type"] == "SaveAnimatedWEBP")
+
+    frames = Image.open(io.BytesIO(drawn("Demo - Watch depth form")[film][0]))
+    frames = [np.asarray(frame.convert("L")) / 255 for frame in ImageSequence.Iterator(frames)]
+
+    assert len(frames) == STEPS
+    assert all(frame.shape == (SIDE, SIDE) and frame.std() > 0.05 for frame in frames)
+    # It settles: the later a step, the more its depth is like the last one's.
+    like_last = [likeness(frame, frames[-1]) for frame in frames]
+    early, middle, late = (np.mean(like_last[i : i + 5]) for i in (0, 7, 14))
+    assert early < middle < late
+    assert late > 0.97
+
+
+def test_guidance_changes_the_picture_and_its_depth_of_the_same_seed(pictures):
+    shown = pictures("Demo - Depth-Aware Guidance")
+
+    plain, guided = shown["Without guidance"], shown["With Depth-Aware Guidance"]
+    assert plain.shape == guided.shape == (SIDE, SIDE, 3)
+    assert np.abs(plain - guided).mean() > 0.005
+    for title in ("Depth without guidance", "Depth with guidance"):
+        assert shown[title].std() > 0.1
+
+
+def test_depth_follows_that_of_the_other_image(pictures):
+    shown = pictures("Demo - Depth-locked restyle")
+
+    target, free, locked = (
+        shown[title] for title in ("Depth to keep", "Depth without guidance", "Depth that came out")
+    )
+    assert likeness(target, locked) > likeness(target, free) + 0.03
+
+
+def test_both_guidances_act_in_one_picture(workflow, server):
+    prompt = workflow("Demo - DAG + SAG")
+    ids = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
+    (sag,) = (
+        node["inputs"] for node in prompt.values() if node["class_type"] == "InnerSelfAttentionGuidance"
+    )
+    (dag,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "InnerDepthAwareGuidance")
+    for title in ("Sample without guidance", "Sample with both"):
+        prompt[ids[title]]["inputs"]["steps"] = 6
+    drawings = []
+    for attention, depth in ((0.0, 0.0), (1.5, 0.0), (0.0, 1.0), (1.5, 1.0)):
+        sag |= {"scale": attention}
+        dag |= {"consistency_scale": depth, "prior_scale": depth}
+        files = server.run(prompt)
+        drawings.append(pixels(files[ids["With both guidances"]][0]))
+
+    np.testing.assert_array_equal(drawings[0], pixels(files[ids["Without guidance"]][0]))
+    for number, one in enumerate(drawings):
+        for other in drawings[:number]:
+            assert np.abs(one - other).mean() > 0.003

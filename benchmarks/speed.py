@@ -14,6 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     started = time.monotonic()
-    imports = [import_seconds() for _ in range(IMPORTS)]
+    imported = import_seconds()
     import_pack(options.device)
     with torch.inference_mode():
         attention = attention_memory()
@@ -147,7 +148,7 @@ def main() -> None:
         f"`{COMMAND} --repeats {options.repeats} --device {options.device}`: {minutes:.0f} minutes on "
         f"{machine(options.device)}, PyTorch {torch.__version__}.",
         "",
-        *ratios(steps, attention, statistics.median(imports)),
+        *ratios(steps, attention, imported),
         "",
         *all_rows(steps),
     ]
@@ -232,10 +233,15 @@ def attention_memory() -> dict[str, float]:
 
 
 def import_seconds() -> float:
-    """What the pack takes to import, in a process of its own."""
+    """What the pack takes to import, once it is compiled: the first process does that."""
     command = [sys.executable, "-m", "benchmarks.import_time"]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return float(printed.split()[-1])
+    with tempfile.TemporaryDirectory() as compiled:
+        environment = os.environ | {"PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
+        took = [
+            subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE).stdout
+            for _ in range(1 + IMPORTS)
+        ]
+    return statistics.median(float(printed.split()[-1]) for printed in took[1:])
 
 
 def ratios(steps: Steps, attention: Mapping[str, float], imported: float) -> Iterator[str]:

@@ -76,6 +76,11 @@ class DepthAwareSettings:
         """The branches of the head that are read."""
         return (STRONG, WEAK) if self.consistency_scale != 0 else (STRONG,)
 
+    @property
+    def guiding_branches(self) -> tuple[str, ...]:
+        """Those of them that a gradient runs through: to consistency, the strong depth is a constant."""
+        return self.branches if self.uses_prior or self.uses_target else self.branches[-1:]
+
 
 @dataclass(frozen=True)
 class Networks:
@@ -149,11 +154,16 @@ class DepthAwareStep:
         reading = ChunkReading(self, chosen, x_in.shape[0])
         return executor(model, conds, x_in, timestep, reading.options(model_options))
 
+    def taps(self, branches: Sequence[str]) -> set[str]:
+        """The names of what these branches of the head read."""
+        return {name for branch in branches for name in self.networks.head.branch_taps[branch]}
+
     def products(
         self, features: dict[str, Tensor], time: Tensor, size: Sequence[int], seeded: torch.Generator
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Depth maps from the features, and what the losses ask of them, at the loss scale."""
-        maps = self.networks.head.branches(features, time, size, self.settings.branches)
+        branches, guiding = self.settings.branches, self.settings.guiding_branches
+        maps = self.networks.head.branches(features, time, size, branches)
         self.depth = maps[0].detach()
         asked = dag.pull(
             maps[0],
@@ -162,7 +172,9 @@ class DepthAwareStep:
             normalise=self.settings.mode == "robust",
         )
         self.pull_size = asked.size
-        return maps, asked.cotangents(self.loss_scale)
+        pairs = zip(branches, maps, asked.cotangents(self.loss_scale), strict=True)
+        outputs, cotangents = zip(*((d, c) for branch, d, c in pairs if branch in guiding), strict=True)
+        return list(outputs), list(cotangents)
 
     def losses(self, depth: Tensor, seeded: torch.Generator) -> Iterator[tuple[float, dag.Loss]]:
         """The losses that act, each with its strength."""
@@ -266,7 +278,7 @@ class ChunkReading:
         rows = range(start, start + self.batch)
         step, model = self.step, executor.class_obj
         time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
-        taps = {name for branch in step.settings.branches for name in step.networks.head.branch_taps[branch]}
+        taps, guiding_taps = map(step.taps, (step.settings.branches, step.settings.guiding_branches))
         blocks = feature_blocks(model.diffusion_model)
         layers = {name: blocks[name][0] for name in taps - {TIME_TAP}}
         embedding: list[Tensor] = []
@@ -293,6 +305,7 @@ class ChunkReading:
                 "transformer_options": transformer_options,
                 **kwargs,
             },
+            constant=[layers[name] for name in layers.keys() - guiding_taps],
             checkpointing=step.settings.checkpointing,
         )
         step.take(gradient)

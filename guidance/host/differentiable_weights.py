@@ -53,8 +53,9 @@ def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
     try:
         for module in model.modules():
             if casts_at_use(module):
-                put(vars(module), "forward", partial(_fetch_again, module, module.forward))
-                if backward_of(module) is not recomputed:
+                backward = backward_of(module)
+                put(vars(module), "forward", partial(_fetch_again, module, module.forward, backward))
+                if backward is not recomputed:
                     continue  # autograd never meets its weights
             for name, t in module._parameters.items():
                 if t is not None and not t.is_meta and (t.is_inference() or t.requires_grad):
@@ -79,18 +80,26 @@ def casts_at_use(module: torch.nn.Module) -> bool:
 
 
 def _fetch_again(
-    module: torch.nn.Module, forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any
+    module: torch.nn.Module,
+    forward: Callable[..., Tensor],
+    backward: Callable[..., Tensor],
+    x: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """The layer's own forward; with a backward that keeps no weight."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x, *args, **kwargs)
-    return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward_of(module))
+    return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward)
 
 
 def backward_of(module: torch.nn.Module) -> Callable[..., Tensor]:
     """How a layer that casts at use is differentiated."""
-    kind = getattr(type(module), "forward_comfy_cast_weights", None)
-    return recomputed if module.weight is None else BACKWARD.get(kind, recomputed)
+    # Nodes for seamless textures give a convolution another padding, by one of these.
+    own = {"forward", "forward_comfy_cast_weights", "_conv_forward"} & vars(module).keys()
+    if own or module.weight is None or getattr(module, "padding_mode", "zeros") != "zeros":
+        return recomputed
+    return BACKWARD.get(type(module).forward_comfy_cast_weights, recomputed)
 
 
 class FetchedAgain(torch.autograd.Function):

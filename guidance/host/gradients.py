@@ -8,12 +8,12 @@ they, IPAdapters and LoRAs add are constants of the graph.
 Only what is needed is kept for the backward pass:
 - of a batch with the conditional and the unconditional half, one half is differentiated, and the other one is
   evaluated as the host would, in a pass of its own;
-- behind the last layer that is read, the forward pass goes on without a graph;
+- behind the last layer that a loss depends on, the forward pass goes on without a graph;
 - with `checkpointing`, blocks are computed again in the backward pass.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -42,23 +42,27 @@ def evaluate_with_gradient(
     products: Products,
     inputs: Mapping[str, Any],
     *,
+    constant: Collection[FeatureLayer] = (),
     checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """One forward pass from within an APPLY_MODEL wrapper: its output, and a gradient of some of its rows.
 
     executor: the wrapper's. inputs: all its arguments by name, transformer_options with the labels
     (`cond_or_uncond`, `uuids`) of as many chunks as the batch has; rows: those of one chunk. `products` gets
-    the features in `layers` of these rows, and returns outputs y_i and cotangents c_i.
+    the features in `layers` of these rows, and returns outputs y_i and cotangents c_i. constant: layers whose
+    features no y_i depends on; not all.
 
     Returns D(x), as the host computes it up to rounding, and sum_i c_i dy_i/dx, (len(rows), C, h, w); None
     where the layers were not computed, because a cache of another node skipped them.
     """
     count = inputs["x"].shape[0]
     if len(rows) == count:
-        return differentiate(executor, layers, products, inputs, checkpointing)
+        return differentiate(executor, layers, constant, products, inputs, checkpointing)
     others = [i for i in range(count) if i not in rows]
     out_of_others = call(executor, of_rows(inputs, others))
-    out_of_rows, gradient = differentiate(executor, layers, products, of_rows(inputs, rows), checkpointing)
+    out_of_rows, gradient = differentiate(
+        executor, layers, constant, products, of_rows(inputs, rows), checkpointing
+    )
     out = torch.empty((count, *out_of_rows.shape[1:]), dtype=out_of_rows.dtype, device=out_of_rows.device)
     out[others], out[list(rows)] = out_of_others, out_of_rows
     return out, gradient
@@ -98,6 +102,7 @@ def of_rows(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 def differentiate(
     executor: Any,
     layers: Sequence[FeatureLayer],
+    constant: Collection[FeatureLayer],
     products: Products,
     inputs: Mapping[str, Any],
     checkpointing: bool,
@@ -122,10 +127,11 @@ def differentiate(
         if inputs["control"] is not None:
             options["patches"] = with_skips_apart(options.get("patches", {}))
         features: Features = {}
+        differentiated = set(layers) - set(constant)
 
         def read(layer: FeatureLayer, feature: Tensor) -> None:
             features[layer] = feature.clone()
-            if len(features) == len(layers):
+            if differentiated <= features.keys():
                 torch.set_grad_enabled(False)
 
         with FeatureTap(layers, read).reading(model.diffusion_model, leaf, inputs["c_crossattn"]):

@@ -18,14 +18,15 @@ FAMILIES = {
 PRIOR_SIZE = 16
 
 
-def head(kind="small", seed=0):
-    """The paper's pixel MLP, on two blocks of a tiny model; the weak branch on one of them."""
+def head(kind="small", seed=0, weak=None):
+    """The paper's pixel MLP, on two blocks of a tiny model; the weak branch on one of them, the last."""
     taps = {"small": {"o1": 64, "o2": 32}, "inpaint": {"o1": 64, "o2": 32}}.get(kind, {"o3": 128, "o4": 128})
     if kind == "sdxl":
         taps = {"o2": 128, "o4": 64}
     with torch.inference_mode(False):
         torch.manual_seed(seed)
-        network = PixelMLP(taps, strong=tuple(taps), weak=tuple(taps)[-1:]).requires_grad_(False).eval()
+        network = PixelMLP(taps, strong=tuple(taps), weak=(weak or list(taps)[-1],))
+        network.requires_grad_(False).eval()
     return HostedDepthHead.of(DepthHead(network, FAMILIES[kind], name="head_of_test"))
 
 

@@ -102,6 +102,27 @@ def test_only_the_branches_and_blocks_that_are_needed_are_read(monkeypatch):
     assert read == [(["o1", "o2"], ("strong",)), (["o1", "o2"], ("strong", "weak"))]
 
 
+def test_consistency_alone_is_differentiated_up_to_the_last_weak_block(monkeypatch):
+    """The strong depth is a constant there; with a target it is not."""
+    differentiated = []
+    evaluate = depth_aware_step.evaluate_with_gradient
+
+    def look(executor, rows, layers, products, inputs, *, constant, **kwargs):
+        differentiated.append({layer.number for layer in layers} - {layer.number for layer in constant})
+        return evaluate(executor, rows, layers, products, inputs, constant=constant, **kwargs)
+
+    monkeypatch.setattr(depth_aware_step, "evaluate_with_gradient", look)
+    deeper = depth.head(weak="o1")
+
+    only, both = (
+        sampled(settings={"depth_head": deeper, "target_depth": target}, steps=1)
+        for target in (None, depth.target())
+    )
+
+    assert differentiated == [{1}, {1, 2}]
+    assert not torch.equal(only, both)
+
+
 def test_in_between_the_last_direction_is_used_again():
     every = sampled(steps=6)
     reused = sampled(steps=6, settings={"every_n_steps": 2})

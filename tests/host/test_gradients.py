@@ -86,7 +86,7 @@ def with_gradient(model, inputs, rows, blocks=BLOCKS, **kwargs):
     found = []
 
     def products(features):
-        outputs = [features[layer] for layer in layers]
+        outputs = [features[layer] for layer in layers if layer not in kwargs.get("constant", ())]
         return outputs, cotangents_of(outputs)
 
     def wrapper(executor, *args, **extra):
@@ -217,6 +217,24 @@ def test_only_the_rows_that_are_read_have_a_graph_and_only_up_to_the_last_layer_
     assert seen == [([1], k, 2, False) for k in range(4)] + [([0], k, 2, k <= 2) for k in range(4)]
 
 
+def test_behind_the_last_layer_that_is_no_constant_there_is_no_graph():
+    model = build()
+    inputs = pass_inputs(model)
+    expected = with_gradient(model, inputs, [2, 3], blocks="o1")
+    seen = []
+
+    def look(h, hsp, options):
+        seen.append((options["block"][1], h.requires_grad))
+        return h, hsp
+
+    inputs["transformer_options"]["patches"] = {"output_block_patch": [look]}
+    found = with_gradient(model, inputs, [2, 3], blocks="o0-o2", constant=layers_of(model, "o0,o2"))
+
+    assert seen[4:] == [(0, True), (1, True), (2, True), (3, False)]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_control_lists_of_the_caller_are_left_alone():
     model = build()
     inputs = pass_inputs(model, control=True)
@@ -293,6 +311,36 @@ def test_weights_that_are_cast_at_use_give_the_same_gradient(checkpointing):
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def pad_by_the_other_edge(conv):
+    """As nodes for seamless textures do it."""
+
+    def conv_forward(x, weight, bias):
+        across = torch.nn.functional.pad(x, (1, 1, 0, 0), mode="circular")
+        return torch.nn.functional.conv2d(
+            torch.nn.functional.pad(across, (0, 0, 1, 1)), weight, bias, conv.stride
+        )
+
+    conv._conv_forward = conv_forward
+
+
+def pad_by_reflection(conv):
+    conv.padding_mode = "reflect"
+
+
+@pytest.mark.parametrize("change", [pad_by_the_other_edge, pad_by_reflection])
+def test_convolutions_that_another_node_pads_differently(change):
+    model = build()
+    cast_weights(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.padding == (1, 1):
+            change(module)
+    inputs = pass_inputs(model)
+
+    _, gradient = with_gradient(model, inputs, [2, 3])
+
+    assert_is_the_gradient(model, inputs, [2, 3], gradient, directions=2)
 
 
 def test_a_cast_weight_is_not_kept_for_the_backward_pass(monkeypatch):

@@ -109,7 +109,7 @@ def swept() -> dict[str, Group]:
         f"DPG, step 0.15, tau {low:g} to {high:g}": robust(only("prior"), PRIOR_LEVELS=(low, high))
         for low, high in ((0.05, 0.3), (0.4, 0.9))
     }
-    weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (0.25, 1.0, 4.0)}
+    weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (1.0, 4.0, 16.0)}
     weights["DCG + DPG, w = 40, sums"] = paper(LATENT_CELLS, PRIOR_CELLS)
     return {
         "robust": Group("Robust mode", {NONE: Row(None)} | strengths | ranges | levels, 60, side=4),
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="pictures a row, else as many as the table is made for")
     parser.add_argument("--steps", type=int, help="sampling steps, else those that the table is made for")
     parser.add_argument(
-        "--backwards", action="store_true", help="begin with the last picture of the last row"
+        "--backwards", action="store_true", help="begin at the end, and write no table: for a second process"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path(".cache/depth_aware_guidance"))
@@ -166,6 +166,8 @@ def main() -> None:
         ]
         for job in tqdm(jobs[::-1] if options.backwards else jobs, desc="drawing", unit="batch"):
             bench.draw(*job)
+        if options.backwards:
+            return
         lines = heading(options, bench, max(group.samples for group in groups.values()))
         for name, group in groups.items():
             lines += table(bench, group)

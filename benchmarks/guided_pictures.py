@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FIRST_SCENE, FIRST_REFERENCE = 1_100_000, 1_120_000
 BATCH = 10
-BENT = 0.02
+BENT = 0.05
 SHEET_PICTURES, SHEET_SIZE = 16, 128
 NONE = "none"
 
@@ -347,7 +347,7 @@ class Bench:
 
         return {
             "renders": self.look(self.scene_folder / "renders", of("pictures"), lambda: of("latents")),
-            "renders, bent": self.look(self.scene_folder / "bent", bent, encoded),
+            "renders, bent": self.look(self.scene_folder / f"bent-{BENT:g}", bent, encoded),
         }
 
     def truth(self, count: int) -> Tensor:

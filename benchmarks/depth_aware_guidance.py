@@ -258,7 +258,7 @@ def text(cell: Cell, plain: bool) -> str:
         return cell
     if isinstance(cell, float):
         return f"{cell:.3f}"
-    digits = 4 if abs(cell.value) < 1 else 2
+    digits = 4 if abs(cell.value) < 10 else 2
     value = f"{cell.value:.{digits}f}"
     return value if plain else f"{value} ({cell.change:+.{digits}f} ± {cell.deviation:.{digits}f})"
 

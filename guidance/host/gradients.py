@@ -1,9 +1,9 @@
 """Gradients inside the host's own forward pass: of what is read from a model, with respect to its latent.
 
 Nodes run under inference mode, samplers under no_grad, weights are inference tensors. So within an
-APPLY_MODEL wrapper the pass is run outside inference mode, with weights and attention that can be
-differentiated (differentiable_weights.py, differentiable_attention.py). ControlNets have run before; what
-they, IPAdapters and LoRAs add are constants of the graph.
+APPLY_MODEL wrapper the pass is run outside inference mode, with weights, attention and patches of other nodes
+that can be differentiated (differentiable_weights.py, _attention.py, _patches.py). ControlNets have run
+before; what they, IPAdapters and LoRAs add are constants of the graph.
 
 Only what is needed is kept for the backward pass:
 - of a batch with the conditional and the unconditional half, one half is differentiated, and the other one is
@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .blocks import FeatureLayer
 from .differentiable_attention import DifferentiableAttention
+from .differentiable_patches import differentiable_patches
 from .differentiable_weights import differentiable_weights, normal
 from .feature_tap import FeatureTap
 
@@ -120,12 +121,13 @@ def differentiate(
         leaf = inputs["x"].detach().clone().requires_grad_()
         # Wrappers of other nodes may write into x, which a leaf does not allow.
         inputs["x"] = leaf.clone()
-        options = inputs["transformer_options"] = dict(inputs["transformer_options"])
+        options = dict(inputs["transformer_options"])
+        options = inputs["transformer_options"] = options | differentiable_patches(options)
         options["optimized_attention_override"] = DifferentiableAttention(
             options.get("optimized_attention_override")
         )
         if inputs["control"] is not None:
-            options["patches"] = with_skips_apart(options.get("patches", {}))
+            options["patches"] = with_skips_apart(options["patches"])
         features: Features = {}
         differentiated = set(layers) - set(constant)
 

@@ -9,6 +9,8 @@ import depth_models as depth
 import pytest
 import tiny_models as tiny
 import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.guidance.host import depth_aware_guidance, depth_aware_step
 from inner_guidance.guidance.host.extra_pass import TAG
@@ -16,7 +18,8 @@ from inner_guidance.guidance.host.records import Execution
 from inner_guidance.nodes import depth_aware_guidance as depth_aware_node
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 
-# Its steps are as small as the model is rough, and models of random weights are: it takes hundreds.
+# Its steps are as small as the model is rough, and models of random weights are: it takes hundreds. On the
+# demo model it runs, in test_demo_depth_guidance.py.
 SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"]
 
 
@@ -342,6 +345,28 @@ def test_beside_a_lora():
     assert all(torch.equal(w, before[name]) for name, w in tiny.patcher().model.named_parameters())
 
 
+def test_beside_an_ipadapter():
+    """Cross-attention that a node has replaced, for the positive alone, is in the graph."""
+    tokens = tiny.noise(1, 4, 64, seed=7) * 3
+
+    def replaced(q, k, v, extra_options):
+        out, heads = optimized_attention(q, k, v, extra_options["n_heads"]), extra_options["n_heads"]
+        image = tokens.expand(len(q), -1, -1)
+        added = optimized_attention(q, image, image, heads).chunk(len(extra_options["cond_or_uncond"]))
+        positive = [label == 0 for label in extra_options["cond_or_uncond"]]
+        return out + torch.cat([a * on for a, on in zip(added, positive, strict=True)])
+
+    def run(guide, strength=1.0):
+        model = tiny.patcher()
+        model.set_model_attn2_replace(replaced, "middle", 0)
+        return sampled(guide, model, settings={"consistency_scale": strength})
+
+    guided, plain = run(True), run(False)
+
+    assert guided.isfinite().all()
+    assert 0 < (guided - plain).norm() < (plain - sampled(guide=False)).norm()
+
+
 def test_a_readout_head_reads_the_embedding_of_the_time():
     image = sampled(settings={"depth_head": depth.readout_head()})
 
@@ -439,6 +464,36 @@ def test_a_head_for_another_model_is_refused_by_the_node():
 def test_a_target_of_one_grey_is_refused_by_the_node():
     with pytest.raises(ValueError, match=r"1 of the 1 depth maps are of one grey"):
         depth.depth_guided(tiny.patcher(), target_depth=torch.full((1, 8, 8, 3), 0.5))
+
+
+class Packed(torch.Tensor):
+    """A weight as other packs quantise it."""
+
+
+def test_quantised_weights_are_refused_before_anything_is_sampled():
+    model = tiny.root.__wrapped__("small", "EPS", 0)  # of its own
+    layer = model.model.diffusion_model.time_embed[0]
+    layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Packed), requires_grad=False)
+    watched = tiny.watch(model)
+
+    with pytest.raises(ValueError, match=r"needs gradients, which the quantised weights of this model"):
+        sampled(model=model)
+
+    assert len(watched) == 0
+
+
+def test_a_compiled_model_is_refused_by_an_old_pytorch_before_anything_is_sampled(monkeypatch):
+    model = tiny.patcher()
+    watched = tiny.watch(model)
+    model.add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL, "torch.compile", lambda executor, *args, **kwargs: executor(*args, **kwargs)
+    )
+    monkeypatch.delattr(torch.compiler, "set_stance")
+
+    with pytest.raises(ValueError, match=r"Depth-Aware Guidance needs PyTorch 2\.6 or later beside torch"):
+        sampled(model=model)
+
+    assert len(watched) == 0
 
 
 def test_nothing_of_a_run_outlives_it(monkeypatch):

@@ -493,6 +493,36 @@ def test_keys_that_another_node_has_prepared_may_be_inference_tensors():
     assert_is_the_gradient(model, inputs, [2, 3], gradient)
 
 
+def adapter(width):
+    """As IPAdapter: attention to an image beside that to the prompt, by a network that a loader has made."""
+    network = torch.nn.Linear(tiny.CONTEXT, width, dtype=torch.float64)
+    tokens = random(1, 4, tiny.CONTEXT, seed=41)
+
+    def replaced(q, k, v, extra_options):
+        heads = extra_options["n_heads"]
+        image = network(tokens).expand(len(q), -1, -1)
+        return attention_pytorch(q, k, v, heads) + attention_pytorch(q, image, image, heads) * tokens.std()
+
+    assert network.weight.is_inference()
+    return {"attn2": {("middle", 0): replaced}}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_patches_that_bring_tensors_of_their_own_are_in_the_gradient(checkpointing):
+    model = build()
+    inputs = pass_inputs(model)
+    gates = random(64, 4, 6, seed=42).exp()
+    assert gates.is_inference()
+    inputs["transformer_options"] |= {
+        "patches_replace": adapter(64),
+        "patches": {"input_block_patch": [lambda h, _: h * gates if h.shape[1:] == gates.shape else h]},
+    }
+
+    _, gradient = with_gradient(model, inputs, [2, 3], checkpointing=checkpointing)
+
+    assert_is_the_gradient(model, inputs, [2, 3], gradient, directions=2)
+
+
 def test_a_compiled_model_runs_as_it_was_written():
     model = build()
     inputs = pass_inputs(model)

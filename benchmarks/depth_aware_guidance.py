@@ -64,11 +64,9 @@ def compared() -> dict[str, Group]:
     }
     paper = {NONE: Row(None), "DCG + DPG": Row(both() | {"mode": "paper"})}
     return {
-        "empty": Group("Robust mode, empty prompt, CFG 1", robust, 500),
-        "paper": Group(
-            "Paper mode, empty prompt, CFG 1", paper, 500, sampler="ddpm", scheduler="normal", steps=30
-        ),
-        "captions": Group("Robust mode, captions, CFG 3", robust, 200, cfg=3.0, captions=True),
+        "empty": Group("Robust mode, empty prompt, CFG 1", robust, 500, steps=12),
+        "paper": Group("Paper mode, empty prompt, CFG 1", paper, 200, sampler="ddpm", scheduler="normal"),
+        "captions": Group("Robust mode, captions, CFG 3", robust, 100, cfg=3.0, captions=True, steps=12),
     }
 
 
@@ -78,9 +76,11 @@ SWEPT = {
     "mode": "robust",
     "start_percent": 0.0,
     "end_percent": 0.8,
+    "self_start_percent": 0.0,
     "every_n_steps": 1,
 }
-LATENT_CELLS, PRIOR_CELLS = 32 * 32, 64 * 64
+LATENT_CELLS, PRIOR_CELLS = 32 * 32, 32 * 32
+LOW_TAU = (0.02, 0.1)
 
 
 def swept() -> dict[str, Group]:
@@ -107,19 +107,31 @@ def swept() -> dict[str, Group]:
     }
     levels = {
         f"DPG, step 0.15, tau {low:g} to {high:g}": robust(only("prior"), PRIOR_LEVELS=(low, high))
-        for low, high in ((0.05, 0.3), (0.4, 0.9))
+        for low, high in (LOW_TAU, (0.05, 0.3), (0.4, 0.9))
+    }
+    late = {
+        f"{name}, step {scale * SWEPT_STEP:g}, tau 0.02 to 0.1, 0.4 to 1": robust(
+            scales | {"self_start_percent": 0.4, "end_percent": 1.0}, PRIOR_LEVELS=LOW_TAU
+        )
+        for name, scale, scales in (
+            ("DCG", 1.0, only("consistency")),
+            ("DPG", 1.0, only("prior")),
+            ("DCG + DPG", 1.0, both()),
+            ("DCG + DPG", 2.0, both(2.0, 2.0)),
+        )
     }
     weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (1.0, 4.0, 16.0)}
     weights["DCG + DPG, w = 40, sums"] = paper(LATENT_CELLS, PRIOR_CELLS)
     return {
-        "robust": Group("Robust mode", {NONE: Row(None)} | strengths | ranges | levels, 60, side=4),
+        "robust": Group(
+            "Robust mode", {NONE: Row(None)} | strengths | ranges | levels | late, 60, steps=12, side=4
+        ),
         "paper": Group(
             "Paper mode",
             {NONE: Row(None)} | weights,
-            60,
+            40,
             sampler="ddpm",
             scheduler="normal",
-            steps=30,
             side=4,
         ),
     }

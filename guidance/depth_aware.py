@@ -24,11 +24,14 @@ from torch import Tensor
 # The paper's w_dc and w_dp.
 PAPER_WEIGHT = 40.0
 # A robust shift at strength 1, in posterior standard deviations of x0.
-ROBUST_STEP = 0.15
+ROBUST_STEP = 0.3
 # How much a target depth map may be stretched or flattened to fit the estimate.
 TARGET_SCALE = (0.5, 2.0)
-# The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map.
-PRIOR_LEVELS = (0.1, 0.7)
+# Variance of a depth map below which it counts as flat.
+FLAT = 1e-8
+# The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map: above, its
+# loss is lower for blurred and flattened maps than for real ones (benchmarks/prior_levels.md).
+PRIOR_LEVELS = (0.02, 0.1)
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -75,21 +78,34 @@ def align(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
     mask: in [0, 1], broadcast to d; None is everywhere.
     """
     d = d.detach()
-    weight = torch.ones_like(d) if mask is None else mask.expand_as(d)
-    weight = weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
-
-    def mean(t: Tensor) -> Tensor:
-        return (weight * t).sum(dim=(1, 2, 3), keepdim=True)
-
-    centred = target - mean(target)
-    a = mean(centred * (d - mean(d))) / mean(centred.square()).clamp_min(torch.finfo(d.dtype).tiny)
-    return a.clamp(*TARGET_SCALE) * centred + mean(d)
+    share = _shares(d, mask)
+    centred = target - _mean(target, share)
+    a = _mean(centred * (d - _mean(d, share)), share)
+    a = a / _mean(centred.square(), share).clamp_min(torch.finfo(d.dtype).tiny)
+    return a.clamp(*TARGET_SCALE) * centred + _mean(d, share)
 
 
 def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """|| d - align(target, d) ||^2 (B,), the mean over the pixels, which outside the mask are 0."""
-    difference = (d - align(target, d, mask)).square()
-    return per_image_mean(difference if mask is None else mask * difference)
+    """|| d - align(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
+
+    The share of the depth's variance that the target does not explain. Without the denominator a flatter
+    image would be a better one, as its target is flattened with it, and guidance drains depth of contrast
+    (benchmarks/depth_aware_guidance_sweep.md).
+    """
+    share = _shares(d, mask)
+    unexplained = _mean((d - align(target, d, mask)).square(), share)
+    spread = _mean((d - _mean(d, share)).square(), share)
+    return (unexplained / spread.clamp_min(FLAT)).flatten()
+
+
+def _shares(d: Tensor, mask: Tensor | None) -> Tensor:
+    """The mask, or everything, as weights of an average, (B, 1, h, w); an empty mask's are 0."""
+    weight = torch.ones_like(d) if mask is None else mask.expand_as(d)
+    return weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
+
+
+def _mean(t: Tensor, share: Tensor) -> Tensor:
+    return (share * t).sum(dim=(1, 2, 3), keepdim=True)
 
 
 class Pull(NamedTuple):

@@ -45,16 +45,19 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "consistency_scale",
                     "How strongly to make the depth agree with itself, as it is read from many and from few "
                     "of the model's blocks (DCG). Higher steers more; 0 switches it off, at no cost.",
+                    default=0.5,
                 ),
                 strength(
                     "prior_scale",
                     "How strongly to make the depth plausible, in the eyes of the depth prior (DPG). Acts "
                     "only where depth_prior is connected. Higher steers more; 0 switches it off, at no cost.",
+                    default=0.5,
                 ),
                 strength(
                     "target_scale",
                     "How strongly to draw the depth to target_depth. Acts only where that is connected. "
                     "Higher follows it more closely, too high harms textures; 0 switches it off, at no cost.",
+                    default=1.0,
                 ),
                 io.Combo.Input(
                     "mode",
@@ -76,13 +79,13 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end_percent",
-                    default=0.8,
+                    default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.001,
                     tooltip=(
                         "Where in the sampling guidance ends. Lower saves time and leaves details alone; "
-                        "higher guides them too, where depth has long been decided."
+                        "higher guides them too, by ever smaller steps."
                     ),
                 ),
                 io.Int.Input(
@@ -124,6 +127,20 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     ),
                     extra_dict=ADVANCED,
                 ),
+                io.Float.Input(
+                    "self_start_percent",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip=(
+                        "Where in the sampling consistency and prior begin, if later than start_percent; in "
+                        "the robust mode only. Lower lets them change the composition too, mostly to emptier "
+                        "scenes; higher leaves more of it alone."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -141,6 +158,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         target_depth: torch.Tensor | None = None,
         target_mask: torch.Tensor | None = None,
         checkpointing: bool = False,
+        self_start_percent: float = 0.4,
         **settings: Any,
     ) -> io.NodeOutput:
         """Check the head against the model and attach the guidance to a clone of it."""
@@ -154,6 +172,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 if target_mask is None
                 else target_mask.reshape(-1, 1, *target_mask.shape[-2:]),
                 checkpointing=checkpointing,
+                self_start_percent=self_start_percent,
                 preview_node=executing().node_id,
                 **settings,
             )
@@ -164,6 +183,6 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         return io.NodeOutput(model)
 
 
-def strength(name: str, tooltip: str) -> io.Float.Input:
+def strength(name: str, tooltip: str, default: float) -> io.Float.Input:
     """The input of a loss's strength."""
-    return io.Float.Input(name, default=1.0, min=0.0, max=STRONGEST, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=STRONGEST, step=0.01, tooltip=tooltip)

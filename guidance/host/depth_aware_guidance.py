@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..live_pictures import depth_picture
-from .depth_aware_step import DepthAwareSettings, DepthAwareStep, Networks
+from .depth_aware_step import PAPER, DepthAwareSettings, DepthAwareStep, Networks
 from .depth_heads import require_head_fits
 from .differentiable_weights import refuse_quantised
 from .gradients import refuse_uncontrollable_compiler
@@ -71,17 +71,25 @@ class DepthAwareRun:
         self.preview = LivePreview(settings.preview_node, steps)
         self.guider = guider
         self.denoise_mask = denoise_mask
-        self.within = SigmaRange.from_percent(
-            guider.model_patcher.get_model_object("model_sampling"),
-            settings.start_percent,
-            settings.end_percent,
-        )
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.within = SigmaRange.from_percent(model_sampling, settings.start_percent, settings.end_percent)
+        self.self_start = model_sampling.percent_to_sigma(settings.self_start_percent)
         model = guider.model_patcher.model
         computed_in = model.manual_cast_dtype or model.get_dtype()
         self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.last: Tensor | None = None
         self.warned: set[str] = set()
+
+    def acting_at(self, sigma: float) -> DepthAwareSettings:
+        """The settings, less the losses that have not begun.
+
+        While composition is open, consistency and prior are met best by a scene with less in it, and drive
+        objects out (benchmarks/depth_aware_guidance_sweep.md).
+        """
+        if self.settings.mode == PAPER or sigma <= self.self_start:
+            return self.settings
+        return replace(self.settings, consistency_scale=0.0, prior_scale=0.0)
 
     def predict_noise(
         self,
@@ -93,17 +101,18 @@ class DepthAwareRun:
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
         sigma = float(timestep.max())
-        if sigma not in self.within:
+        settings = self.acting_at(sigma)
+        if sigma not in self.within or not settings.acts:
             return executor(x, timestep, model_options, seed)
         schedule = model_options["transformer_options"]["sample_sigmas"]
         step = DepthAwareStep(
-            self.settings,
+            settings,
             self.networks,
             denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             loss_scale=self.loss_scale,
             previous=self.last,
-            fresh=self.last is None or is_nth_step(sigma, schedule, self.within, self.settings.every_n_steps),
+            fresh=self.last is None or is_nth_step(sigma, schedule, self.within, settings.every_n_steps),
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:

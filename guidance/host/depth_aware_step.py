@@ -29,7 +29,7 @@ from .noise_levels import time_at
 from .parametrisation import noise_share
 from .recording import WRAPPER_KEY
 
-MODES = ("robust", "paper")
+MODES = ROBUST, PAPER = ("robust", "paper")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class DepthAwareSettings:
     Scales: strength of the consistency (DCG), of the prior (DPG) and of the target; target (N, 1, h, w) in
     [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and what it needs is there.
     mode of MODES. The gradient is taken at every n-th step between the percentages, and serves until then.
+    self_start_percent: where consistency and prior begin in the robust mode, if later than start_percent.
     preview_node: where the depth is shown while a sampler runs; None is nowhere.
     """
 
@@ -52,6 +53,7 @@ class DepthAwareSettings:
     mode: str
     start_percent: float
     end_percent: float
+    self_start_percent: float
     every_n_steps: int
     checkpointing: bool
     preview_node: str | None
@@ -169,7 +171,7 @@ class DepthAwareStep:
             maps[0],
             maps[1] if len(maps) > 1 else None,
             list(self.losses(maps[0], seeded)),
-            normalise=self.settings.mode == "robust",
+            normalise=self.settings.mode == ROBUST,
         )
         self.pull_size = asked.size
         pairs = zip(branches, maps, asked.cotangents(self.loss_scale), strict=True)
@@ -179,7 +181,7 @@ class DepthAwareStep:
     def losses(self, depth: Tensor, seeded: torch.Generator) -> Iterator[tuple[float, dag.Loss]]:
         """The losses that act, each with its strength."""
         settings, prior = self.settings, self.networks.prior
-        weight = dag.PAPER_WEIGHT if settings.mode == "paper" else 1.0
+        weight = dag.PAPER_WEIGHT if settings.mode == PAPER else 1.0
         if settings.consistency_scale != 0:
             yield weight * settings.consistency_scale, dag.consistency_loss
         if settings.uses_prior:
@@ -210,7 +212,7 @@ class DepthAwareStep:
             self.problem, self.overflowed = "its gradient is not finite", True
             return
         self.problem = None
-        if self.settings.mode == "robust":
+        if self.settings.mode == ROBUST:
             self.gradient = dag.direction(gradient, self.pull_size.to(gradient))
         else:
             self.gradient = gradient * (self.pull_size.to(gradient) / self.loss_scale)
@@ -221,7 +223,7 @@ class DepthAwareStep:
         if self.gradient is None or self.gradient.shape != x.shape:
             return denoised
         model_sampling = args["model"].model_sampling
-        if self.settings.mode == "robust":
+        if self.settings.mode == ROBUST:
             share = noise_share(model_sampling, sigma, x.ndim)
             # Not of `denoised`, which guidance of other nodes is in, before or after ours.
             shift = dag.robust_shift(self.gradient, args["cond_denoised"], share)

@@ -74,6 +74,7 @@ def depth_guided(model, *, kind="small", depth_head=None, **settings):
         "mode": "robust",
         "start_percent": 0.0,
         "end_percent": 1.0,
+        "self_start_percent": 0.0,
         "every_n_steps": 1,
     }
     return InnerDepthAwareGuidance.execute(model, depth_head or head(kind), **defaults | settings).result[0]

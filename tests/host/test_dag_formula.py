@@ -156,7 +156,8 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
     leaf, (strong, _) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
     ((eta, abar),) = drawn
     tau = int((schedule() - abar).abs().argmin())
-    assert 100 <= tau <= 700
+    low, high = dag.PRIOR_LEVELS
+    assert 1000 * low <= tau <= 1000 * high
     unet = double(prior.unet)
     with torch.inference_mode(False), torch.enable_grad():
         small = strong.detach().requires_grad_()
@@ -170,7 +171,11 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
     s = strong.detach()
     a = float(np.polyfit(t.flatten().numpy(), s.flatten().numpy(), 1)[0])
     a = min(max(a, 0.5), 2.0)
-    of_target = s - (a * (t - t.mean()) + s.mean())
+    with torch.inference_mode(False), torch.enable_grad():
+        free = s.clone().requires_grad_()
+        residual = free - (a * (t - t.mean()) + s.mean())
+        loss = residual.square().sum() / (free - free.mean()).square().sum()
+    of_target = gradient_of(loss, free)
     asked = 0.7 * of_prior / of_prior.square().mean().sqrt()
     asked = asked + 0.4 * of_target / of_target.square().mean().sqrt()
     with torch.inference_mode(False):

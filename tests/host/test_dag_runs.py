@@ -77,6 +77,10 @@ def test_outside_the_range_the_image_is_bit_identical(gradients):
         ({"end_percent": 0.4}, [0, 1]),
         ({"every_n_steps": 2}, [0, 2]),
         ({"every_n_steps": 3, "start_percent": 0.2}, [1]),
+        ({"self_start_percent": 0.4}, [2, 3]),
+        ({"self_start_percent": 0.4, "start_percent": 0.7}, [3]),
+        ({"self_start_percent": 0.4, "target_depth": depth.target()}, [0, 1, 2, 3]),
+        ({"self_start_percent": 0.4, "mode": "paper"}, [0, 1, 2, 3]),
     ],
 )
 def test_gradients_are_taken_in_the_range_at_every_nth_step(gradients, settings, expected):
@@ -532,5 +536,6 @@ def test_the_node_has_the_inputs_of_the_contract():
         "target_depth",
         "target_mask",
         "checkpointing",
+        "self_start_percent",
     ]
     assert all(i.tooltip for i in schema.inputs)

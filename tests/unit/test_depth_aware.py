@@ -90,7 +90,7 @@ class TestLosses:
             columns = np.stack([t[inside], np.ones(inside.sum())], axis=1)
             (a, b), *_ = np.linalg.lstsq(columns, y[inside], rcond=None)
             np.testing.assert_allclose(aligned[i].numpy(), a * t + b)
-            expected = np.where(inside, (y - a * t - b) ** 2, 0).mean()
+            expected = ((y - a * t - b)[inside] ** 2).mean() / y[inside].var()
             np.testing.assert_allclose(dag.target_loss(d, target, mask)[i], expected)
 
     @pytest.mark.parametrize(("slope", "scale"), [(-1.0, 0.5), (0.0, 0.5), (9.0, 2.0)])
@@ -119,6 +119,17 @@ class TestLosses:
         (gradient,) = torch.autograd.grad(dag.target_loss(leaf, target).sum(), leaf)
 
         torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    def test_the_target_does_not_ask_for_flatter_or_nearer_depth(self):
+        target = depth(2, 1, 6, 7)
+        d = (0.7 * target + 0.1 * random(2, 1, 6, 7, seed=3)).requires_grad_()
+
+        (gradient,) = torch.autograd.grad(dag.target_loss(d, target).sum(), d)
+
+        for asked, shape in zip(gradient, d.detach(), strict=True):
+            assert asked.abs().max() > 1e-3
+            torch.testing.assert_close(asked.sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-12)
+            torch.testing.assert_close((asked * shape).sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-12)
 
     @pytest.mark.parametrize("flat", [0.0, 0.7])
     def test_flat_targets_and_empty_masks_stay_finite(self, flat):

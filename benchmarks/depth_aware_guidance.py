@@ -62,10 +62,8 @@ def compared() -> dict[str, Group]:
     robust = {NONE: Row(None)} | {
         name: Row({loss: 0.0 for loss in losses if loss not in acting}) for name, acting in names.items()
     }
-    paper = {NONE: Row(None), "DCG + DPG": Row(both() | {"mode": "paper"})}
     return {
         "empty": Group("Robust mode, empty prompt, CFG 1", robust, 500, steps=12),
-        "paper": Group("Paper mode, empty prompt, CFG 1", paper, 200, sampler="ddpm", scheduler="normal"),
         "captions": Group("Robust mode, captions, CFG 3", robust, 100, cfg=3.0, captions=True, steps=12),
     }
 

@@ -14,7 +14,8 @@ from ..guidance.host.executing import wired_run
 from ..guidance.host.reading import received_maps, word_maps
 from ..guidance.pictures import ColourBar, captioned
 from ..guidance.recorded import Group, Recorded, grouped
-from .record import ADVANCED, AttentionRecordType
+from .inputs import ADVANCED
+from .record import AttentionRecordType
 
 KINDS = ("self", "cross")
 BRANCHES = ("positive", "negative")

@@ -13,7 +13,8 @@ from ..guidance.host.reading import received_maps
 from ..guidance.self_attention import average_on_finest_grid, resize_nearest
 from ..guidance.spectrum_plot import plot
 from .attention_maps import BRANCHES
-from .record import ADVANCED, AttentionRecordType
+from .inputs import ADVANCED
+from .record import AttentionRecordType
 
 
 class InnerAttentionSpectrum(io.ComfyNode):

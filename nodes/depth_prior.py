@@ -11,10 +11,10 @@ from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
 from ..guidance.host.depth_priors import depth_maps, make_unet, train
 from ..guidance.host.model_folders import file_path, new_file_path, register_model_folder
 from ..guidance.host.training_watch import TrainingWatch
+from .inputs import ADVANCED
 
 FOLDER = "depth_priors"
 DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
-ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
 
 register_model_folder(FOLDER, (SUFFIX,))
 

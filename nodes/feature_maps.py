@@ -12,7 +12,8 @@ from ..guidance.host.executing import wired_run
 from ..guidance.host.reading import features_of
 from ..guidance.pictures import captioned
 from .attention_maps import AVERAGE_OR_EACH, BRANCHES
-from .record import ADVANCED, FeatureRecordType
+from .inputs import ADVANCED
+from .record import FeatureRecordType
 
 BLOCKS = ("each", "together")
 SHOWN = ("colours", "regions")

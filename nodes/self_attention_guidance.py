@@ -9,8 +9,7 @@ from ..guidance.host.blocks import attention_blocks, parse_blocks
 from ..guidance.host.recording import WRAPPER_KEY
 from ..guidance.host.self_attention_guidance import SelfAttentionGuidance
 from ..guidance.host.self_attention_step import BRANCHES, MASKS, SPACES, SelfAttentionSettings
-
-ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+from .inputs import ADVANCED, percent
 
 
 class InnerSelfAttentionGuidance(io.ComfyNode):
@@ -91,24 +90,16 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     ),
                     extra_dict=ADVANCED,
                 ),
-                io.Float.Input(
+                percent(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Where in the sampling guidance begins. Higher leaves the composition alone.",
+                    0.0,
+                    "Where in the sampling guidance begins. Higher leaves the composition alone.",
                 ),
-                io.Float.Input(
+                percent(
                     "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip=(
-                        "Where in the sampling guidance ends. Lower saves time and leaves the last, fine "
-                        "details alone; higher guides them too."
-                    ),
+                    1.0,
+                    "Where in the sampling guidance ends. Lower saves time and leaves the last, fine details "
+                    "alone; higher guides them too.",
                 ),
                 io.Int.Input(
                     "every_n_steps",

@@ -9,8 +9,7 @@ from ..depth_head.metrics import DepthRange
 from ..depth_head.training import TrainingSettings
 from ..guidance.host.depth_head_training import AUTO, train_depth_head
 from .depth_head_files import DEPTH_HEAD
-
-ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+from .inputs import ADVANCED
 
 
 class InnerTrainDepthHead(io.ComfyNode):

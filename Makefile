@@ -31,5 +31,6 @@ bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour o
 experiments: setup    ## the papers' tables on the demo world, into benchmarks/; hours on two cores
 	@$(VENV) -m benchmarks.attention_spectrum
 	@$(VENV) -m benchmarks.label_efficiency
+	@$(VENV) -m benchmarks.prior_levels
 	@$(VENV) -m benchmarks.depth_aware_guidance sweep
 	@$(VENV) -m benchmarks.depth_aware_guidance compare

@@ -64,7 +64,9 @@ def compared() -> dict[str, Group]:
     }
     return {
         "empty": Group("Robust mode, empty prompt, CFG 1", robust, 500, steps=12),
-        "captions": Group("Robust mode, captions, CFG 3", robust, 100, cfg=3.0, captions=True, steps=12),
+        "captions": Group(
+            "Robust mode, captions, CFG 3", robust, 60, cfg=3.0, captions=True, steps=12, side=4
+        ),
     }
 
 

@@ -15,8 +15,8 @@ from ..guidance.host.executing import executing
 from ..guidance.host.recording import WRAPPER_KEY
 from .depth_head_files import DEPTH_HEAD
 from .depth_prior import DEPTH_PRIOR
+from .inputs import ADVANCED, percent
 
-ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
 STRONGEST = 10.0
 
 
@@ -69,24 +69,16 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                         "and where 1 is the published weight of 40."
                     ),
                 ),
-                io.Float.Input(
+                percent(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip="Where in the sampling guidance begins. Higher leaves the composition alone.",
+                    0.0,
+                    "Where in the sampling guidance begins. Higher leaves the composition alone.",
                 ),
-                io.Float.Input(
+                percent(
                     "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    tooltip=(
-                        "Where in the sampling guidance ends. Lower saves time and leaves details alone; "
-                        "higher guides them too, by ever smaller steps."
-                    ),
+                    1.0,
+                    "Where in the sampling guidance ends. Lower saves time and leaves details alone; higher "
+                    "guides them too, by ever smaller steps.",
                 ),
                 io.Int.Input(
                     "every_n_steps",
@@ -127,18 +119,13 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     ),
                     extra_dict=ADVANCED,
                 ),
-                io.Float.Input(
+                percent(
                     "self_start_percent",
-                    default=0.4,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
+                    0.4,
+                    "Where in the sampling consistency and prior begin, if later than start_percent; in the "
+                    "robust mode only. Lower lets them change the composition too, mostly to emptier scenes; "
+                    "higher leaves more of it alone.",
                     optional=True,
-                    tooltip=(
-                        "Where in the sampling consistency and prior begin, if later than start_percent; in "
-                        "the robust mode only. Lower lets them change the composition too, mostly to emptier "
-                        "scenes; higher leaves more of it alone."
-                    ),
                     extra_dict=ADVANCED,
                 ),
             ],

@@ -19,6 +19,7 @@ ALL_LOSSES = {
     "mode": "robust",
     "start_percent": 0.0,
     "end_percent": 1.0,
+    "self_start_percent": 0.0,
     "every_n_steps": 1,
 }
 

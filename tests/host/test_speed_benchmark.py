@@ -8,7 +8,8 @@ import torch
 from inner_guidance.benchmarks import evaluations as measuring
 from inner_guidance.benchmarks.evaluations import evaluations, peak_bytes, seconds
 from inner_guidance.benchmarks.naive_depth_guidance import naively_guided
-from inner_guidance.benchmarks.speed import PLAIN, Row, Steps, all_rows, ratios
+from inner_guidance.benchmarks.speed import PLAIN, Row, Steps, all_rows, ratios, sd15_rows
+from inner_guidance.guidance.host import depth_aware_step
 
 MIB = 2**20
 
@@ -53,6 +54,37 @@ def test_the_naive_baseline_guides_in_the_same_direction():
     shifts = [(image - plain).double().flatten() for image in (ours, naive)]
 
     assert torch.cosine_similarity(*shifts, dim=0) > 0.9999
+
+
+def test_each_row_does_what_it_is_named_for(tiny_runs, monkeypatch):
+    gradients = []
+    evaluate = depth_aware_step.evaluate_with_gradient
+    monkeypatch.setattr(
+        depth_aware_step, "evaluate_with_gradient", lambda *a, **k: gradients.append(1) or evaluate(*a, **k)
+    )
+    model = tiny.patcher("sd15")
+    watched = tiny.watch(model)
+    done = {}
+    for name, row in sd15_rows(model).items():
+        gradients.clear(), watched.passes.clear()
+        evaluations(row.model, row.steps, seconds)
+        done[name] = (row.steps, len(watched), len(gradients))
+
+    # Steps, forward passes, gradients of ours; a gradient splits the sampler's pass in two.
+    assert done == {
+        "plain": (1, 1, 0),
+        "recording": (1, 1, 0),
+        "features": (1, 1, 0),
+        "sag": (1, 2, 0),
+        "sag_reused": (2, 3, 0),
+        "host_sag": (1, 2, 0),
+        "dag": (1, 2, 1),
+        "dag_all": (1, 2, 1),
+        "dag_reused": (2, 3, 1),
+        "dag_checkpointing": (1, 2, 1),
+        "naive_dag": (1, 1, 0),
+        "both": (1, 3, 1),
+    }
 
 
 def test_rows_take_turns_and_are_told_beside_the_plain_step(tiny_runs):

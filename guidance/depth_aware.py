@@ -89,8 +89,7 @@ def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
     """|| d - align(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
 
     The share of the depth's variance that the target does not explain. Without the denominator a flatter
-    image would be a better one, as its target is flattened with it, and guidance drains depth of contrast
-    (benchmarks/depth_aware_guidance_sweep.md).
+    image would be a better one, as its target is flattened with it, and guidance drains depth of contrast.
     """
     share = _shares(d, mask)
     unexplained = _mean((d - align(target, d, mask)).square(), share)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .pack import import_pack
+from demo.pack import import_pack
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

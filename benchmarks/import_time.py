@@ -12,7 +12,7 @@ import importlib
 import sys
 import time
 
-from .pack import import_pack
+from demo.pack import import_pack
 
 
 def main() -> None:

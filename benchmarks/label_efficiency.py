@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .pack import import_pack
+from demo.pack import import_pack
 
 if TYPE_CHECKING:
     from inner_guidance.depth_head.metrics import DepthMetrics
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).with_suffix(".md")
 COUNTS = (10, 50, 100, 1000)
 FIRST_LABELLED, FIRST_JUDGED = 1_040_000, 1_060_000
-NEAR, FAR = 1.5, 12.0
 COMMAND = "python -m benchmarks.label_efficiency"
 
 Row = dict[int, "DepthMetrics"]
@@ -74,6 +73,7 @@ def main() -> None:
 def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, Row]]:
     """The rows of both tables."""
     from inner_guidance.demo import model as demo
+    from inner_guidance.demo.world import FAR, NEAR
     from inner_guidance.depth_head.metrics import DepthRange
     from inner_guidance.depth_head.training import TrainingSettings
     from inner_guidance.guidance.host.depth_heads import feature_channels

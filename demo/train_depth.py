@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.pack import import_pack
-
+from .pack import import_pack
 from .renders import HELD_OUT
 from .world import FAR, NEAR
 

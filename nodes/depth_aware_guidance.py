@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..depth_head.prior import DepthPrior
 from ..guidance.host.depth_aware_guidance import DepthAwareGuidance
-from ..guidance.host.depth_aware_step import MODES, DepthAwareSettings
+from ..guidance.host.depth_aware_losses import MODES, DepthAwareSettings
 from ..guidance.host.depth_heads import HostedDepthHead, require_head_fits
 from ..guidance.host.depth_priors import depth_maps
 from ..guidance.host.executing import executing

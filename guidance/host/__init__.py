@@ -23,11 +23,11 @@ frozen_unet.py, noise_levels.py
                         a UNet's features at chosen noise levels, outside of any sampling
 depth_head_training.py, depth_estimation.py
                         Train Depth Head and Depth Estimate
-gradients.py, differentiable_weights.py, differentiable_attention.py
+gradients.py, differentiable_weights.py, differentiable_attention.py, differentiable_patches.py
                         gradients inside the host's own forward pass
 depth_priors.py         the depth prior's UNet, and its training
 self_attention_guidance.py, self_attention_step.py
                         Self-Attention Guidance in a run, and at one step of it
-depth_aware_guidance.py, depth_aware_step.py
-                        the same of Depth-Aware Guidance
+depth_aware_guidance.py, depth_aware_step.py, depth_aware_losses.py
+                        the same of Depth-Aware Guidance; what the node is set to
 """

@@ -16,7 +16,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..live_pictures import depth_picture
-from .depth_aware_step import PAPER, DepthAwareSettings, DepthAwareStep, Networks
+from .depth_aware_losses import PAPER, DepthAwareSettings, Networks
+from .depth_aware_step import DepthAwareStep
 from .depth_heads import require_head_fits
 from .differentiable_weights import refuse_quantised
 from .gradients import refuse_uncontrollable_compiler

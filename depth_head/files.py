@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 FORMAT, VERSION = "inner_guidance", 1
@@ -26,7 +26,9 @@ def write(path: Path, kind: str, metadata: Mapping[str, str], tensors: Mapping[s
     unfinished = path.with_name(f"{path.name}.unfinished")
     described = {"format": FORMAT, "format_version": str(VERSION), "kind": kind, **metadata}
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, unfinished, described)
+        content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, described)
+        # save_file makes files that only their owner may read
+        unfinished.write_bytes(content)
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "end_percent",
                     1.0,
                     "Where in the sampling guidance ends. Lower saves time and leaves details alone; higher "
-                    "guides them too, by ever smaller steps.",
+                    "guides them too, by ever smaller steps. With a target, 0.6 keeps surfaces clean.",
                 ),
                 io.Int.Input(
                     "every_n_steps",

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import struct
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,15 +111,24 @@ def test_weights_loaded_in_inference_mode_let_gradients_pass(saved):
 def test_an_interrupted_save_leaves_the_old_file(saved, monkeypatch):
     before = saved.read_bytes()
 
-    def interrupted(tensors, path, metadata):
-        path.write_bytes(b"half a file")
+    write = Path.write_bytes
+
+    def interrupted(path, content):
+        write(path, content[: len(content) // 2])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("inner_guidance.depth_head.files.save_file", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_depth_head(saved, head(readout()))
     assert saved.read_bytes() == before
     assert os.listdir(saved.parent) == [saved.name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_others_may_read_what_new_files_let_them(saved):
+    usual = saved.with_name("usual")
+    usual.touch()
+    assert saved.stat().st_mode == usual.stat().st_mode
 
 
 def test_a_loaded_file_can_be_replaced(saved):

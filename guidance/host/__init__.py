@@ -26,6 +26,7 @@ depth_head_training.py, depth_estimation.py
 gradients.py, differentiable_weights.py, differentiable_attention.py, differentiable_patches.py
                         gradients inside the host's own forward pass
 depth_priors.py         the depth prior's UNet, and its training
+training_watch.py       progress of a training, its curve, and its interruption
 self_attention_guidance.py, self_attention_step.py
                         Self-Attention Guidance in a run, and at one step of it
 depth_aware_guidance.py, depth_aware_step.py, depth_aware_losses.py

@@ -20,8 +20,8 @@ from ..guidance.host.record_run import Recording
 from ..guidance.host.recording import WRAPPER_KEY
 from ..guidance.host.records import AttentionRecord, FeatureRecord
 from .depth_head_files import DEPTH_HEAD
+from .inputs import ADVANCED, percent
 
-ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
 AttentionRecordType = io.Custom("ATTENTION_RECORD")
 FeatureRecordType = io.Custom("FEATURE_RECORD")
 BRANCHES = {"positive": ("positive",), "negative": ("negative",), "both": ()}
@@ -30,21 +30,15 @@ BRANCHES = {"positive": ("positive",), "negative": ("negative",), "both": ()}
 def schedule_inputs(max_steps: int, memory: str) -> list[io.Input]:
     """The inputs that say which steps are recorded."""
     return [
-        io.Float.Input(
+        percent(
             "start_percent",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            tooltip="Where in the sampling recording begins. Higher leaves out the first, noisy steps.",
+            0.0,
+            "Where in the sampling recording begins. Higher leaves out the first, noisy steps.",
         ),
-        io.Float.Input(
+        percent(
             "end_percent",
-            default=1.0,
-            min=0.0,
-            max=1.0,
-            step=0.001,
-            tooltip="Where in the sampling recording ends. Higher records the last, fine steps too.",
+            1.0,
+            "Where in the sampling recording ends. Higher records the last, fine steps too.",
         ),
         io.Int.Input(
             "max_steps",

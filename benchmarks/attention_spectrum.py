@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from demo.pack import import_pack
-
+from .pack import import_pack
 from .spectrum_figures import RESAMPLES, Excess, excess, inside, log_magnitudes, overlap_cell, table
 
 if TYPE_CHECKING:

@@ -24,8 +24,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from demo.pack import import_pack
-
 from .depth_figures import (
     Change,
     abs_rel_after_alignment,
@@ -36,6 +34,7 @@ from .depth_figures import (
     planarity,
 )
 from .guided_pictures import BATCH, BENT, NONE, Bench, Group, Row, Seen
+from .pack import import_pack
 
 COMMAND = "python -m benchmarks.depth_aware_guidance"
 TABLES = {

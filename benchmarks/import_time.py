@@ -13,7 +13,7 @@ import importlib
 import sys
 import time
 
-from demo.pack import import_pack
+from .pack import import_pack
 
 
 def main() -> None:

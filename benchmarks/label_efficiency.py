@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from demo.pack import import_pack
+from .pack import import_pack
 
 if TYPE_CHECKING:
     from inner_guidance.depth_head.metrics import DepthMetrics

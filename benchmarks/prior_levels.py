@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from demo.pack import import_pack
+from .pack import import_pack
 
 if TYPE_CHECKING:
     from inner_guidance.depth_head.prior import DepthPrior

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from .pack import import_pack
+from benchmarks.pack import import_pack
+
 from .renders import HELD_OUT
 from .world import FAR, NEAR
 

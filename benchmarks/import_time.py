@@ -20,7 +20,6 @@ def main() -> None:
     """In a fresh process: a second import costs nothing."""
     import_pack("cpu")
     importlib.import_module("nodes")  # the host's
-    gc.freeze()  # a collection of all that the host has made takes longer, and falls into it by chance
     pack = sys.modules["inner_guidance"]
     gc.collect()  # otherwise a full collection of the host's objects, 0.2 s, may fall among the pack's
     started = time.perf_counter()

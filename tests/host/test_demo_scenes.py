@@ -36,15 +36,17 @@ def test_drawing_can_be_interrupted():
 
 
 def test_the_demo_models_head_reads_their_depth():
-    """Scenes that neither the model nor the head has seen, through a little noise."""
+    """Of scenes that neither model nor head has seen: better than their mean depth map, which knows them."""
     model, clip, vae, head, _ = LoadDemoModel.execute().args
-    images, depths = InnerDemoScenes.execute(1_060_000, 8, 256).result
+    images, depths = InnerDemoScenes.execute(1_060_000, 32, 256).result
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
 
     _, mask, _ = InnerDepthEstimate.execute(
         model, head, image=images, vae=vae, positive=empty, noise_level=0.1, ensemble=1, seed=0
     ).result
 
-    found = measure(mask[:, None], depths[..., 0][:, None], DepthRange(NEAR, FAR))
-    assert found.abs_rel < 0.1
-    assert found.delta1 > 0.93
+    labels, depth_range = depths[..., 0][:, None], DepthRange(NEAR, FAR)
+    found = measure(mask[:, None], labels, depth_range)
+    mean_map = measure(labels.mean(0, keepdim=True).expand_as(labels), labels, depth_range)
+    assert found.abs_rel < 0.75 * mean_map.abs_rel
+    assert found.delta1 > 0.9

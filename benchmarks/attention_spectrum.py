@@ -19,7 +19,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -138,8 +138,7 @@ def of_renders(model: Model, options: argparse.Namespace) -> Iterator[str]:
 
 def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
     """Pictures (N, H, W, 3) of the captions of unseen scenes, and the attention while they were drawn."""
-    import comfy.sample
-
+    from inner_guidance.demo import sheet
     from inner_guidance.demo.world import sample_scene
 
     captions = [sample_scene(FIRST_SCENE + i).caption for i in range(options.samples)]
@@ -147,22 +146,10 @@ def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
     runs: dict[str, list[dict[str, Tensor]]] = {name: [] for name in PROMPTS}
     for first in tqdm(range(0, len(captions), BATCH), desc="samples", unit="batch"):
         batch = captions[first : first + BATCH]
-        latent = torch.zeros(len(batch), 4, 32, 32)
-        noise = comfy.sample.prepare_noise(latent, seed=first)
-        drawn = comfy.sample.sample(
-            model.recorded,
-            noise,
-            options.steps,
-            options.cfg,
-            "dpmpp_2m",
-            "karras",
-            encoded(model.clip, batch),
-            encoded(model.clip, [""]),
-            latent,
-            seed=first,
-            disable_pbar=True,
+        drawn = sheet.draw(
+            model.recorded, model.clip, model.vae, batch, seed=first, steps=options.steps, cfg=options.cfg
         )
-        pictures.append(model.vae.decode(drawn).clamp(0, 1))
+        pictures.append(drawn.clamp(0, 1))
         for branch, found in received(model.record.runs[-1]).items():
             runs[branch].append(found)
     return torch.cat(pictures), {branch: gathered(found) for branch, found in runs.items()}
@@ -173,13 +160,8 @@ def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, 
 
     With the prompt is with the scene's caption, and without it is with the empty prompt.
     """
-    import comfy.sample
-    import comfy.samplers
-
     from inner_guidance.demo.world import FIRST_SOLID, render, sample_scene
 
-    sampler = comfy.samplers.sampler_object("euler")
-    model_sampling = model.recorded.get_model_object("model_sampling")
     pictures, objects = [], []
     runs: dict[int, dict[str, list[dict[str, Tensor]]]] = {t: {name: [] for name in PROMPTS} for t in TIMES}
     for first in tqdm(range(0, options.renders, BATCH), desc="renders", unit="batch"):
@@ -188,27 +170,34 @@ def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, 
         pictures.append(torch.stack([one.rgb.movedim(0, -1) for one in seen]))
         objects.append(torch.stack([one.surface >= FIRST_SOLID for one in seen]).float())
         latent = model.vae.encode(pictures[-1])
-        noise = comfy.sample.prepare_noise(latent, seed=first)
         prompts = {"positive": [scene.caption for scene in scenes], "negative": [""]}
         for t in TIMES:
-            sigmas = torch.tensor([float(model_sampling.sigma(torch.tensor(t))), 0.0])
             for name, texts in prompts.items():
-                conds = encoded(model.clip, texts)
-                comfy.sample.sample_custom(
-                    model.recorded,
-                    noise,
-                    1.0,
-                    sampler,
-                    sigmas,
-                    conds,
-                    conds,
-                    latent,
-                    disable_pbar=True,
-                    seed=first,
-                )
-                runs[t][name].append(received(model.record.runs[-1])["positive"])
+                runs[t][name].append(look_once(model, latent, t, texts, seed=first))
     attention = {t: {name: gathered(found) for name, found in of_t.items()} for t, of_t in runs.items()}
     return torch.cat(pictures), torch.cat(objects), attention
+
+
+def look_once(model: Model, latent: Tensor, t: int, texts: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """The attention of a single evaluation of latents, noised to t, by block."""
+    import comfy.sample
+    import comfy.samplers
+
+    prompt = [[torch.cat([model.clip.encode_from_tokens(model.clip.tokenize(text)) for text in texts]), {}]]
+    sigma = model.recorded.get_model_object("model_sampling").sigma(torch.tensor(t))
+    comfy.sample.sample_custom(
+        model.recorded,
+        comfy.sample.prepare_noise(latent, seed),
+        1.0,
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor([float(sigma), 0.0]),
+        prompt,
+        prompt,
+        latent,
+        disable_pbar=True,
+        seed=seed,
+    )
+    return received(model.record.runs[-1])["positive"]
 
 
 def load() -> Model:
@@ -216,9 +205,9 @@ def load() -> Model:
     from inner_guidance.demo import model as demo
     from inner_guidance.nodes.record import InnerRecordAttention
 
-    unet = demo.WEIGHTS / demo.UNET_FILE
+    unet, clip, vae = demo.load_all(demo.WEIGHTS)
     recorded, record = InnerRecordAttention.execute(
-        demo.load_model(unet),
+        unet,
         BLOCKS,
         start_percent=0.0,
         end_percent=1.0,
@@ -226,18 +215,8 @@ def load() -> Model:
         prompt=False,
         preview=False,
     ).result
-    return Model(
-        recorded,
-        record,
-        demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE),
-        demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
-        hashlib.sha256(unet.read_bytes()).hexdigest()[:12],
-    )
-
-
-def encoded(clip: CLIP, texts: Sequence[str]) -> list[list[Any]]:
-    """A conditioning with a prompt for each picture of a batch, or one for all."""
-    return [[torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts]), {}]]
+    checksum = hashlib.sha256((demo.WEIGHTS / demo.UNET_FILE).read_bytes()).hexdigest()[:12]
+    return Model(recorded, record, clip, vae, checksum)
 
 
 def received(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:

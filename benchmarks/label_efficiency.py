@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,9 @@ from tqdm import tqdm
 from .pack import import_pack
 
 if TYPE_CHECKING:
-    from inner_guidance.depth_head.metrics import DepthMetrics
+    from comfy.sd import VAE
+
+    from inner_guidance.depth_head.metrics import DepthMetrics, DepthRange
     from inner_guidance.depth_head.training import Features, TrainingSettings
     from inner_guidance.guidance.host.frozen_unet import FrozenUNet
 
@@ -79,9 +81,7 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
     from inner_guidance.guidance.host.depth_heads import feature_channels
     from inner_guidance.guidance.host.frozen_unet import with_frozen_unet
 
-    vae = demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
-    model = demo.load_model(demo.WEIGHTS / demo.UNET_FILE)
-    clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
+    model, clip, vae = demo.load_all(demo.WEIGHTS)
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     depth_range = DepthRange(NEAR, FAR)
     labelled = encoded(
@@ -116,7 +116,7 @@ def default_blocks(count: int) -> tuple[list[str], list[str]]:
     return [f"o{i}" for i in strong], [f"o{weak}"]
 
 
-def encoded(vae: object, first: int, count: int, size: int, depth_range: object) -> Scenes:
+def encoded(vae: VAE, first: int, count: int, size: int, depth_range: DepthRange) -> Scenes:
     """Scenes of consecutive seeds."""
     from inner_guidance.demo.world import render, sample_scene
 
@@ -246,14 +246,22 @@ def table(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, R
         "Mean over the scenes of AbsRel / RMSE in metres / delta1, without alignment. A tenth of the "
         "labels, one at least, only chooses the best state.",
         "",
+        *of_levels(rows),
+        "",
+        f"## Each block alone, {options.block_count} labels",
+        "",
+        *of_levels(blocks),
     ]
-    for title, part in (("", rows), (f"\n## Each block alone, {options.block_count} labels\n", blocks)):
-        times = list(next(iter(part.values())))
-        if title:
-            lines += [*title.split("\n")]
-        lines += [f"| | {' | '.join(f't = {t}' for t in times)} |", "|---" * (len(times) + 1) + "|"]
-        lines += [f"| {name} | {' | '.join(cell(row[t]) for t in times)} |" for name, row in part.items()]
     return "\n".join(lines) + "\n"
+
+
+def of_levels(rows: dict[str, Row]) -> Iterator[str]:
+    """A table with a column for each noise level."""
+    times = list(next(iter(rows.values())))
+    yield f"| | {' | '.join(f't = {t}' for t in times)} |"
+    yield "|---" * (len(times) + 1) + "|"
+    for name, row in rows.items():
+        yield f"| {name} | {' | '.join(cell(row[t]) for t in times)} |"
 
 
 def cell(metrics: DepthMetrics) -> str:

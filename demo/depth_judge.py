@@ -8,11 +8,9 @@ must be planar.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .recogniser import Residual
@@ -92,10 +90,3 @@ def judge(network: DepthJudge, pictures: Tensor) -> Judgement:
     """What the network sees in pictures (N, H, W, 3) in uint8."""
     seen = [network(shrink(batch.float() / 255)) for batch in pictures.split(50)]
     return Judgement(torch.cat([part.depth for part in seen]), torch.cat([part.surfaces for part in seen]))
-
-
-def save_depth_judge(path: Path, weights: dict[str, Tensor]) -> None:
-    """Writes the weights in half precision."""
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: weight.half().contiguous() for name, weight in weights.items()}, unfinished)
-    unfinished.replace(path)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from .latents import load_latents
 from .model import UNET_CONFIG, DemoWorld
-from .progress import Budget, read_checkpoint, reset_weights, update_average, write_checkpoint
+from .progress import Training
 from .text import CONTEXT_LENGTH, EMPTY, SceneTextEncoder, SceneTokenizer
 from .world import sample_scene
 
@@ -38,7 +38,7 @@ class TextToLatent(nn.Module):
         self.alpha_bar = 1 / (1 + model.model_sampling.sigmas.double() ** 2)
         self.unet = model.diffusion_model
         self.text = SceneTextEncoder()
-        reset_weights(self)
+        _reset_weights(self)
         for block in self.unet.modules():
             if hasattr(block, "out_layers"):
                 _zero(block.out_layers[-1])
@@ -62,6 +62,14 @@ class TextToLatent(nn.Module):
         return F.mse_loss(predicted.float(), v)
 
 
+def _reset_weights(model: nn.Module) -> None:
+    """Gives torch's default weights to the host's layers, whose own `reset_parameters` does nothing."""
+    for layer in model.modules():
+        for kind in (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm):
+            if isinstance(layer, kind):
+                kind.reset_parameters(layer)
+
+
 def _zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -78,52 +86,29 @@ def train_diffusion(
 
     `after_checkpoint` gets the averaged weights and the number of samples seen.
     """
+    seeds, x0 = load_latents(latents)
+    phrases = [[_tokens(phrase) for phrase in sample_scene(seed).phrases] for seed in seeds]
+
     model = TextToLatent().to(device)
     optimiser = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
-    step, spent = 0, 0.0
-    average = {name: weight.clone() for name, weight in model.state_dict().items()}
-    if state := read_checkpoint(checkpoint):
-        model.load_state_dict(state["model"])
-        average = {name: weight.to(device) for name, weight in state["average"].items()}
-        if "optimiser" in state:
-            optimiser.load_state_dict(state["optimiser"])
-            step, spent = state["step"], state["spent"]
-
-    seeds, x0 = load_latents(latents)
-    phrases = [[_tokens(phrase) for phrase in sample_scene(seed).phrases] for seed in seeds]
-    rng = np.random.default_rng(step)
-    budget = Budget(minutes, spent)
-    saved, smooth = spent, None
-    bar = tqdm(desc="diffusion", unit="img", initial=step * BATCH)
+    training = Training("diffusion", model, optimiser, checkpoint, minutes)
+    budget = training.budget
+    rng = np.random.default_rng(training.step)
+    smooth = None
+    bar = tqdm(desc="diffusion", unit="img", initial=training.step * BATCH)
     while budget.fraction < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = budget.rate(LEARNING_RATE, step, floor=0.03)
         rows = rng.integers(len(x0), size=BATCH)
         tokens = torch.stack([_prompt(phrases[row], rng) for row in rows])
         loss = model.loss(x0[rows].to(device), tokens.to(device))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        update_average(average, model, step, AVERAGE_DECAY)
-        step += 1
+        training.learn(loss, budget.rate(LEARNING_RATE, training.step, floor=0.03), AVERAGE_DECAY)
         bar.update(BATCH)
         smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
-        if step % 25 == 0:
+        if training.step % 25 == 0:
             bar.set_postfix(loss=f"{smooth:.4f}", left=f"{minutes - budget.elapsed:.1f} min")
-        if budget.elapsed > saved + CHECKPOINT_MINUTES or budget.fraction == 1:
-            saved = budget.elapsed
-            write_checkpoint(
-                checkpoint,
-                model=model.state_dict(),
-                average=average,
-                optimiser=optimiser.state_dict(),
-                step=step,
-                spent=saved,
-            )
-            after_checkpoint(average, step * BATCH)
+        if training.save_every(CHECKPOINT_MINUTES):
+            after_checkpoint(training.average, training.step * BATCH)
 
 
 def _tokens(phrase: str) -> list[int]:

@@ -135,8 +135,8 @@ def main() -> None:
     options = parser.parse_args()
 
     import_host(options.device)
-    from .model import WEIGHTS, read_weights
-    from .sheet import draw, load_all, save_sheet
+    from .model import WEIGHTS, load_all, read_weights
+    from .sheet import draw, save_sheet
 
     recogniser = Recogniser().eval()
     recogniser.load_state_dict(read_weights(WEIGHTS / RECOGNISER_FILE))

@@ -75,6 +75,11 @@ class DemoWorld(comfy.supported_models_base.BASE):
         return ModelType.V_PREDICTION
 
 
+def load_all(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE from the three files in a folder."""
+    return load_model(folder / UNET_FILE), load_clip(folder / TEXT_FILE), load_vae(folder / AUTOENCODER_FILE)
+
+
 def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """The UNet under the host's memory management, in the precision that the host chooses for this device.
 
@@ -145,11 +150,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"The demo model's file {path.name} is damaged ({error}). {restore}") from error
 
 
+def write_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
+    """Writes tensors in half precision; an interruption leaves the previous file whole."""
+    unfinished = path.with_suffix(".unfinished")
+    save_file({name: weight.half().contiguous() for name, weight in state_dict.items()}, unfinished)
+    unfinished.replace(path)
+
+
 def export_weights(folder: Path, diffusion: dict[str, Tensor], autoencoder: dict[str, Tensor]) -> None:
-    """Writes the three files in half precision; an interruption leaves the previous ones whole."""
-    _write(folder / UNET_FILE, _below("unet.", diffusion))
-    _write(folder / TEXT_FILE, _below("text.", diffusion))
-    _write(folder / AUTOENCODER_FILE, autoencoder)
+    """Writes the three files of UNet, text encoder and autoencoder."""
+    write_weights(folder / UNET_FILE, _below("unet.", diffusion))
+    write_weights(folder / TEXT_FILE, _below("text.", diffusion))
+    write_weights(folder / AUTOENCODER_FILE, autoencoder)
 
 
 def restore_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -162,9 +174,3 @@ def restore_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 
 def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): w for name, w in state_dict.items() if name.startswith(prefix)}
-
-
-def _write(path: Path, state_dict: dict[str, Tensor]) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: weight.half().contiguous() for name, weight in state_dict.items()}, unfinished)
-    unfinished.replace(path)

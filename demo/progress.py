@@ -1,4 +1,4 @@
-"""What every training stage shares: a time budget, checkpoints, an average of the weights."""
+"""What every training stage does around its loss: a time budget, checkpoints, an average of the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass
@@ -35,6 +35,61 @@ class Budget:
         return peak * cosine * min((step + 1) / warm_up, 1.0)
 
 
+class Training:
+    """A model on its way, with its averaged weights and the number of steps and minutes behind it.
+
+    It goes on from the checkpoint of its stage. From that of another stage, or one of published weights, it
+    takes the weights and begins anew.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        checkpoint: Path,
+        minutes: float,
+    ) -> None:
+        self.stage, self.model, self.optimiser, self.checkpoint = stage, model, optimiser, checkpoint
+        self.average = {name: weight.clone() for name, weight in model.state_dict().items()}
+        self.step, self.saved = 0, 0.0
+        if state := read_checkpoint(checkpoint):
+            model.load_state_dict(state["model"])
+            for name, weight in self.average.items():
+                weight.copy_(state["average"][name])
+            if state.get("stage") == stage:
+                optimiser.load_state_dict(state["optimiser"])
+                self.step, self.saved = state["step"], state["spent"]
+        self.budget = Budget(minutes, self.saved)
+
+    def learn(self, loss: Tensor, rate: float, decay: float) -> None:
+        """One step down the gradient at this learning rate, and the average of the weights after it."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        update_average(self.average, self.model, self.step, decay)
+        self.step += 1
+
+    def save_every(self, minutes: float) -> bool:
+        """Writes the checkpoint if the last one is so old, or the time is used up; says whether it did."""
+        due = self.budget.elapsed > self.saved + minutes or self.budget.fraction == 1
+        if due:
+            self.saved = self.budget.elapsed
+            write_checkpoint(
+                self.checkpoint,
+                stage=self.stage,
+                model=self.model.state_dict(),
+                average=self.average,
+                optimiser=self.optimiser.state_dict(),
+                step=self.step,
+                spent=self.saved,
+            )
+        return due
+
+
 def write_checkpoint(path: Path, **state: object) -> None:
     """Writes a checkpoint so that an interruption leaves the previous one whole."""
     unfinished = path.with_suffix(".unfinished")
@@ -48,16 +103,8 @@ def read_checkpoint(path: Path) -> dict | None:
 
 
 @torch.no_grad()
-def update_average(average: dict[str, torch.Tensor], model: nn.Module, step: int, decay: float) -> None:
+def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average of the weights; a young average forgets faster."""
     decay = min(decay, (1 + step) / (10 + step))
     weights = model.state_dict()
     torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - decay)
-
-
-def reset_weights(model: nn.Module) -> None:
-    """Gives torch's default weights to the host's layers, whose own `reset_parameters` does nothing."""
-    for layer in model.modules():
-        for kind in (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm):
-            if isinstance(layer, kind):
-                kind.reset_parameters(layer)

@@ -7,11 +7,9 @@ of the prompt there, and how far are its features on drawn pictures from those o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .measures import any_of, precision, recall
@@ -162,10 +160,3 @@ def recognition_scores(seen: Recognition, labels: dict[str, Tensor], main: Tenso
 
 def _share(hits: Tensor) -> float:
     return hits.double().mean().item()
-
-
-def save_recogniser(path: Path, weights: dict[str, Tensor]) -> None:
-    """Writes the weights in half precision."""
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: weight.half().contiguous() for name, weight in weights.items()}, unfinished)
-    unfinished.replace(path)

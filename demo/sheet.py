@@ -12,8 +12,6 @@ from comfy.sd import CLIP, VAE
 from PIL import Image
 from torch import Tensor
 
-from .model import AUTOENCODER_FILE, TEXT_FILE, UNET_FILE, load_clip, load_model, load_vae
-
 
 @torch.inference_mode()
 def draw(
@@ -45,11 +43,6 @@ def draw(
         disable_pbar=True,
     )
     return vae.decode(drawn)
-
-
-def load_all(folder: Path) -> tuple[ModelPatcher, CLIP, VAE]:
-    """MODEL, CLIP and VAE from the three files in a folder."""
-    return load_model(folder / UNET_FILE), load_clip(folder / TEXT_FILE), load_vae(folder / AUTOENCODER_FILE)
 
 
 def save_sheet(pictures: Tensor, path: Path, columns: int) -> None:

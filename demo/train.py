@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument(
         "--scenes", type=int, default=12_000, help="training scenes to render, encode or label"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes that render")
+    parser.add_argument("--workers", type=int, default=2, help="processes that render or label")
     parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="renders and checkpoints")
     options = parser.parse_args()
 
@@ -59,13 +59,13 @@ def main() -> None:
         return
 
     import_host(options.device)
-    from .depth_judge import DEPTH_JUDGE_FILE, save_depth_judge
+    from .depth_judge import DEPTH_JUDGE_FILE
     from .diffusion import train_diffusion
     from .latents import encode_shards, linear_preview
-    from .model import WEIGHTS, export_weights, restore_weights
+    from .model import WEIGHTS, export_weights, load_all, restore_weights, write_weights
     from .progress import read_checkpoint, write_checkpoint
-    from .recogniser import RECOGNISER_FILE, save_recogniser
-    from .sheet import draw, load_all, save_sheet
+    from .recogniser import RECOGNISER_FILE
+    from .sheet import draw, save_sheet
     from .train_autoencoder import train_autoencoder
     from .train_depth_judge import train_depth_judge
     from .train_recogniser import train_recogniser
@@ -106,12 +106,14 @@ def main() -> None:
             average = train_recogniser(
                 renders,
                 options.work / "examples",
+                options.scenes,
                 options.work / "recogniser.pt",
                 options.minutes,
                 options.device,
+                options.workers,
             )
             WEIGHTS.mkdir(exist_ok=True)
-            save_recogniser(WEIGHTS / RECOGNISER_FILE, average)
+            write_weights(WEIGHTS / RECOGNISER_FILE, average)
         case "depth_judge":
             average = train_depth_judge(
                 renders,
@@ -123,7 +125,7 @@ def main() -> None:
                 options.workers,
             )
             WEIGHTS.mkdir(exist_ok=True)
-            save_depth_judge(WEIGHTS / DEPTH_JUDGE_FILE, average)
+            write_weights(WEIGHTS / DEPTH_JUDGE_FILE, average)
         case "export":
             WEIGHTS.mkdir(exist_ok=True)
             export_weights(

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .autoencoder import SceneAutoencoder
-from .progress import Budget, read_checkpoint, update_average, write_checkpoint
+from .progress import Training
 from .renders import shards
 
 CROP = 128
@@ -25,6 +25,8 @@ SHARDS = 16
 LEARNING_RATE = 1e-3
 LATENT_NOISE = 0.03
 """Standard deviation of the noise on training latents: the decoder must forgive what a sampler leaves."""
+AVERAGE_DECAY = 0.995
+CHECKPOINT_MINUTES = 2.0
 
 
 def train_autoencoder(
@@ -35,29 +37,19 @@ def train_autoencoder(
     The encoder is also held to latents of mean 0 and standard deviation 1 in each channel, so that the latent
     format needs no scale.
     """
+    pictures = [np.load(path) for path in shards(renders)[:SHARDS]]
+
     model = SceneAutoencoder().to(device, memory_format=torch.channels_last)
     model.encoder.requires_grad_(train_encoder)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
-    step, spent = 0, 0.0
-    if state := read_checkpoint(checkpoint):
-        model.load_state_dict(state["model"])
-        if state.get("train_encoder") == train_encoder:
-            optimiser.load_state_dict(state["optimiser"])
-            step, spent = state["step"], state["spent"]
-    average = {
-        name: weight.clone() for name, weight in (state["average"] if state else model.state_dict()).items()
-    }
-    average = {name: weight.to(device) for name, weight in average.items()}
-
-    rng = np.random.default_rng(step)
-    pictures = [np.load(path) for path in shards(renders)[:SHARDS]]
-    budget = Budget(minutes, spent)
-    bar = tqdm(desc="autoencoder", unit="step", initial=step)
-    saved, smooth = spent, None
+    stage = "autoencoder" if train_encoder else "decoder"
+    training = Training(stage, model, optimiser, checkpoint, minutes)
+    budget = training.budget
+    rng = np.random.default_rng(training.step)
+    smooth = None
+    bar = tqdm(desc=stage, unit="step", initial=training.step)
     while budget.fraction < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = budget.rate(LEARNING_RATE, step, warm_up=50)
         x = _crops(pictures, rng).to(device, memory_format=torch.channels_last)
         with torch.autocast(device, torch.bfloat16):
             z = model.encode(x).float()
@@ -66,32 +58,14 @@ def train_autoencoder(
         if train_encoder:
             mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
             loss = loss + 0.01 * (mean.square() + std.log().square()).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        update_average(average, model, step, 0.995)
-        step += 1
+        training.learn(loss, budget.rate(LEARNING_RATE, training.step, warm_up=50), AVERAGE_DECAY)
         bar.update()
         psnr = 10 * torch.log10(4 / F.mse_loss(y, x)).item()
         smooth = psnr if smooth is None else 0.98 * smooth + 0.02 * psnr
-        if step % 20 == 0:
-            bar.set_postfix(
-                psnr=f"{smooth:.2f}",
-                left=f"{minutes - budget.elapsed:.1f} min",
-            )
-        if budget.elapsed > saved + 2 or budget.fraction == 1:
-            saved = budget.elapsed
-            write_checkpoint(
-                checkpoint,
-                model=model.state_dict(),
-                average=average,
-                optimiser=optimiser.state_dict(),
-                step=step,
-                spent=saved,
-                train_encoder=train_encoder,
-            )
-    return average
+        if training.step % 20 == 0:
+            bar.set_postfix(psnr=f"{smooth:.2f}", left=f"{minutes - budget.elapsed:.1f} min")
+        training.save_every(CHECKPOINT_MINUTES)
+    return training.average
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:

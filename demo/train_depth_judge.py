@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from .depth_judge import GRID, DepthJudge, Judgement, depth_label, shrink
-from .progress import Budget, read_checkpoint, update_average, write_checkpoint
-from .renders import SHARD, shards
-from .world import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, render, sample_scene
+from .examples import Examples, label_shards, load_examples, train_on_examples
+from .world import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, Scene, render
 
 BATCH = 16
-LEARNING_RATE = 2e-3
 NOISE = 0.03
 """Largest standard deviation of the noise on training pictures: the autoencoder's faults must not matter."""
 SURFACE_WEIGHT = 0.05
 MIXED = 255
 """Label of a cell that shows more than one surface: nothing is learnt there."""
-CHECKPOINT_MINUTES = 1.0
-LABELS = ("depth", "surfaces")
 
 
-def label_shards(renders: Path, examples: Path, scenes: int, workers: int) -> None:
-    """Writes pictures of SIZE pixels and labels for the first shards of renders; finished ones are kept."""
-    examples.mkdir(parents=True, exist_ok=True)
-    wanted = shards(renders)[: -(-scenes // SHARD)]
-    missing = [path for path in wanted if not (examples / f"{path.stem}.npz").exists()]
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = pool.map(_label_shard, missing, [examples] * len(missing))
-        for _ in tqdm(jobs, total=len(missing), desc="labelling", unit="shard"):
-            pass
+def train_depth_judge(
+    renders: Path, examples: Path, scenes: int, checkpoint: Path, minutes: float, device: str, workers: int
+) -> dict[str, Tensor]:
+    """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
+    label_shards(renders, examples, scenes, workers, label)
+    model = DepthJudge().to(device, memory_format=torch.channels_last)
+
+    def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
+        pictures, labels = _augment(batch["pictures"].float() / 255, batch, rng)
+        with torch.autocast(device, torch.bfloat16):
+            seen = model(pictures)
+        return judgement_loss(seen, labels)
+
+    return train_on_examples(
+        "depth judge", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device
+    )
 
 
-def _label_shard(path: Path, examples: Path) -> None:
-    torch.set_num_threads(1)
-    pictures = shrink(torch.from_numpy(np.load(path)).float()).round().to(torch.uint8)
-    renders = [render(sample_scene(int(path.stem) + i), size=2 * GRID) for i in range(len(pictures))]
-    unfinished = examples / f"{path.stem}.unfinished"
-    with open(unfinished, "wb") as file:
-        np.savez(
-            file,
-            pictures=pictures.numpy(),
-            depth=torch.stack([depth_label(seen.depth) for seen in renders]).half().numpy(),
-            surfaces=torch.stack([surface_label(seen.surface) for seen in renders]).numpy(),
-        )
-    unfinished.rename(examples / f"{path.stem}.npz")
+def label(pictures: Tensor, scenes: list[Scene]) -> Examples:
+    """Pictures of SIZE pixels, their depth, and the surfaces in their cells."""
+    renders = [render(scene, size=2 * GRID) for scene in scenes]
+    return {
+        "pictures": shrink(pictures.float()).round().to(torch.uint8),
+        "depth": torch.stack([depth_label(seen.depth) for seen in renders]).half(),
+        "surfaces": torch.stack([surface_label(seen.surface) for seen in renders]),
+    }
 
 
 def surface_label(surface: Tensor) -> Tensor:
@@ -58,68 +54,6 @@ def surface_label(surface: Tensor) -> Tensor:
     cells = surface.clamp(max=FIRST_SOLID).unflatten(0, (GRID, 2)).unflatten(2, (GRID, 2))
     low, high = cells.amin((1, 3)), cells.amax((1, 3))
     return torch.where(low == high, low, MIXED).to(torch.uint8)
-
-
-def load_examples(examples: Path) -> dict[str, Tensor]:
-    """Pictures (N, 3, SIZE, SIZE) in uint8 under "pictures", and the LABELS."""
-    arrays = [np.load(path) for path in sorted(examples.glob("*.npz"))]
-    return {
-        name: torch.from_numpy(np.concatenate([a[name] for a in arrays])) for name in ("pictures", *LABELS)
-    }
-
-
-def train_depth_judge(
-    renders: Path, examples: Path, scenes: int, checkpoint: Path, minutes: float, device: str, workers: int
-) -> dict[str, Tensor]:
-    """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
-    label_shards(renders, examples, scenes, workers)
-    data = load_examples(examples)
-
-    model = DepthJudge().to(device, memory_format=torch.channels_last)
-    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
-    step, spent = 0, 0.0
-    average = {name: weight.clone() for name, weight in model.state_dict().items()}
-    if state := read_checkpoint(checkpoint):
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        average = {name: weight.to(device) for name, weight in state["average"].items()}
-        step, spent = state["step"], state["spent"]
-
-    rng = np.random.default_rng(step)
-    budget = Budget(minutes, spent)
-    saved = spent
-    bar = tqdm(desc="depth judge", unit="step", initial=step)
-    while budget.fraction < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = budget.rate(LEARNING_RATE, step)
-        rows = torch.from_numpy(rng.integers(len(data["pictures"]), size=BATCH))
-        batch = {name: values[rows].to(device) for name, values in data.items()}
-        pictures, labels = _augment(
-            batch["pictures"].float() / 255, {name: batch[name] for name in LABELS}, rng
-        )
-        with torch.autocast(device, torch.bfloat16):
-            seen = model(pictures)
-        loss = judgement_loss(seen, labels)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        update_average(average, model, step, 0.998)
-        step += 1
-        bar.update()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", left=f"{minutes - budget.elapsed:.1f} min")
-        if budget.elapsed > saved + CHECKPOINT_MINUTES or budget.fraction == 1:
-            saved = budget.elapsed
-            write_checkpoint(
-                checkpoint,
-                model=model.state_dict(),
-                average=average,
-                optimiser=optimiser.state_dict(),
-                step=step,
-                spent=saved,
-            )
-    return average
 
 
 def judgement_loss(seen: Judgement, labels: dict[str, Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from inner_guidance.demo import recogniser, train_recogniser
+from inner_guidance.demo.examples import load_examples
 from inner_guidance.demo.progress import read_checkpoint
 from inner_guidance.demo.recogniser import PAIRS, Recogniser, Recognition, recognise, recognition_scores
 from inner_guidance.demo.renders import HELD_OUT, to_uint8
@@ -130,12 +131,15 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
     pictures = [to_uint8(render(sample_scene(seed), size=64).rgb) for seed in range(4)]
     np.save(renders / "0000000.npy", np.stack(pictures))
 
-    first = train_recogniser.train_recogniser(renders, examples, checkpoint, minutes=0.02, device="cpu")
+    def train():
+        return train_recogniser.train_recogniser(renders, examples, 4, checkpoint, 0.02, "cpu", workers=1)
+
+    first = train()
     steps, labelled = read_checkpoint(checkpoint)["step"], (examples / "0000000.npz").stat().st_mtime_ns
     assert steps > 0
-    assert train_recogniser.load_examples(examples)["objects"].shape == (4, len(PAIRS))
+    assert load_examples(examples)["objects"].shape == (4, len(PAIRS))
 
-    second = train_recogniser.train_recogniser(renders, examples, checkpoint, minutes=0.02, device="cpu")
+    second = train()
     assert read_checkpoint(checkpoint)["step"] == steps
     assert (examples / "0000000.npz").stat().st_mtime_ns == labelled
     assert all(torch.equal(first[name], second[name]) for name in first)

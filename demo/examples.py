@@ -1,0 +1,80 @@
+"""Labelled renders, from which recogniser and depth judge learn: made once, on disk, a file a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .progress import Training
+from .renders import SHARD, shards
+from .world import Scene, sample_scene
+
+LEARNING_RATE = 2e-3
+AVERAGE_DECAY = 0.998
+CHECKPOINT_MINUTES = 1.0
+
+Examples = dict[str, Tensor]
+"""Pictures (N, 3, H, W) in uint8 under "pictures", and labels (N, ...) under their names."""
+Label = Callable[[Tensor, list[Scene]], Examples]
+"""Renders (N, H, W, 3) in uint8 and their scenes to examples."""
+
+
+def label_shards(renders: Path, folder: Path, scenes: int, workers: int, label: Label) -> None:
+    """Writes examples of the first shards of renders, at least `scenes` of them; finished ones are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = shards(renders)[: -(-scenes // SHARD)]
+    missing = [path for path in wanted if not (folder / f"{path.stem}.npz").exists()]
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = pool.map(partial(_label_shard, folder, label), missing)
+        for _ in tqdm(jobs, total=len(missing), desc="labelling", unit="shard"):
+            pass
+
+
+def _label_shard(folder: Path, label: Label, shard: Path) -> None:
+    torch.set_num_threads(1)
+    pictures = torch.from_numpy(np.load(shard))
+    examples = label(pictures, [sample_scene(int(shard.stem) + i) for i in range(len(pictures))])
+    unfinished = folder / f"{shard.stem}.unfinished"
+    with open(unfinished, "wb") as file:
+        np.savez(file, **{name: values.numpy() for name, values in examples.items()})
+    unfinished.rename(folder / f"{shard.stem}.npz")
+
+
+def load_examples(folder: Path) -> Examples:
+    """What `label_shards` has written there, all shards one after the other."""
+    arrays = [np.load(path) for path in sorted(folder.glob("*.npz"))]
+    return {name: torch.from_numpy(np.concatenate([a[name] for a in arrays])) for name in arrays[0]}
+
+
+def train_on_examples(
+    stage: str,
+    model: nn.Module,
+    loss_of: Callable[[Examples, np.random.Generator], Tensor],
+    examples: Examples,
+    batch_size: int,
+    checkpoint: Path,
+    minutes: float,
+    device: str,
+) -> dict[str, Tensor]:
+    """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
+    optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
+    training = Training(stage, model, optimiser, checkpoint, minutes)
+    budget = training.budget
+    rng = np.random.default_rng(training.step)
+    bar = tqdm(desc=stage, unit="step", initial=training.step)
+    while budget.fraction < 1:
+        rows = torch.from_numpy(rng.integers(len(examples["pictures"]), size=batch_size))
+        loss = loss_of({name: values[rows].to(device) for name, values in examples.items()}, rng)
+        training.learn(loss, budget.rate(LEARNING_RATE, training.step), AVERAGE_DECAY)
+        bar.update()
+        if training.step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}", left=f"{minutes - budget.elapsed:.1f} min")
+        training.save_every(CHECKPOINT_MINUTES)
+    return training.average

@@ -216,7 +216,7 @@ def test_an_image_is_guided_alike_alone_and_in_a_batch():
         return comfy.sample.sample(
             depth.depth_guided(tiny.patcher(), **settings),
             noise[rows],
-            3,
+            2,
             4.0,
             "euler",
             "normal",

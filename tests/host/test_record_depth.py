@@ -48,7 +48,8 @@ def test_depth_is_that_of_the_samplers_pass_with_the_positive(kind, make_head, b
     assert len(steps) == len(seen.passes) == 2
     for step, forward in zip(steps, seen.passes, strict=True):
         assert list(step.features) == [(branch, "m0")]
-        expected = depth_of(kind, model_type, depth_head.head.network, forward.x[:2], forward.sigma, 0)
+        # As many rows as in the sampler's pass: another number rounds otherwise, and heads can be steep.
+        expected = depth_of(kind, model_type, depth_head.head.network, forward.x, forward.sigma, 0)[:2]
         torch.testing.assert_close(step.depth.float(), expected, rtol=2e-3, atol=1e-3)
         assert step.depth.std() > 1e-3
     assert not torch.allclose(steps[0].depth, steps[1].depth, atol=1e-3)

@@ -98,7 +98,8 @@ def test_brackets_of_the_host():
 def test_unknown_words_are_ignored_with_one_warning(clip, caplog):
     with caplog.at_level(logging.WARNING):
         context = encode(clip, "a shiny red sphere on the dog, Blue BOX, shiny")
-    (warning,) = caplog.messages
+    # The host may warn too while it loads the encoder, of models that earlier tests keep.
+    (warning,) = (message for message in caplog.messages if "demo model" in message)
 
     assert torch.equal(context, encode(clip, "red sphere, blue box"))
     assert "'shiny', 'dog'" in warning

@@ -18,6 +18,7 @@ from .depth_prior import DEPTH_PRIOR
 from .inputs import ADVANCED, percent
 
 STRONGEST = 10.0
+SELF_START = 0.6
 
 
 class InnerDepthAwareGuidance(io.ComfyNode):
@@ -78,7 +79,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "end_percent",
                     1.0,
                     "Where in the sampling guidance ends. Lower saves time and leaves details alone; higher "
-                    "guides them too, by ever smaller steps. With a target, 0.6 keeps surfaces clean.",
+                    "guides them too, by ever smaller steps. With a strong target, 0.6 keeps surfaces clean.",
                 ),
                 io.Int.Input(
                     "every_n_steps",
@@ -121,7 +122,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 ),
                 percent(
                     "self_start_percent",
-                    0.4,
+                    SELF_START,
                     "Where in the sampling consistency and prior begin, if later than start_percent; in the "
                     "robust mode only. Lower lets them change the composition too, mostly to emptier scenes; "
                     "higher leaves more of it alone.",
@@ -145,7 +146,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         target_depth: torch.Tensor | None = None,
         target_mask: torch.Tensor | None = None,
         checkpointing: bool = False,
-        self_start_percent: float = 0.4,
+        self_start_percent: float = SELF_START,
         **settings: Any,
     ) -> io.NodeOutput:
         """Check the head against the model and attach the guidance to a clone of it."""

@@ -79,29 +79,31 @@ def losses(
     settings: DepthAwareSettings, networks: Networks, depth: Tensor, seeded: torch.Generator
 ) -> Iterator[tuple[float, dag.Loss]]:
     """The losses that act, each with its strength; depth: the strong map (B, 1, h, w)."""
-    prior = networks.prior
     weight = dag.PAPER_WEIGHT if settings.mode == PAPER else 1.0
     if settings.consistency_scale != 0:
         yield weight * settings.consistency_scale, dag.consistency_loss
     if settings.uses_prior:
-        low, high = dag.PRIOR_LEVELS
-        level = low + (high - low) * torch.rand((), generator=seeded)
-        tau = int(level * TIMESTEPS)
-        eta = torch.randn(len(depth), 1, prior.size, prior.size, generator=seeded).to(depth)
-        timesteps = depth.new_full((len(depth),), float(tau))
-        yield (
-            weight * settings.prior_scale,
-            lambda strong, _: dag.prior_loss(
-                to_prior(strong, prior.size),
-                eta,
-                float(schedule()[tau]),
-                lambda noised: prior.unet(noised, timesteps),
-            ),
-        )
+        yield weight * settings.prior_scale, prior_loss(settings.mode, networks.prior, depth, seeded)
     if settings.uses_target:
         target = of_batch(settings.target, depth)
         mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
         yield weight * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+
+
+def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Generator) -> dag.Loss:
+    """The loss of DPG at a level and with noises that are drawn for the maps `depth`."""
+    low, high = dag.PRIOR_LEVELS
+    tau = int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
+    abar = float(schedule()[tau])
+    shape = (len(depth), dag.PRIOR_NOISES, 1, prior.size, prior.size)
+    etas = torch.randn(shape, generator=seeded).to(depth).transpose(0, 1)
+
+    def eps_phi(noised: Tensor) -> Tensor:
+        return prior.unet(noised, noised.new_full((len(noised),), float(tau)))
+
+    if mode == PAPER:
+        return lambda strong, _: dag.prior_loss(to_prior(strong, prior.size), etas[0], abar, eps_phi)
+    return lambda strong, _: dag.denoised_prior_loss(to_prior(strong, prior.size), etas, abar, eps_phi)
 
 
 def of_batch(maps: Tensor, like: Tensor) -> Tensor:

@@ -124,6 +124,30 @@ def test_paper_moves_the_mean_of_the_ancestral_step():
         assert relative_error(arrived, move) < 1e-3
 
 
+def test_paper_mode_differentiates_the_prior(monkeypatch):
+    network, prior = depth.head().head.network, depth.prior()
+    drawn = []
+    loss_of_prior = dag.prior_loss
+    monkeypatch.setattr(
+        depth_aware_step.dag,
+        "prior_loss",
+        lambda d, eta, abar, eps: drawn.append((eta.clone(), abar)) or loss_of_prior(d, eta, abar, eps),
+    )
+    model, steps = run(steps=1, mode="paper", consistency_scale=0.0, prior_scale=10.0, depth_prior=prior)
+
+    ((step,), ((eta, abar),)) = steps, drawn
+    tau = int((schedule() - abar).abs().argmin())
+    leaf, (strong, _) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
+    unet, eta = double(prior.unet), eta.double()
+    with torch.inference_mode(False), torch.enable_grad():
+        eta = eta.clone()
+        noisy = abar**0.5 * (2 * strong - 1) + (1 - abar) ** 0.5 * eta
+        loss = 40 * 10 * ((eta - unet(noisy, torch.tensor([float(tau)]).double())) ** 2).mean()
+    g = gradient_of(loss, leaf)
+    # The only step: sigma_next is 0, and the shift arrives whole.
+    assert relative_error(step["shift"], -g * (1 + float(step["sigma"]) ** 2) ** 0.5) < 1e-3
+
+
 def test_prior_and_target_share_the_backward_pass(monkeypatch):
     calls = []
     grad = torch.autograd.grad
@@ -135,11 +159,11 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", count)
     network, prior = depth.head().head.network, depth.prior()
     drawn = []
-    noised = dag.prior_loss
+    loss_of_prior = dag.denoised_prior_loss
     monkeypatch.setattr(
         depth_aware_step.dag,
-        "prior_loss",
-        lambda d, eta, abar, eps: drawn.append((eta.clone(), abar)) or noised(d, eta, abar, eps),
+        "denoised_prior_loss",
+        lambda d, etas, abar, eps: drawn.append((etas.clone(), abar)) or loss_of_prior(d, etas, abar, eps),
     )
     model, steps = run(
         steps=1,
@@ -154,21 +178,20 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
 
     (step,) = steps
     leaf, (strong, _) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
-    ((eta, abar),) = drawn
+    ((etas, abar),) = drawn
+    assert len(etas) == dag.PRIOR_NOISES
     tau = int((schedule() - abar).abs().argmin())
     low, high = dag.PRIOR_LEVELS
     assert 1000 * low <= tau <= 1000 * high
     unet = double(prior.unet)
-    with torch.inference_mode(False), torch.enable_grad():
-        small = strong.detach().requires_grad_()
-        seen = 2 * small - 1
-        noisy = abar**0.5 * seen + (1 - abar) ** 0.5 * eta.clone().double()
-        loss = ((eta.clone().double() - unet(noisy, torch.tensor([float(tau)]).double())) ** 2).mean()
-    of_prior = gradient_of(loss, small)
+    s = strong.detach()
+    of_prior = 0
+    for eta in etas.double():
+        noisy = abar**0.5 * (2 * s - 1) + (1 - abar) ** 0.5 * eta
+        of_prior = of_prior + unet(noisy, torch.tensor([float(tau)]).double()) - eta
     t = torch.nn.functional.interpolate(
         depth.target().clone().double()[..., 0].unsqueeze(1), (16, 16), mode="bilinear", antialias=True
     )
-    s = strong.detach()
     a = float(np.polyfit(t.flatten().numpy(), s.flatten().numpy(), 1)[0])
     a = min(max(a, 0.5), 2.0)
     with torch.inference_mode(False), torch.enable_grad():

@@ -76,6 +76,44 @@ class TestLosses:
         expected = finite_differences(lambda x: reference(x).sum(), x)
         torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
 
+    @pytest.mark.parametrize("abar", [0.98, 0.5])
+    def test_denoised_prior_is_the_distance_to_the_map_without_its_noise(self, abar):
+        d, etas = random(2, 1, 3, 4), random(3, 2, 1, 3, 4, seed=2)
+        label = np.zeros(d.shape)
+        for eta in etas:
+            noised = np.sqrt(abar) * d.numpy() + np.sqrt(1 - abar) * eta.numpy()
+            predicted = curved(torch.from_numpy(noised)).numpy()
+            label += (noised - np.sqrt(1 - abar) * predicted) / np.sqrt(abar) / 3
+
+        leaf = d.clone().requires_grad_()
+        loss = dag.denoised_prior_loss(leaf, etas, abar, curved)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        difference = d - torch.from_numpy(label)
+        torch.testing.assert_close(loss.detach(), difference.square().mean((1, 2, 3)))
+        torch.testing.assert_close(gradient, 2 * difference / 12)
+
+    @pytest.mark.parametrize("abar", [0.98, 0.5, 0.05])
+    def test_denoised_prior_of_a_gaussian_pulls_straight_to_its_mean(self, abar):
+        mean, variance, d, eta = (
+            random(2, 1, 3, 4, seed=3),
+            0.3,
+            random(2, 1, 3, 4),
+            random(2, 1, 3, 4, seed=2),
+        )
+
+        def eps_phi(noised):
+            # -sqrt(1 - abar) times the score of N(sqrt(abar) mean, abar variance + 1 - abar).
+            means = mean.repeat(len(noised) // 2, 1, 1, 1)
+            return (1 - abar) ** 0.5 * (noised - abar**0.5 * means) / (abar * variance + 1 - abar)
+
+        leaf = d.clone().requires_grad_()
+        loss = dag.denoised_prior_loss(leaf, torch.stack([eta, -eta]), abar, eps_phi)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        share = (1 - abar) / (abar * variance + 1 - abar)
+        torch.testing.assert_close(gradient, 2 * share * (d - mean) / 12)
+
     @pytest.mark.parametrize("masked", [False, True])
     def test_target_is_aligned_by_least_squares(self, masked):
         target = depth(2, 1, 6, 7)

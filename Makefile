@@ -32,5 +32,6 @@ experiments: setup    ## the papers' tables on the demo world, into benchmarks/;
 	@$(VENV) -m benchmarks.attention_spectrum
 	@$(VENV) -m benchmarks.label_efficiency
 	@$(VENV) -m benchmarks.prior_levels
+	@$(VENV) -m benchmarks.prior_size
 	@$(VENV) -m benchmarks.depth_aware_guidance sweep
 	@$(VENV) -m benchmarks.depth_aware_guidance compare

@@ -15,33 +15,23 @@ processes share the work if one is called with --backwards.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from .depth_figures import (
-    Change,
-    abs_rel_after_alignment,
-    change_of_distance,
-    change_of_mean,
-    depth_features,
-    distance_after_alignment,
-    planarity,
-)
-from .guided_pictures import BATCH, BENT, NONE, Bench, Group, Row, Seen
+from .guidance_tables import LEGEND, table
+from .guided_pictures import BATCH, NONE, Drawings, Group, Row
 from .pack import import_pack
+from .picture_judges import Judges
 
 COMMAND = "python -m benchmarks.depth_aware_guidance"
 TABLES = {
     "sweep": Path(__file__).with_name("depth_aware_guidance_sweep.md"),
     "compare": Path(__file__).with_suffix(".md"),
 }
-RESAMPLES = 100
 
 
 def only(loss: str, scale: float = 1.0) -> dict[str, float]:
@@ -56,12 +46,13 @@ def both(consistency: float = 1.0, prior: float = 1.0) -> dict[str, float]:
 
 
 def compared() -> dict[str, Group]:
-    """The groups of `compare`: the node's own defaults."""
+    """The groups of `compare`: the node's own defaults, and DPG of twice its strength."""
     losses = ("consistency_scale", "prior_scale", "target_scale")
     names = {"DCG": losses[:1], "DPG": losses[1:2], "DCG + DPG": losses[:2], "target": losses[2:]}
     robust = {NONE: Row(None)} | {
         name: Row({loss: 0.0 for loss in losses if loss not in acting}) for name, acting in names.items()
     }
+    robust["DPG, twice as strong"] = Row(only("prior"))
     return {
         "empty": Group("Robust mode, empty prompt, CFG 1", robust, 500, steps=12),
         "captions": Group(
@@ -70,62 +61,57 @@ def compared() -> dict[str, Group]:
     }
 
 
-# The sweep is around these, whatever became of the defaults since.
-SWEPT_STEP = 0.15
+# The sweep is around these, which it found.
+SWEPT_STEP = 0.3
 SWEPT = {
     "mode": "robust",
     "start_percent": 0.0,
-    "end_percent": 0.8,
-    "self_start_percent": 0.0,
+    "end_percent": 1.0,
+    "self_start_percent": 0.6,
     "every_n_steps": 1,
 }
+SWEPT_CONSTANTS = {"PRIOR_LEVELS": (0.01, 0.05), "PRIOR_NOISES": 4, "PAPER_WEIGHT": 40.0}
 LATENT_CELLS, PRIOR_CELLS = 32 * 32, 32 * 32
-LOW_TAU = (0.02, 0.1)
 
 
 def swept() -> dict[str, Group]:
     """The groups of `sweep`: one factor at a time."""
 
-    def robust(settings: dict[str, Any], **constants: Any) -> Row:
-        constants = {"PRIOR_LEVELS": (0.1, 0.7)} | constants
-        return Row(SWEPT | settings, constants, SWEPT_STEP)
+    def robust(settings: dict[str, Any], *, literal: bool = False, **constants: Any) -> Row:
+        return Row(SWEPT | settings, SWEPT_CONSTANTS | constants, SWEPT_STEP, literal=literal)
 
     def paper(consistency: float, prior: float) -> Row:
-        constants = {"PRIOR_LEVELS": (0.1, 0.7), "PAPER_WEIGHT": 40.0}
-        return Row(SWEPT | {"mode": "paper"} | both(consistency, prior), constants)
+        return Row(SWEPT | {"mode": "paper"} | both(consistency, prior), SWEPT_CONSTANTS)
 
-    strengths = {
-        f"{name}, step {scale * SWEPT_STEP:g}": robust(only(loss, scale))
-        for name, loss in (("DCG", "consistency"), ("DPG", "prior"), ("target", "target"))
-        for scale in (0.5, 1.0, 2.0, 4.0)
-    }
-    ranges = {
-        f"DCG + DPG, step 0.15, {start:g} to {end:g}": robust(
-            both() | {"start_percent": start, "end_percent": end}
+    rows = {
+        f"{name}, {scale:g}": robust(only(loss, scale))
+        for name, loss, scales in (
+            ("DCG", "consistency", (0.25, 0.5, 1.0, 2.0)),
+            ("DPG", "prior", (0.5, 1.0, 2.0, 4.0)),
+            ("target", "target", (0.25, 0.5, 1.0, 2.0)),
         )
-        for start, end in ((0.0, 0.8), (0.2, 0.8), (0.0, 0.6), (0.0, 1.0))
+        for scale in scales
     }
-    levels = {
-        f"DPG, step 0.15, tau {low:g} to {high:g}": robust(only("prior"), PRIOR_LEVELS=(low, high))
-        for low, high in (LOW_TAU, (0.05, 0.3), (0.4, 0.9))
+    rows |= {
+        f"DCG 0.5 + DPG 1, from {start:g}": robust(both(0.5, 1.0) | {"self_start_percent": start})
+        for start in (0.0, 0.2, 0.4, 0.6, 0.8)
     }
-    late = {
-        f"{name}, step {scale * SWEPT_STEP:g}, tau 0.02 to 0.1, 0.4 to 1": robust(
-            scales | {"self_start_percent": 0.4, "end_percent": 1.0}, PRIOR_LEVELS=LOW_TAU
-        )
-        for name, scale, scales in (
-            ("DCG", 1.0, only("consistency")),
-            ("DPG", 1.0, only("prior")),
-            ("DCG + DPG", 1.0, both()),
-            ("DCG + DPG", 2.0, both(2.0, 2.0)),
-        )
+    rows |= {f"target, to {end:g}": robust(only("target") | {"end_percent": end}) for end in (0.4, 0.6, 0.8)}
+    rows |= {
+        f"DPG, tau {low:g} to {high:g}": robust(only("prior"), PRIOR_LEVELS=(low, high))
+        for low, high in ((0.02, 0.1), (0.1, 0.5), (0.02, 0.98))
+    }
+    rows |= {f"DPG, noises: {n}": robust(only("prior"), PRIOR_NOISES=n) for n in (1, 16)}
+    early = only("prior") | {"self_start_percent": 0.0}
+    rows |= {
+        "DPG, from 0": robust(early),
+        "DPG by L_dp": robust(only("prior"), literal=True),
+        "DPG by L_dp, from 0": robust(early, literal=True),
     }
     weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (1.0, 4.0, 16.0)}
     weights["DCG + DPG, w = 40, sums"] = paper(LATENT_CELLS, PRIOR_CELLS)
     return {
-        "robust": Group(
-            "Robust mode", {NONE: Row(None)} | strengths | ranges | levels | late, 60, steps=12, side=4
-        ),
+        "robust": Group("Robust mode", {NONE: Row(None)} | rows, 60, steps=12, side=4),
         "paper": Group(
             "Paper mode",
             {NONE: Row(None)} | weights,
@@ -167,7 +153,7 @@ def main() -> None:
     work = options.work.resolve()
     import_pack(options.device)
     with torch.inference_mode():
-        bench = Bench(work)
+        drawings = Drawings(work)
         jobs = [
             (group, row, first)
             for name, group in groups.items()
@@ -177,107 +163,22 @@ def main() -> None:
             for first in range(0, group.samples, BATCH)
         ]
         for job in tqdm(jobs[::-1] if options.backwards else jobs, desc="drawing", unit="batch"):
-            bench.draw(*job)
+            drawings.draw(*job)
         if options.backwards:
             return
-        lines = heading(options, bench, max(group.samples for group in groups.values()))
+        judges = Judges(drawings)
+        lines = heading(options, judges, max(group.samples for group in groups.values()))
         for name, group in groups.items():
-            lines += table(bench, group)
-            bench.write_sheets(f"{options.command}-{name}", group)
+            lines += table(judges, group)
+            judges.write_sheets(f"{options.command}-{name}", group)
     out = options.out or TABLES[options.command]
     out.write_text("\n".join(lines))
     print(out.read_text())
 
 
-Cell = Change | float | str
-
-
-def table(bench: Bench, group: Group) -> list[str]:
-    """A group's table, of the rows that are complete."""
-    from inner_guidance.demo.measures import frechet_distance
-    from inner_guidance.demo.world import FAR, NEAR
-
-    count = group.samples
-    found = {name: bench.seen(group, name) for name in group.rows}
-    rows = {name: known for name, known in found.items() if known is not None}
-    if NONE not in rows:
-        return []
-    reference, truth, shown = bench.reference(count), bench.truth(count), bench.shown(count)
-    baseline = rows[NONE][0]
-
-    def figures(seen: Seen) -> dict[str, Cell]:
-        def frechet(of: Callable[[Seen], Tensor]) -> Change:
-            return change_of_distance(of(seen), of(baseline), of(reference), frechet_distance, RESAMPLES)
-
-        def mean(of: Callable[[Seen], Tensor]) -> Change:
-            return change_of_mean(of(seen), of(baseline))
-
-        cells: dict[str, Cell] = {
-            "dFID": frechet(lambda s: depth_features(s.depth, group.side)),
-            "image Frechet": frechet(lambda s: s.features),
-            "head and judge differ": mean(lambda s: distance_after_alignment(s.head, s.depth)),
-            "off the planes": mean(lambda s: planarity(s.depth, s.surfaces)),
-            "off the target": mean(lambda s: distance_after_alignment(s.depth, truth)),
-            "head off the target": mean(lambda s: distance_after_alignment(s.head, truth)),
-            "AbsRel to the target": mean(lambda s: abs_rel_after_alignment(s.depth, truth, NEAR, FAR)),
-            "branches differ": mean(lambda s: s.consistency),
-            "prior's loss": mean(lambda s: s.prior),
-        }
-        if group.captions:
-            cells["main object"] = mean(lambda s: fidelity(s.objects, *shown)[0])
-            cells["objects found"] = mean(lambda s: fidelity(s.objects, *shown)[1])
-        return cells
-
-    lines = [
-        f"## {group.title}",
-        "",
-        f"{count} pictures a row, {group.steps} steps of {group.sampler}, {group.scheduler}, CFG "
-        f"{group.cfg:g}; dFID of {group.side} x {group.side} cells.",
-        "",
-    ]
-    all_rows = {
-        name: figures(seen) | {"depth moved": moved(seen, baseline), "s/image": seconds}
-        for name, (seen, seconds) in rows.items()
-    } | {name: figures(seen) for name, seen in bench.renders(count).items()}
-    columns = list(all_rows[NONE])
-    lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, cells in all_rows.items():
-        plain = name == NONE or name not in group.rows
-        lines.append(f"| {name} | {' | '.join(text(cells.get(column, ''), plain) for column in columns)} |")
-    missing = [name for name in group.rows if name not in rows]
-    if missing:
-        lines += ["", f"Not drawn: {'; '.join(missing)}."]
-    return [*lines, ""]
-
-
-def moved(seen: Seen, baseline: Seen) -> float:
-    """Mean absolute difference of the judge's depth from the baseline's at the same seeds."""
-    return (seen.depth - baseline.depth).abs().mean().item()
-
-
-def fidelity(objects: Tensor, present: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each picture (N,): whether the main object is recognised, and the share of the objects that are.
-
-    objects (N, kinds): probabilities; present (N, kinds): 1 for what should be there; main (N,): its kind.
-    """
-    found = (objects > 0.5).float()
-    return found[torch.arange(len(main)), main], (found * present).sum(1) / present.sum(1)
-
-
-def text(cell: Cell, plain: bool) -> str:
-    """A cell; plain: without the change from the baseline."""
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, float):
-        return f"{cell:.3f}"
-    digits = 4 if abs(cell.value) < 10 else 2
-    value = f"{cell.value:.{digits}f}"
-    return value if plain else f"{value} ({cell.change:+.{digits}f} ± {cell.deviation:.{digits}f})"
-
-
-def heading(options: argparse.Namespace, bench: Bench, scenes: int) -> list[str]:
+def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[str]:
     """What the tables say, and from what they are. scenes: on how many the judge is judged."""
-    judged = bench.judge_accuracy(scenes)
+    judged = judges.judge_accuracy(scenes)
     files = ("unet", "depth_head", "depth_prior", "depth_judge")
     title = "Strength of depth-aware guidance" if options.command == "sweep" else "Does depth guidance help?"
     trial = [f"--{name} {getattr(options, name)}" for name in ("samples", "steps") if getattr(options, name)]
@@ -285,25 +186,10 @@ def heading(options: argparse.Namespace, bench: Bench, scenes: int) -> list[str]
         f"# {title}",
         "",
         f"`{' '.join([COMMAND, options.command, *trial])}` on {options.device}; SHA-256 of "
-        + ", ".join(f"{name} begins {bench.checksums[name]}" for name in files)
+        + ", ".join(f"{name} begins {judges.drawings.checksums[name]}" for name in files)
         + ".",
         "",
-        "In brackets: change from the row without guidance at the same seeds, ± its standard deviation "
-        f"(Frechet distances: {RESAMPLES} resamplings of pictures and reference; others: over the pictures).",
-        "",
-        "- dFID: Frechet distance of the judge's depth maps from those of renders of as many other scenes, "
-        "after the autoencoder. Image Frechet: the same of the recogniser's features.",
-        "- head and judge differ: mean difference of the depth that the UNet's head reads from the finished "
-        "picture (t = 100) and the judge's, after scale and shift. Relative inverse depth, 0 to 1.",
-        "- off the planes: RMS distance of the judge's depth from a plane through each of floor and walls.",
-        "- off the target, AbsRel to the target: the judge's depth against the scene whose depth is the "
-        "target, after scale and shift; head off the target: the same of the head's.",
-        "- branches differ: mean |d_S - d_W|, what DCG lowers; prior's loss: what DPG lowers. Both of the "
-        "finished picture.",
-        "- depth moved: mean difference of the judge's depth from that without guidance. s/image: sampling "
-        f"in batches of {BATCH}, median of the batches.",
-        f"- renders: of the scenes themselves, after the autoencoder. bent: by {BENT:.0%} of their "
-        "side, which shows how the figures take broken geometry.",
+        *LEGEND,
         "",
         f"The judge itself, on {scenes} renders that it never saw: "
         + "; ".join(f"{name}: {metrics}" for name, metrics in judged.items())

@@ -1,15 +1,17 @@
-"""At which levels a depth prior's loss tells real depth maps from broken ones (DAG, section 3.4).
+"""At which levels a depth prior tells real depth maps from broken ones (DAG, section 3.4), and how to ask it.
 
     python -m benchmarks.prior_levels      writes prior_levels.md
 
 L_dp is a denoising loss: what is easy to denoise has little of it, and blurred or flattened maps are easy.
-Guided at levels where these win, an image would lose its depth. The paper publishes no range of tau.
+Guided at levels where these win, an image would lose its depth. The paper publishes no range of tau. And the
+gradient of L_dp need not lead back from a broken map to the real one: its way is compared with that of the
+loss which takes the map without its noise for a label (guidance/depth_aware.py).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,8 @@ FIRST_SCENE = 1_070_000
 TIMESTEPS = (25, 50, 100, 150, 200, 300, 450, 600, 750)
 BENT, ROUGH, FLATTER = 0.08, 0.03, 0.5
 NOISES = 4
+# The levels at which both losses are asked the way, and of how many maps.
+LEVELS, ASKED_THE_WAY = (10, 25, 50, 100, 200), 40
 
 
 def main() -> None:
@@ -50,7 +54,15 @@ def main() -> None:
         _, depths = InnerDemoScenes.execute(FIRST_SCENE, options.maps, prior.size).result
         maps = variants(depths[..., 0].unsqueeze(1), seed=0)
         found = {name: losses(prior, depth) for name, depth in maps.items()}
-    options.out.write_text("\n".join(table(found, options.maps, prior.size)))
+    few = {name: depth[:ASKED_THE_WAY].clone() for name, depth in maps.items()}
+    led = {
+        name: [
+            [straightness(prior, depth, few["real"], t, literal) for literal in (True, False)] for t in LEVELS
+        ]
+        for name, depth in few.items()
+        if name != "real"
+    }
+    options.out.write_text("\n".join([*table(found, options.maps, prior.size), *table_of_ways(led)]))
     print(options.out.read_text())
 
 
@@ -70,6 +82,32 @@ def variants(depth: Tensor, seed: int) -> dict[str, Tensor]:
         "blurred": F.interpolate(small, (size, size), mode="bilinear"),
         "flattened": depth.lerp(depth.mean((2, 3), keepdim=True), FLATTER),
     }
+
+
+def straightness(prior: DepthPrior, broken: Tensor, real: Tensor, t: int, literal: bool) -> float:
+    """How straight a loss leads from broken maps (N, 1, h, w) to the real ones, at timestep t.
+
+    Mean cosine between the descent direction and the way back, over NOISES noises. literal: of L_dp, else of
+    the denoised map as a label.
+    """
+    from inner_guidance.depth_head.prior import schedule, to_prior
+    from inner_guidance.guidance.depth_aware import denoised_prior_loss, prior_loss
+
+    size, abar = prior.size, float(schedule()[t])
+    noises = torch.randn(NOISES, 1, 1, size, size, generator=torch.Generator().manual_seed(0))
+    etas = noises.expand(-1, len(broken), -1, -1, -1)
+
+    def eps_phi(noised: Tensor) -> Tensor:
+        return prior.unet(noised, torch.full((len(noised),), float(t)))
+
+    leaf = broken.clone().requires_grad_()
+    seen = to_prior(leaf, size)
+    if literal:
+        asked = torch.stack([prior_loss(seen, eta, abar, eps_phi) for eta in etas])
+    else:
+        asked = denoised_prior_loss(seen, etas, abar, eps_phi)
+    (gradient,) = torch.autograd.grad(asked.sum(), leaf)
+    return F.cosine_similarity(-gradient.flatten(1), (real - broken).flatten(1)).mean().item()
 
 
 def losses(prior: DepthPrior, depth: Tensor) -> Tensor:
@@ -119,6 +157,25 @@ def table(found: dict[str, Tensor], count: int, size: int) -> Sequence[str]:
         "",
         f"| tau of 1000 | L_dp of real maps | {' | '.join(others)} |",
         "|---" * (len(others) + 2) + "|",
+        *rows,
+        "",
+    ]
+
+
+def table_of_ways(led: Mapping[str, Sequence[Sequence[float]]]) -> Sequence[str]:
+    """How straight the two losses lead back, in Markdown."""
+    rows = [
+        f"| {t} | " + " | ".join(f"{way[i][0]:.2f} / {way[i][1]:.2f}" for way in led.values()) + " |"
+        for i, t in enumerate(LEVELS)
+    ]
+    return [
+        "## Which way it leads",
+        "",
+        "Mean cosine between the way that a loss asks a broken map to go and the way back to the real one, "
+        f"of {ASKED_THE_WAY} maps: by L_dp / by the map without its noise as a label, over {NOISES} noises.",
+        "",
+        f"| tau of 1000 | {' | '.join(led)} |",
+        "|---" * (len(led) + 1) + "|",
         *rows,
         "",
     ]

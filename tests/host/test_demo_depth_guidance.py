@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import nodes as stock
+from inner_guidance.benchmarks.depth_aware_guidance import SWEPT, SWEPT_CONSTANTS, SWEPT_STEP
 from inner_guidance.demo.world import render, sample_scene
+from inner_guidance.guidance import depth_aware
 from inner_guidance.nodes.demo_model import LoadDemoModel
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 
@@ -79,3 +81,12 @@ def test_a_picture_is_drawn_over(sample, guided, loaded):
 
     assert not torch.equal(plain, drawn)
     assert (drawn - plain).norm() < (drawn - latent["samples"]).norm()  # a nudge, not another picture
+
+
+def test_the_sweep_is_around_the_defaults():
+    """A row of it is a row of the comparison: the tables speak of the same guidance."""
+    given = {one.id: getattr(one, "default", None) for one in InnerDepthAwareGuidance.define_schema().inputs}
+
+    assert {name: given[name] for name in SWEPT} == SWEPT
+    assert SWEPT_STEP == depth_aware.ROBUST_STEP
+    assert {name: getattr(depth_aware, name) for name in SWEPT_CONSTANTS} == SWEPT_CONSTANTS

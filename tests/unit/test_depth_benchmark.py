@@ -1,9 +1,10 @@
-"""benchmarks/depth_aware_guidance.py: what its rows are, and how its cells read."""
+"""benchmarks/depth_aware_guidance.py and guidance_tables.py: what the rows are, and how cells read."""
 
 import torch
 
-from inner_guidance.benchmarks.depth_aware_guidance import compared, fidelity, swept, text
+from inner_guidance.benchmarks.depth_aware_guidance import compared, swept
 from inner_guidance.benchmarks.depth_figures import Change
+from inner_guidance.benchmarks.guidance_tables import fidelity, text
 from inner_guidance.benchmarks.guided_pictures import NONE
 
 
@@ -25,10 +26,12 @@ def test_compared_rows_switch_off_what_they_are_not_named_after():
 def test_swept_rows_say_what_they_are():
     rows = swept()["robust"].rows
 
-    assert rows["DPG, step 0.6"].settings["prior_scale"] * rows["DPG, step 0.6"].step == 0.6
-    assert rows["DPG, step 0.6"].settings["consistency_scale"] == 0
-    assert rows["DCG + DPG, step 0.15, 0 to 0.6"].settings["end_percent"] == 0.6
-    assert rows["DPG, step 0.15, tau 0.4 to 0.9"].constants["PRIOR_LEVELS"] == (0.4, 0.9)
+    assert rows["DPG, 4"].settings["prior_scale"] == 4
+    assert rows["DPG, 4"].settings["consistency_scale"] == 0
+    assert rows["DCG 0.5 + DPG 1, from 0.4"].settings["self_start_percent"] == 0.4
+    assert rows["target, to 0.6"].settings["end_percent"] == 0.6
+    assert rows["DPG, tau 0.1 to 0.5"].constants["PRIOR_LEVELS"] == (0.1, 0.5)
+    assert [name for name, row in rows.items() if row.literal] == ["DPG by L_dp", "DPG by L_dp, from 0"]
 
 
 def test_fidelity_of_right_half_right_and_wrong_pictures():

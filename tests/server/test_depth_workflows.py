@@ -9,6 +9,9 @@ from PIL import Image, ImageSequence
 
 SIDE = 256
 STEPS = 20
+PRIOR_WORKFLOW = "Demo - Train a depth prior"
+SHORT_TRAINING = ("Depth maps to learn from", "Train Depth Prior", "Training report")
+SAVED_PRIOR = "demo_depth_prior_00001_.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +72,48 @@ def test_a_trained_head_is_saved(drawn, server):
 
     names = server.object_info()["InnerLoadDepthHead"]["input"]["required"]["name"][1]["options"]
     assert "demo_depth_head_00001_.safetensors" in names
+
+
+def made_up_maps(report: np.ndarray) -> list[np.ndarray]:
+    """The six depth maps in the bottom row of a prior's training report."""
+    side = report.shape[1] // 6
+    row = report[-side:, :, 0]
+    return [row[:, left : left + side] for left in range(0, 6 * side, side)]
+
+
+def test_a_prior_learns_what_the_depth_of_a_room_looks_like(drawn, pictures, workflow, server):
+    prompt = workflow(PRIOR_WORKFLOW)
+    ids = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
+    known = [
+        pixels(png)[..., 0] for png in drawn(PRIOR_WORKFLOW)[ids["All that it learns from: near is white"]]
+    ]
+    trained = made_up_maps(pictures(PRIOR_WORKFLOW)["Training report"])
+    briefly = {ids[name]: prompt[ids[name]] for name in SHORT_TRAINING}
+    briefly[ids["Train Depth Prior"]]["inputs"]["steps"] = 10
+    untrained = made_up_maps(pixels(server.run(briefly)[ids["Training report"]][0]))
+
+    side = len(trained[0])
+    room = np.asarray(Image.fromarray(np.mean(known, axis=0)).resize((side, side)))
+    assert min(likeness(depth, room) for depth in trained) > 0.7
+    assert max(likeness(depth, room) for depth in untrained) < 0.3
+
+
+def test_a_saved_prior_guides_as_it_did_when_it_was_new(pictures, workflow, server):
+    shown = pictures(PRIOR_WORKFLOW)
+    names = server.object_info()["InnerLoadDepthPrior"]["input"]["required"]["name"][1]["options"]
+    assert SAVED_PRIOR in names
+    prompt = workflow(PRIOR_WORKFLOW)
+    ids = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
+    for title in (*SHORT_TRAINING, "Save Depth Prior", "All that it learns from: near is white"):
+        del prompt[ids[title]]
+    prompt["loader"] = {"class_type": "InnerLoadDepthPrior", "inputs": {"name": SAVED_PRIOR}}
+    prompt[ids["Depth-Aware Guidance"]]["inputs"]["depth_prior"] = ["loader", 0]
+
+    loaded = pixels(server.run(prompt)[ids["With the new prior"]][0])
+
+    plain, guided = shown["Without guidance"], shown["With the new prior"]
+    assert np.abs(plain - loaded).mean() > 0.005
+    assert np.abs(guided - loaded).mean() < 0.1 * np.abs(plain - loaded).mean()
 
 
 def test_depth_is_seen_to_form_one_picture_a_step(drawn, workflow):

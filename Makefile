@@ -11,7 +11,8 @@ setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COM
 demo: setup    ## images without and with guidance, from a real server, into .demo/
 	@$(VENV) -m tools.demo
 
-test: lint    ## every test, in the real host
+test: lint    ## every test, in the real host and its page
+	@$(VENV) -m tools.setup_chromium
 	$(VENV) -m pytest
 
 lint: setup

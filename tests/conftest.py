@@ -8,6 +8,7 @@ that imports `inner_guidance.nodes` belongs in tests/host.
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ sys.modules["inner_guidance"] = importlib.util.module_from_spec(spec)
 sys.path.append(str(Path(__file__).parent))  # readout_reference, which unit and host tests share
 
 setup_host = importlib.import_module("inner_guidance.tools.setup_host")
+host_server = importlib.import_module("inner_guidance.tools.host_server")
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +51,10 @@ def oldest_host() -> Path:
     if not setup_host.is_stamped(folder, setup_host.OLDEST_HOST.sha256):
         pytest.exit(f"There is no ComfyUI 0.9.2 in {folder}: run `make setup`.", returncode=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def server(host: Path, root: Path) -> Iterator["host_server.HostServer"]:
+    """The host with the pack in it, on the CPU."""
+    with host_server.HostServer(host, root, log=root / ".cache" / "test-server.log") as running:
+        yield running

@@ -1,22 +1,15 @@
-"""The real server, started once for all tests of this folder, and what the demo workflows draw in it."""
+"""What the real server says of the pack, and what the demo workflows draw in it."""
 
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inner_guidance.tools.host_server import HostServer
-
-
-@pytest.fixture(scope="session")
-def server(host: Path, root: Path) -> Iterator[HostServer]:
-    """The host with the pack in it, on the CPU."""
-    with HostServer(host, root, log=root / ".cache" / "test-server.log") as running:
-        yield running
 
 
 @pytest.fixture(scope="session")

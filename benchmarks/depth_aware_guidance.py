@@ -46,18 +46,21 @@ def both(consistency: float = 1.0, prior: float = 1.0) -> dict[str, float]:
 
 
 def compared() -> dict[str, Group]:
-    """The groups of `compare`: the node's own defaults, and DPG of twice its strength."""
+    """The groups of `compare`: the node's own defaults; without a prompt, other strengths, too."""
     losses = ("consistency_scale", "prior_scale", "target_scale")
     names = {"DCG": losses[:1], "DPG": losses[1:2], "DCG + DPG": losses[:2], "target": losses[2:]}
-    robust = {NONE: Row(None)} | {
+    defaults = {NONE: Row(None)} | {
         name: Row({loss: 0.0 for loss in losses if loss not in acting}) for name, acting in names.items()
     }
-    robust["DPG, twice as strong"] = Row(only("prior"))
+    others = {
+        "DPG, twice as strong": Row(only("prior")),
+        "target, half as strong": Row(only("target", 0.5)),
+        "target, twice as strong": Row(only("target", 2.0)),
+        "target, to the last step": Row(only("target") | {"target_end_percent": 1.0}),
+    }
     return {
-        "empty": Group("Robust mode, empty prompt, CFG 1", robust, 500, steps=12),
-        "captions": Group(
-            "Robust mode, captions, CFG 3", robust, 60, cfg=3.0, captions=True, steps=12, side=4
-        ),
+        "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, steps=12),
+        "captions": Group("Robust mode, captions, CFG 3", defaults, 200, cfg=3.0, captions=True, steps=12),
     }
 
 
@@ -68,9 +71,15 @@ SWEPT = {
     "start_percent": 0.0,
     "end_percent": 1.0,
     "self_start_percent": 0.6,
+    "target_end_percent": 0.6,
     "every_n_steps": 1,
 }
-SWEPT_CONSTANTS = {"PRIOR_LEVELS": (0.01, 0.05), "PRIOR_NOISES": 4, "PAPER_WEIGHT": 40.0}
+SWEPT_CONSTANTS = {
+    "PRIOR_LEVELS": (0.01, 0.05),
+    "PRIOR_NOISES": 4,
+    "TARGET_WEIGHT": 2.0,
+    "PAPER_WEIGHT": 40.0,
+}
 LATENT_CELLS, PRIOR_CELLS = 32 * 32, 32 * 32
 
 
@@ -88,7 +97,7 @@ def swept() -> dict[str, Group]:
         for name, loss, scales in (
             ("DCG", "consistency", (0.25, 0.5, 1.0, 2.0)),
             ("DPG", "prior", (0.5, 1.0, 2.0, 4.0)),
-            ("target", "target", (0.25, 0.5, 1.0, 2.0)),
+            ("target", "target", (0.25, 0.5, 1.0, 1.5, 2.0)),
         )
         for scale in scales
     }
@@ -96,7 +105,9 @@ def swept() -> dict[str, Group]:
         f"DCG 0.5 + DPG 1, from {start:g}": robust(both(0.5, 1.0) | {"self_start_percent": start})
         for start in (0.0, 0.2, 0.4, 0.6, 0.8)
     }
-    rows |= {f"target, to {end:g}": robust(only("target") | {"end_percent": end}) for end in (0.4, 0.6, 0.8)}
+    rows |= {
+        f"target, to {end:g}": robust(only("target") | {"target_end_percent": end}) for end in (0.4, 0.8, 1.0)
+    }
     rows |= {
         f"DPG, tau {low:g} to {high:g}": robust(only("prior"), PRIOR_LEVELS=(low, high))
         for low, high in ((0.02, 0.1), (0.1, 0.5), (0.02, 0.98))

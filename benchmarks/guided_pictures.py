@@ -202,7 +202,11 @@ class Drawings:
         made_by["weights"] = [self.checksums[name] for name in ("unet", "text_encoder", "autoencoder")]
         if row.settings is not None:
             inputs = self.inputs(row)
-            names = ("PAPER_WEIGHT", "ROBUST_STEP", "TARGET_SCALE", "PRIOR_LEVELS", "PRIOR_NOISES")
+            names = ["PAPER_WEIGHT", "ROBUST_STEP", "TARGET_SCALE", "PRIOR_LEVELS", "PRIOR_NOISES"]
+            if inputs["target_scale"] != 0:
+                names.append("TARGET_WEIGHT")
+            else:
+                del inputs["target_end_percent"]
             constants = {name: getattr(depth_aware, name) for name in names} | dict(row.constants)
             constants["ROBUST_STEP"] = row.step or constants["ROBUST_STEP"]
             if inputs["mode"] == "paper":

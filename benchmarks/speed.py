@@ -55,6 +55,7 @@ DAG = {
     "start_percent": 0.0,
     "end_percent": 1.0,
     "self_start_percent": 0.0,
+    "target_end_percent": 1.0,
     "every_n_steps": 1,
 }
 RECORDING = {"start_percent": 0.0, "end_percent": 1.0, "max_steps": 20, "preview": False}

@@ -18,7 +18,7 @@ from .depth_prior import DEPTH_PRIOR
 from .inputs import ADVANCED, percent
 
 STRONGEST = 10.0
-SELF_START = 0.6
+SELF_START = TARGET_END = 0.6
 
 
 class InnerDepthAwareGuidance(io.ComfyNode):
@@ -79,7 +79,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "end_percent",
                     1.0,
                     "Where in the sampling guidance ends. Lower saves time and leaves details alone; higher "
-                    "guides them too, by ever smaller steps. With a strong target, 0.6 keeps surfaces clean.",
+                    "guides them too, by ever smaller steps.",
                 ),
                 io.Int.Input(
                     "every_n_steps",
@@ -129,6 +129,15 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     optional=True,
                     extra_dict=ADVANCED,
                 ),
+                percent(
+                    "target_end_percent",
+                    TARGET_END,
+                    "Where in the sampling the target ends, if earlier than end_percent; in the robust mode "
+                    "only. Higher meets it more closely, but what it asks of a finished composition becomes "
+                    "blotches; lower is faster and leaves more freedom.",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -147,6 +156,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         target_mask: torch.Tensor | None = None,
         checkpointing: bool = False,
         self_start_percent: float = SELF_START,
+        target_end_percent: float = TARGET_END,
         **settings: Any,
     ) -> io.NodeOutput:
         """Check the head against the model and attach the guidance to a clone of it."""
@@ -161,6 +171,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 else target_mask.reshape(-1, 1, *target_mask.shape[-2:]),
                 checkpointing=checkpointing,
                 self_start_percent=self_start_percent,
+                target_end_percent=target_end_percent,
                 preview_node=executing().node_id,
                 **settings,
             )

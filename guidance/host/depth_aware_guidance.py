@@ -75,22 +75,30 @@ class DepthAwareRun:
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.within = SigmaRange.from_percent(model_sampling, settings.start_percent, settings.end_percent)
         self.self_start = model_sampling.percent_to_sigma(settings.self_start_percent)
+        self.target_end = model_sampling.percent_to_sigma(settings.target_end_percent)
         model = guider.model_patcher.model
         computed_in = model.manual_cast_dtype or model.get_dtype()
         self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.last: Tensor | None = None
+        self.last_scales: tuple[float, ...] = ()
         self.warned: set[str] = set()
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
-        """The settings, less the losses that have not begun.
+        """The settings, less the losses that do not act at this sigma.
 
         While composition is open, consistency and prior are met best by a scene with less in it, and drive
-        objects out (benchmarks/depth_aware_guidance_sweep.md).
+        objects out (benchmarks/depth_aware_guidance_sweep.md). Once it stands, what a target still asks for
+        can only be painted over it, and it leaves blotches.
         """
-        if self.settings.mode == PAPER or sigma <= self.self_start:
-            return self.settings
-        return replace(self.settings, consistency_scale=0.0, prior_scale=0.0)
+        acting = self.settings
+        if acting.mode == PAPER:
+            return acting
+        if sigma > self.self_start:
+            acting = replace(acting, consistency_scale=0.0, prior_scale=0.0)
+        if sigma < self.target_end:
+            acting = replace(acting, target_scale=0.0)
+        return acting
 
     def predict_noise(
         self,
@@ -113,11 +121,13 @@ class DepthAwareRun:
             seed=(seed or 0) + round(sigma * 1e4),
             loss_scale=self.loss_scale,
             previous=self.last,
-            fresh=self.last is None or is_nth_step(sigma, schedule, self.within, settings.every_n_steps),
+            fresh=self.last is None
+            or self.last_scales != settings.scales
+            or is_nth_step(sigma, schedule, self.within, settings.every_n_steps),
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
-            self.last = step.gradient
+            self.last, self.last_scales = step.gradient, settings.scales
         if step.depth is not None:
             self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(step.depth))
         if step.problem and step.problem not in self.warned:

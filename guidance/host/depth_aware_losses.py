@@ -22,7 +22,8 @@ class DepthAwareSettings:
     Scales: strength of the consistency (DCG), of the prior (DPG) and of the target; target (N, 1, h, w) in
     [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and what it needs is there.
     mode of MODES. The gradient is taken at every n-th step between the percentages, and serves until then.
-    self_start_percent: where consistency and prior begin in the robust mode, if later than start_percent.
+    self_start_percent: where consistency and prior begin in the robust mode, if later than start_percent;
+    target_end_percent: where the target ends there, if earlier than end_percent.
     preview_node: where the depth is shown while a sampler runs; None is nowhere.
     """
 
@@ -37,9 +38,15 @@ class DepthAwareSettings:
     start_percent: float
     end_percent: float
     self_start_percent: float
+    target_end_percent: float
     every_n_steps: int
     checkpointing: bool
     preview_node: str | None
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        """Strength of consistency, prior and target."""
+        return self.consistency_scale, self.prior_scale, self.target_scale
 
     @property
     def uses_prior(self) -> bool:
@@ -87,7 +94,8 @@ def losses(
     if settings.uses_target:
         target = of_batch(settings.target, depth)
         mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
-        yield weight * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+        of_target = weight if settings.mode == PAPER else dag.TARGET_WEIGHT
+        yield of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
 
 
 def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Generator) -> dag.Loss:

@@ -75,6 +75,7 @@ def depth_guided(model, *, kind="small", depth_head=None, **settings):
         "start_percent": 0.0,
         "end_percent": 1.0,
         "self_start_percent": 0.0,
+        "target_end_percent": 1.0,
         "every_n_steps": 1,
     }
     return InnerDepthAwareGuidance.execute(model, depth_head or head(kind), **defaults | settings).result[0]

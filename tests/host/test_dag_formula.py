@@ -169,7 +169,7 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
         steps=1,
         consistency_scale=0.0,
         prior_scale=0.7,
-        target_scale=0.4,
+        target_scale=0.2,
         depth_prior=prior,
         target_depth=depth.target(),
     )
@@ -200,7 +200,7 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
         loss = residual.square().sum() / (free - free.mean()).square().sum()
     of_target = gradient_of(loss, free)
     asked = 0.7 * of_prior / of_prior.square().mean().sqrt()
-    asked = asked + 0.4 * of_target / of_target.square().mean().sqrt()
+    asked = asked + 0.2 * dag.TARGET_WEIGHT * of_target / of_target.square().mean().sqrt()
     with torch.inference_mode(False):
         (g,) = torch.autograd.grad(strong, leaf, asked.clone())
     sigma = float(step["sigma"])

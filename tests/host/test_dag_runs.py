@@ -69,6 +69,14 @@ def test_outside_the_range_the_image_is_bit_identical(gradients):
     assert gradients == []
 
 
+ONLY_TARGET = {"consistency_scale": 0.0, "target_depth": depth.target()}
+FIRST_TARGET_THEN_CONSISTENCY = {
+    "target_depth": depth.target(),
+    "target_end_percent": 0.4,
+    "self_start_percent": 0.4,
+}
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -81,6 +89,11 @@ def test_outside_the_range_the_image_is_bit_identical(gradients):
         ({"self_start_percent": 0.4, "start_percent": 0.7}, [3]),
         ({"self_start_percent": 0.4, "target_depth": depth.target()}, [0, 1, 2, 3]),
         ({"self_start_percent": 0.4, "mode": "paper"}, [0, 1, 2, 3]),
+        (ONLY_TARGET | {"target_end_percent": 0.4}, [0, 1]),
+        (ONLY_TARGET | {"target_end_percent": 0.4, "end_percent": 0.2}, [0]),
+        (ONLY_TARGET | {"target_end_percent": 0.4, "mode": "paper"}, [0, 1, 2, 3]),
+        # Where other losses act than before, the last direction is not used again.
+        (FIRST_TARGET_THEN_CONSISTENCY | {"every_n_steps": 4}, [0, 2]),
     ],
 )
 def test_gradients_are_taken_in_the_range_at_every_nth_step(gradients, settings, expected):
@@ -537,5 +550,6 @@ def test_the_node_has_the_inputs_of_the_contract():
         "target_mask",
         "checkpointing",
         "self_start_percent",
+        "target_end_percent",
     ]
     assert all(i.tooltip for i in schema.inputs)

@@ -22,6 +22,7 @@ ALL_LOSSES = {
     "start_percent": 0.0,
     "end_percent": 1.0,
     "self_start_percent": 0.0,
+    "target_end_percent": 1.0,
     "every_n_steps": 1,
 }
 

@@ -29,7 +29,7 @@ def test_swept_rows_say_what_they_are():
     assert rows["DPG, 4"].settings["prior_scale"] == 4
     assert rows["DPG, 4"].settings["consistency_scale"] == 0
     assert rows["DCG 0.5 + DPG 1, from 0.4"].settings["self_start_percent"] == 0.4
-    assert rows["target, to 0.6"].settings["end_percent"] == 0.6
+    assert rows["target, to 0.8"].settings["target_end_percent"] == 0.8
     assert rows["DPG, tau 0.1 to 0.5"].constants["PRIOR_LEVELS"] == (0.1, 0.5)
     assert [name for name, row in rows.items() if row.literal] == ["DPG by L_dp", "DPG by L_dp, from 0"]
 

@@ -73,8 +73,8 @@ def main() -> None:
     group = Group("What they do to pictures", rows, options.samples, steps=12, side=4)
     with torch.inference_mode():
         priors = {training: read_prior(file) for training, file in files.items()}
-        lines = [*heading(), *costs(priors), *ways(priors)]
         drawings = Drawings(work)
+        lines = [*heading(drawings.checksums["depth_prior"]), *costs(priors), *ways(priors)]
         for row in rows:
             for first in range(0, group.samples, BATCH):
                 drawings.draw(group, row, first)
@@ -97,13 +97,14 @@ def trained(training: Training, work: Path) -> Path:
     return path
 
 
-def heading() -> list[str]:
-    """What was done."""
+def heading(shipped: str) -> list[str]:
+    """What was done. shipped: the checksum of the demo model's own prior."""
     return [
         "# At which size should a depth prior see depth maps?",
         "",
         f"`{COMMAND}`: priors of {len(TRAININGS)} sizes, each trained on the depth of {SCENES} renders of "
-        f"the demo world in steps of {BATCH_SIZE} maps.",
+        f"the demo world in steps of {BATCH_SIZE} maps. The prior's loss is that of the prior whose SHA-256 "
+        f"begins {shipped}.",
         "",
     ]
 

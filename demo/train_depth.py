@@ -47,7 +47,7 @@ def main() -> None:
             report = train_head(folder / demo.DEPTH_HEAD_FILE, options.scenes or 1000, options.steps or 3000)
         else:
             report = train_prior(
-                folder / demo.DEPTH_PRIOR_FILE, options.scenes or 4000, options.steps or 2000, options.size
+                folder / demo.DEPTH_PRIOR_FILE, options.scenes or 12_000, options.steps or 6000, options.size
             )
     if options.report:
         Image.fromarray((report[0] * 255).round().to(torch.uint8).numpy()).save(options.report)

@@ -202,15 +202,20 @@ class Drawings:
         made_by["weights"] = [self.checksums[name] for name in ("unet", "text_encoder", "autoencoder")]
         if row.settings is not None:
             inputs = self.inputs(row)
-            names = ["PAPER_WEIGHT", "ROBUST_STEP", "TARGET_SCALE", "PRIOR_LEVELS", "PRIOR_NOISES"]
-            if inputs["target_scale"] != 0:
-                names.append("TARGET_WEIGHT")
-            else:
-                del inputs["target_end_percent"]
+            names = (
+                "PAPER_WEIGHT",
+                "ROBUST_STEP",
+                "TARGET_SCALE",
+                "TARGET_WEIGHT",
+                "PRIOR_LEVELS",
+                "PRIOR_NOISES",
+            )
             constants = {name: getattr(depth_aware, name) for name in names} | dict(row.constants)
             constants["ROBUST_STEP"] = row.step or constants["ROBUST_STEP"]
             if inputs["mode"] == "paper":
                 del constants["ROBUST_STEP"]
+            if inputs["target_scale"] == 0:
+                del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
             made_by |= {"inputs": inputs, "constants": constants, "head": self.checksums["depth_head"]}
             if inputs["prior_scale"] != 0:
                 made_by["prior"] = [checksum(row.prior or self.prior_file), row.literal]

@@ -27,7 +27,7 @@ PAPER_WEIGHT = 40.0
 ROBUST_STEP = 0.3
 # How much stronger than consistency and prior a target pulls in the robust mode: what it moves half the way
 # stays half formed (benchmarks/depth_aware_guidance.md).
-TARGET_WEIGHT = 2.0
+TARGET_WEIGHT = 3.0
 # How much a target depth map may be stretched or flattened to fit the estimate.
 TARGET_SCALE = (0.5, 2.0)
 # Variance of a depth map below which it counts as flat.

@@ -17,7 +17,7 @@ PROMPT = "red sphere, blue box, grey checker floor, white wall"
 ALL_LOSSES = {
     "consistency_scale": 1.0,
     "prior_scale": 1.0,
-    "target_scale": 1.0,
+    "target_scale": 1 / 3,  # which pulls as hard as 1 of the others
     "mode": "robust",
     "start_percent": 0.0,
     "end_percent": 1.0,

@@ -60,7 +60,7 @@ def compared() -> dict[str, Group]:
     }
     return {
         "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, steps=12),
-        "captions": Group("Robust mode, captions, CFG 3", defaults, 200, cfg=3.0, captions=True, steps=12),
+        "captions": Group("Robust mode, captions, CFG 3", defaults, 500, cfg=3.0, captions=True, steps=12),
     }
 
 

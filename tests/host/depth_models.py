@@ -1,5 +1,6 @@
-"""Depth heads and priors for the tiny models, with random weights, and our node behind a model."""
+"""Depth heads and priors for the tiny models, with random weights, our node behind a model, its samples."""
 
+import tiny_models as tiny
 import torch
 
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
@@ -79,3 +80,8 @@ def depth_guided(model, *, kind="small", depth_head=None, **settings):
         "every_n_steps": 1,
     }
     return InnerDepthAwareGuidance.execute(model, depth_head or head(kind), **defaults | settings).result[0]
+
+
+def sampled(guide=True, model=None, settings=None, **kwargs):
+    model = model or tiny.patcher()
+    return tiny.sample(depth_guided(model, **settings or {}) if guide else model, **kwargs)

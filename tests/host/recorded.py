@@ -1,4 +1,4 @@
-"""Tiny models with our Record nodes behind them, and what was recorded once more, in float64."""
+"""Tiny models with our Record nodes behind them, what they record, in float64, and records made by hand."""
 
 import contextlib
 import math
@@ -7,9 +7,16 @@ import numpy as np
 import torch
 from comfy_execution.utils import CurrentNodeContext
 
+from inner_guidance.guidance.host.records import AttentionRecord, AttentionStep, Execution, Run
 from inner_guidance.nodes.record import InnerRecordAttention, InnerRecordFeatures
 
 SCHEDULE = {"start_percent": 0.0, "end_percent": 1.0}
+
+# Of the records made by hand
+WORDS = {"red": 1, "sphere": 2, "white": 4, "wall": 5}  # their places among CLIP's tokens
+TOKENS = 77
+LATENT = {"samples": torch.zeros(2, 4, 16, 16)}
+STEPS = (0, 2)
 
 
 def record_attention(model, **settings):
@@ -73,3 +80,52 @@ def all_attention(model):
 
     model.model_options["transformer_options"]["optimized_attention_override"] = override
     yield calls
+
+
+def random_map(seed, grid):
+    """Attention received, with a mean of 1."""
+    values = torch.rand(2, *grid, generator=torch.Generator().manual_seed(seed)) ** 2
+    return (values / values.mean(dim=(1, 2), keepdim=True)).half()
+
+
+def shares():
+    """Attention to the prompt: each word has a row of the grid of its own, by the place of its token."""
+    given = torch.full((2, TOKENS, 8, 8), 0.1 / TOKENS)
+    for row, place in enumerate(WORDS.values()):
+        given[:, place, 2 * row] = 0.5
+    return given.half()
+
+
+def attention_record(*branches):
+    """A run of two images: two blocks of these branches, at two steps."""
+    steps = [
+        AttentionStep(
+            number,
+            1.0,
+            {
+                (branch, layer): random_map(number + len(layer) + grid, (grid, grid))
+                for branch in branches
+                for layer, grid in (("m0.0", 4), ("u1.0", 8))
+            },
+            {(branch, "u1.0", 0): shares() for branch in branches},
+        )
+        for number in STEPS
+    ]
+    return filled(AttentionRecord(), steps)
+
+
+def filled(record, steps):
+    """The record with a run of these steps in it."""
+    record.begin(Run(Execution(), (2, 4, 16, 16), (128, 128), steps))
+    return record
+
+
+def defaults(node):
+    """The values that a new node has on the canvas."""
+    inputs = node.define_schema().inputs
+    return {i.id: i.default for i in inputs if hasattr(i, "default") and not i.optional}
+
+
+def shown(node, record, **values):
+    """What a map node gives out, at its defaults except for these values."""
+    return node.execute(record=record, latent=LATENT, **defaults(node) | values).result

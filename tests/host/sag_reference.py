@@ -55,3 +55,10 @@ def blur(x0, sigma):
 def degraded(x0, mask, sigma):
     """x0_bar."""
     return torch.where(mask, blur(x0, sigma), x0.double())
+
+
+def guidance_of(seen):
+    """What guidance the first extra pass means: scale (x0_bar - D(x_bar)), for a negative alone."""
+    sampler, extra = seen.passes[0], seen.extra[0]
+    x, x0 = sampler.x[:1].double(), sampler.out[:1].double()
+    return 0.75 * (extra.x.double() - x + x0 - extra.out.double())

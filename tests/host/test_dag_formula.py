@@ -10,7 +10,6 @@ import torch
 
 from inner_guidance.depth_head.prior import schedule
 from inner_guidance.guidance import depth_aware as dag
-from inner_guidance.guidance.host import depth_aware_step
 
 CFG = 4.0
 
@@ -87,6 +86,18 @@ def gradient_of(loss, leaf):
         return torch.autograd.grad(loss, leaf)[0]
 
 
+def noise_given_to(monkeypatch, loss):
+    """The noise and the abar that this loss of the prior is given, a pair a step."""
+    drawn = []
+    loss_of_prior = getattr(dag, loss)
+    monkeypatch.setattr(
+        dag,
+        loss,
+        lambda d, noise, abar, eps: drawn.append((noise.clone(), abar)) or loss_of_prior(d, noise, abar, eps),
+    )
+    return drawn
+
+
 def relative_error(found, expected):
     return float((found.double() - expected).norm() / expected.norm())
 
@@ -126,13 +137,7 @@ def test_paper_moves_the_mean_of_the_ancestral_step():
 
 def test_paper_mode_differentiates_the_prior(monkeypatch):
     network, prior = depth.head().head.network, depth.prior()
-    drawn = []
-    loss_of_prior = dag.prior_loss
-    monkeypatch.setattr(
-        depth_aware_step.dag,
-        "prior_loss",
-        lambda d, eta, abar, eps: drawn.append((eta.clone(), abar)) or loss_of_prior(d, eta, abar, eps),
-    )
+    drawn = noise_given_to(monkeypatch, "prior_loss")
     model, steps = run(steps=1, mode="paper", consistency_scale=0.0, prior_scale=10.0, depth_prior=prior)
 
     ((step,), ((eta, abar),)) = steps, drawn
@@ -158,13 +163,7 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
 
     monkeypatch.setattr(torch.autograd, "grad", count)
     network, prior = depth.head().head.network, depth.prior()
-    drawn = []
-    loss_of_prior = dag.denoised_prior_loss
-    monkeypatch.setattr(
-        depth_aware_step.dag,
-        "denoised_prior_loss",
-        lambda d, etas, abar, eps: drawn.append((etas.clone(), abar)) or loss_of_prior(d, etas, abar, eps),
-    )
+    drawn = noise_given_to(monkeypatch, "denoised_prior_loss")
     model, steps = run(
         steps=1,
         consistency_scale=0.0,

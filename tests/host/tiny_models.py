@@ -273,12 +273,26 @@ def sample_with(guider, latent=None, *, steps=3, sampler="euler", noise_mask=Non
     )
 
 
+def first_denoised(model, **kwargs):
+    """The denoised result of the first step."""
+    denoised = []
+    sample(
+        model, steps=kwargs.pop("steps", 1), callback=lambda i, x0, *_: denoised.append(x0.double()), **kwargs
+    )
+    return denoised[0]
+
+
 class BasicGuider(comfy.samplers.CFGGuider):
     """The guider of the host's BasicGuider node: a positive, no negative."""
 
     def __init__(self, model, positive):
         super().__init__(model)
         self.inner_set_conds({"positive": positive})
+
+
+def result_of(node_output):
+    """The model that a node of the host returns, V1 or V3."""
+    return node_output[0] if isinstance(node_output, tuple) else node_output.result[0]
 
 
 def guided(model, **settings):

@@ -1,0 +1,148 @@
+"""Depth-Aware Guidance where something is wrong: gradients that overflow, what is refused, what is left."""
+
+import gc
+import logging
+import weakref
+
+import depth_models as depth
+import pytest
+import tiny_models as tiny
+import torch
+from comfy.patcher_extension import WrappersMP
+from depth_models import sampled
+
+from inner_guidance.guidance.host import depth_aware_guidance, depth_aware_step
+from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(caplog):
+    head = depth.head()
+    head.head.network.weak.depth.weight.fill_(torch.nan)
+
+    with caplog.at_level(logging.WARNING):
+        image = sampled(settings={"depth_head": head})
+
+    plain = sampled(guide=False)
+    assert (image - plain).abs().max() < 1e-3 * plain.abs().max()  # rounding, in passes of half the batch
+    messages = [r.message for r in caplog.records if "Depth-Aware" in r.message]
+    assert len(messages) == 1
+    assert messages[0].endswith("its gradient is not finite.")
+
+
+def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
+    scales = []
+    made = depth_aware_guidance.DepthAwareStep
+
+    def remember(*args, loss_scale, **kwargs):
+        scales.append(loss_scale)
+        return made(*args, loss_scale=loss_scale, **kwargs)
+
+    evaluate = depth_aware_step.evaluate_with_gradient
+
+    def overflow_first(*args, **kwargs):
+        out, gradient = evaluate(*args, **kwargs)
+        return out, gradient / 0 if len(scales) == 1 else gradient
+
+    monkeypatch.setattr(depth_aware_guidance, "DepthAwareStep", remember)
+    monkeypatch.setattr(depth_aware_step, "evaluate_with_gradient", overflow_first)
+
+    sampled(steps=3)
+
+    assert scales == [1, 1 / 16, 1 / 16]
+
+
+def test_the_strength_does_not_depend_on_the_loss_scale(monkeypatch):
+    made = depth_aware_guidance.DepthAwareStep
+    images = []
+    for scale in (1.0, 2.0**8):
+        monkeypatch.setattr(
+            depth_aware_guidance,
+            "DepthAwareStep",
+            lambda *args, loss_scale, scale=scale, **kwargs: made(*args, loss_scale=scale, **kwargs),
+        )
+        images += [sampled(settings={"mode": mode}, steps=2) for mode in ("robust", "paper")]
+
+    for one, other in zip(images[:2], images[2:], strict=True):
+        assert (one - other).abs().max() < 1e-3 * one.abs().max()
+
+
+def test_a_head_for_another_model_is_refused_by_the_node():
+    with pytest.raises(ValueError, match=r"head_of_test reads 128 channels at o2 .* this model, .* has 32"):
+        depth.depth_guided(tiny.patcher(), kind="sdxl")
+
+
+def test_a_target_of_one_grey_is_refused_by_the_node():
+    with pytest.raises(ValueError, match=r"1 of the 1 depth maps are of one grey"):
+        depth.depth_guided(tiny.patcher(), target_depth=torch.full((1, 8, 8, 3), 0.5))
+
+
+class Packed(torch.Tensor):
+    """A weight as other packs quantise it."""
+
+
+def test_quantised_weights_are_refused_before_anything_is_sampled():
+    model = tiny.root.__wrapped__("small", "EPS", 0)  # of its own
+    layer = model.model.diffusion_model.time_embed[0]
+    layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Packed), requires_grad=False)
+    watched = tiny.watch(model)
+
+    with pytest.raises(ValueError, match=r"needs gradients, which the quantised weights of this model"):
+        sampled(model=model)
+
+    assert len(watched) == 0
+
+
+def test_a_compiled_model_is_refused_by_an_old_pytorch_before_anything_is_sampled(monkeypatch):
+    model = tiny.patcher()
+    watched = tiny.watch(model)
+    model.add_wrapper_with_key(
+        WrappersMP.APPLY_MODEL, "torch.compile", lambda executor, *args, **kwargs: executor(*args, **kwargs)
+    )
+    monkeypatch.delattr(torch.compiler, "set_stance")
+
+    with pytest.raises(ValueError, match=r"Depth-Aware Guidance needs PyTorch 2\.6 or later beside torch"):
+        sampled(model=model)
+
+    assert len(watched) == 0
+
+
+def test_nothing_of_a_run_outlives_it(monkeypatch):
+    runs = []
+    made = depth_aware_guidance.DepthAwareRun
+
+    def remember(*args):
+        run = made(*args)
+        runs.append(weakref.ref(run))
+        return run
+
+    monkeypatch.setattr(depth_aware_guidance, "DepthAwareRun", remember)
+    model = depth.depth_guided(tiny.patcher())
+    first = tiny.sample(model)
+    second = tiny.sample(model)
+    gc.collect()
+
+    assert torch.equal(first, second)
+    assert [run() for run in runs] == [None, None]
+
+
+def test_the_node_has_the_inputs_of_the_contract():
+    schema = InnerDepthAwareGuidance.define_schema()
+
+    assert [i.id for i in schema.inputs] == [
+        "model",
+        "depth_head",
+        "consistency_scale",
+        "prior_scale",
+        "target_scale",
+        "mode",
+        "start_percent",
+        "end_percent",
+        "every_n_steps",
+        "depth_prior",
+        "target_depth",
+        "target_mask",
+        "checkpointing",
+        "self_start_percent",
+        "target_end_percent",
+    ]
+    assert all(i.tooltip for i in schema.inputs)

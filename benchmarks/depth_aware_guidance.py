@@ -15,15 +15,25 @@ processes share the work if one is called with --backwards.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from .guidance_tables import LEGEND, table
-from .guided_pictures import BATCH, NONE, Drawings, Group, Row
+from .guided_pictures import (
+    BATCH,
+    NONE,
+    Drawings,
+    Group,
+    Row,
+    aligned_consistency_loss,
+    literal_prior_loss,
+)
 from .pack import import_pack
 from .picture_judges import Judges
 
@@ -46,7 +56,7 @@ def both(consistency: float = 1.0, prior: float = 1.0) -> dict[str, float]:
 
 
 def compared() -> dict[str, Group]:
-    """The groups of `compare`: the node's own defaults; without a prompt, other strengths, too."""
+    """The groups of `compare`: the node's own defaults, and others of what they show to matter."""
     losses = ("consistency_scale", "prior_scale", "target_scale")
     names = {"DCG": losses[:1], "DPG": losses[1:2], "DCG + DPG": losses[:2], "target": losses[2:]}
     defaults = {NONE: Row(None)} | {
@@ -54,18 +64,34 @@ def compared() -> dict[str, Group]:
     }
     others = {
         "DPG, twice as strong": Row(only("prior")),
+        "DPG, tau 0.1 to 0.5": Row(only("prior", 0.5), {"PRIOR_LEVELS": (0.1, 0.5)}),
+        "DCG of aligned maps": Row(
+            only("consistency", 0.5), losses={"consistency_loss": aligned_consistency_loss}
+        ),
         "target, half as strong": Row(only("target", 0.5)),
         "target, twice as strong": Row(only("target", 2.0)),
         "target, to the last step": Row(only("target") | {"target_end_percent": 1.0}),
     }
+    of_target = {NONE: defaults[NONE], "target": defaults["target"]} | {
+        "target, a third as strong": Row(only("target", 1 / 3)),
+        "target, 1.5 times as strong": Row(only("target", 1.5)),
+        "target, from 20 %": Row(only("target") | {"start_percent": 0.2}),
+        "target, from 30 %": Row(only("target") | {"start_percent": 0.3}),
+        "target, to 40 %": Row(only("target") | {"target_end_percent": 0.4}),
+    }
+    captions = Group("Robust mode, captions, CFG 3", defaults, 500, cfg=3.0, captions=True, steps=12)
     return {
         "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, steps=12),
-        "captions": Group("Robust mode, captions, CFG 3", defaults, 500, cfg=3.0, captions=True, steps=12),
+        "captions": captions,
+        "target": replace(
+            captions, title="A target with captions, by strength and window", rows=of_target, samples=200
+        ),
     }
 
 
 # The sweep is around these, which it found.
 SWEPT_STEP = 0.3
+LITERAL = {"denoised_prior_loss": literal_prior_loss}
 SWEPT = {
     "mode": "robust",
     "start_percent": 0.0,
@@ -86,8 +112,10 @@ LATENT_CELLS, PRIOR_CELLS = 32 * 32, 32 * 32
 def swept() -> dict[str, Group]:
     """The groups of `sweep`: one factor at a time."""
 
-    def robust(settings: dict[str, Any], *, literal: bool = False, **constants: Any) -> Row:
-        return Row(SWEPT | settings, SWEPT_CONSTANTS | constants, SWEPT_STEP, literal=literal)
+    def robust(
+        settings: dict[str, Any], losses: Mapping[str, Callable[..., Tensor]] | None = None, **constants: Any
+    ) -> Row:
+        return Row(SWEPT | settings, SWEPT_CONSTANTS | constants, SWEPT_STEP, losses=losses or {})
 
     def paper(consistency: float, prior: float) -> Row:
         return Row(SWEPT | {"mode": "paper"} | both(consistency, prior), SWEPT_CONSTANTS)
@@ -116,8 +144,8 @@ def swept() -> dict[str, Group]:
     early = only("prior") | {"self_start_percent": 0.0}
     rows |= {
         "DPG, from 0": robust(early),
-        "DPG by L_dp": robust(only("prior"), literal=True),
-        "DPG by L_dp, from 0": robust(early, literal=True),
+        "DPG by L_dp": robust(only("prior"), LITERAL),
+        "DPG by L_dp, from 0": robust(early, LITERAL),
     }
     weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (1.0, 4.0, 16.0)}
     weights["DCG + DPG, w = 40, sums"] = paper(LATENT_CELLS, PRIOR_CELLS)
@@ -180,7 +208,7 @@ def main() -> None:
         judges = Judges(drawings)
         lines = heading(options, judges, max(group.samples for group in groups.values()))
         for name, group in groups.items():
-            lines += table(judges, group)
+            lines += table(judges, group, drawings.seconds(group) if options.command == "compare" else {})
             judges.write_sheets(f"{options.command}-{name}", group)
     out = options.out or TABLES[options.command]
     out.write_text("\n".join(lines))

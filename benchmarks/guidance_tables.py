@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .depth_figures import (
     distance_after_alignment,
     planarity,
 )
-from .guided_pictures import BATCH, NONE, Group
+from .guided_pictures import BATCH, NONE, TURNS, Group
 from .picture_judges import BENT, Judges, Seen
 
 RESAMPLES = 100
@@ -34,8 +34,8 @@ LEGEND = (
     "target, after scale and shift; head off the target: the same of the head's.",
     "- branches differ: mean |d_S - d_W|, what DCG lowers; prior's loss: what DPG lowers. Both of the "
     "finished picture.",
-    "- depth moved: mean difference of the judge's depth from that without guidance. s/image: sampling "
-    f"in batches of {BATCH}, median of the batches.",
+    "- depth moved: mean difference of the judge's depth from that without guidance. s/image, where given: "
+    f"sampling a batch of {BATCH}, median of {TURNS} turns of all rows after one another.",
     f"- renders: of the scenes themselves, after the autoencoder. bent: by {BENT:.0%} of their "
     "side, which shows how the figures take broken geometry.",
 )
@@ -43,8 +43,8 @@ LEGEND = (
 Cell = Change | float | str
 
 
-def table(judges: Judges, group: Group) -> list[str]:
-    """A group's table, of the rows that are complete."""
+def table(judges: Judges, group: Group, seconds: Mapping[str, float]) -> list[str]:
+    """A group's table, of the rows that are complete. seconds: what a picture takes in a row, where known."""
     from inner_guidance.demo.measures import frechet_distance
     from inner_guidance.demo.world import FAR, NEAR
 
@@ -54,7 +54,7 @@ def table(judges: Judges, group: Group) -> list[str]:
     if NONE not in rows:
         return []
     reference, truth, shown = judges.reference(count), judges.truth(count), judges.shown(count)
-    baseline = rows[NONE][0]
+    baseline = rows[NONE]
 
     def figures(seen: Seen) -> dict[str, Cell]:
         def frechet(of: Callable[[Seen], Tensor]) -> Change:
@@ -87,8 +87,10 @@ def table(judges: Judges, group: Group) -> list[str]:
         "",
     ]
     all_rows = {
-        name: figures(seen) | {"depth moved": moved(seen, baseline), "s/image": seconds}
-        for name, (seen, seconds) in rows.items()
+        name: figures(seen)
+        | {"depth moved": moved(seen, baseline)}
+        | ({"s/image": seconds[name]} if name in seconds else {})
+        for name, seen in rows.items()
     } | {name: figures(seen) for name, seen in judges.renders(count).items()}
     columns = list(all_rows[NONE])
     lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]

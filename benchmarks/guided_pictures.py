@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 FIRST_SCENE, FIRST_REFERENCE = 1_100_000, 1_120_000
 BATCH = 10
+TURNS = 3
 NONE = "none"
 
 
@@ -36,14 +38,14 @@ class Row:
 
     constants: of guidance/depth_aware.py, where the row has others. step: ROBUST_STEP in the row, likewise;
     the strengths are scaled to that. prior: the file of another depth prior than the demo model's.
-    literal: DPG with the paper's loss in the robust mode too.
+    losses: functions in the place of those of guidance/depth_aware.py, by name.
     """
 
     settings: Mapping[str, Any] | None
     constants: Mapping[str, Any] = field(default_factory=dict)
     step: float | None = None
     prior: Path | None = None
-    literal: bool = False
+    losses: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,32 +116,40 @@ class Drawings:
 
     def draw(self, group: Group, name: str, first: int) -> None:
         """Draw BATCH pictures of a row, unless they lie in the work folder."""
+        path = self.folder(group, name) / f"{first}.safetensors"
+        if not path.exists():
+            latents = self.sampled(group, name, first)
+            save(path, pictures=decoded(self.vae, latents), latents=latents)
+
+    def sampled(self, group: Group, name: str, first: int) -> Tensor:
+        """The latents of BATCH pictures of a row."""
         import comfy.sample
 
-        path = self.folder(group, name) / f"{first}.safetensors"
-        if path.exists():
-            return
         latent = torch.zeros(BATCH, 4, 32, 32)
-        positive = self.prompts(group, first)
         with self.guided(group.rows[name], first) as model:
-            started = time.perf_counter()
-            latents = comfy.sample.sample(
+            return comfy.sample.sample(
                 model,
                 comfy.sample.prepare_noise(latent, first),
                 group.steps,
                 group.cfg,
                 group.sampler,
                 group.scheduler,
-                positive,
+                self.prompts(group, first),
                 self.encoded([""]),
                 latent,
                 seed=first,
                 disable_pbar=True,
             ).cpu()
-            seconds = time.perf_counter() - started
-        save(
-            path, pictures=decoded(self.vae, latents), latents=latents, seconds=torch.tensor(seconds / BATCH)
-        )
+
+    def seconds(self, group: Group) -> dict[str, float]:
+        """What sampling a picture takes in each row, while nothing else runs: the rows take turns."""
+        took: dict[str, list[float]] = {name: [] for name in group.rows}
+        for turn in range(TURNS):
+            for name in group.rows:
+                started = time.perf_counter()
+                self.sampled(group, name, turn * BATCH)
+                took[name].append((time.perf_counter() - started) / BATCH)
+        return {name: statistics.median(of_row) for name, of_row in took.items()}
 
     def prompts(self, group: Group, first: int) -> list[list[Any]]:
         """The positive conditioning of a batch."""
@@ -174,11 +184,8 @@ class Drawings:
         (model,) = self.node.execute(
             self.model, self.head, depth_prior=read_prior(row.prior or self.prior_file), **inputs
         ).result
-        constants = dict(row.constants)
-        if row.literal:
-            constants["denoised_prior_loss"] = literal_prior_loss
         with contextlib.ExitStack() as stack:
-            for name, value in constants.items():
+            for name, value in (*row.constants.items(), *row.losses.items()):
                 stack.enter_context(mock.patch.object(depth_aware, name, value))
             yield model
 
@@ -205,7 +212,7 @@ class Drawings:
             names = (
                 "PAPER_WEIGHT",
                 "ROBUST_STEP",
-                "TARGET_SCALE",
+                "TARGET_STRETCH",
                 "TARGET_WEIGHT",
                 "PRIOR_LEVELS",
                 "PRIOR_NOISES",
@@ -218,13 +225,15 @@ class Drawings:
                 del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
             made_by |= {"inputs": inputs, "constants": constants, "head": self.checksums["depth_head"]}
             if inputs["prior_scale"] != 0:
-                made_by["prior"] = [checksum(row.prior or self.prior_file), row.literal]
+                made_by["prior"] = checksum(row.prior or self.prior_file)
+            if row.losses:
+                made_by["losses"] = {name: loss.__name__ for name, loss in row.losses.items()}
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         return self.work / f"{plain}-{digest}"
 
     def batches(self, group: Group, name: str) -> list[dict[str, Tensor]] | None:
-        """Of a row: pictures (BATCH, 256, 256, 3) in uint8, latents, seconds a picture; None if one lacks."""
+        """Of a row: pictures (BATCH, 256, 256, 3) in uint8 and latents; None if one lacks."""
         paths = [
             self.folder(group, name) / f"{first}.safetensors" for first in range(0, group.samples, BATCH)
         ]
@@ -236,6 +245,13 @@ def literal_prior_loss(d: Tensor, etas: Tensor, abar: float, eps_phi: Callable[[
     from inner_guidance.guidance.depth_aware import prior_loss
 
     return prior_loss(d, etas[0], abar, eps_phi)
+
+
+def aligned_consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
+    """L_dc with the strong map fitted to the weak one, in the place of depth_aware.consistency_loss."""
+    from inner_guidance.guidance.depth_aware import align, per_image_mean
+
+    return per_image_mean((align(d_strong, d_weak) - d_weak).square())
 
 
 def read_prior(path: Path) -> DepthPrior:

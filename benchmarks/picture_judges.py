@@ -5,7 +5,6 @@ What was found is kept beside the pictures.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -69,16 +68,15 @@ class Judges:
         self.recogniser: Recogniser = Recogniser().eval()
         self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
 
-    def seen(self, group: Group, name: str) -> tuple[Seen, float] | None:
-        """What is known of a row's pictures, and the seconds that each took; None while some are missing."""
+    def seen(self, group: Group, name: str) -> Seen | None:
+        """What is known of a row's pictures; None while some are missing."""
         batches = self.drawings.batches(group, name)
         if batches is None:
             return None
         pictures, latents = (
             torch.cat([batch[kind] for batch in batches])[: group.samples] for kind in ("pictures", "latents")
         )
-        seconds = statistics.median(float(batch["seconds"]) for batch in batches)
-        return self.look(self.drawings.folder(group, name), pictures, lambda: latents), seconds
+        return self.look(self.drawings.folder(group, name), pictures, lambda: latents)
 
     def look(self, folder: Path, pictures: Tensor, latents: Callable[[], Tensor]) -> Seen:
         """Judge pictures; what is seen lies in the folder afterwards."""
@@ -212,7 +210,7 @@ class Judges:
                 continue
             pictures = torch.cat([batch["pictures"] for batch in self.drawings.batches(group, row)])
             pictures = pictures[:SHEET_PICTURES].movedim(-1, 1).float() / 255
-            depth = known[0].depth[: len(pictures)].expand(-1, 3, -1, -1)
+            depth = known.depth[: len(pictures)].expand(-1, 3, -1, -1)
             for kind in (pictures, depth):
                 resized = F.interpolate(kind, (SHEET_SIZE, SHEET_SIZE), mode="bilinear", antialias=True)
                 tiles.append(resized.movedim(1, -1))

@@ -79,7 +79,7 @@ def main() -> None:
             for first in range(0, group.samples, BATCH):
                 drawings.draw(group, row, first)
         judges = Judges(drawings)
-        lines += table(judges, group)
+        lines += table(judges, group, {})
         judges.write_sheets("pictures", group)
     options.out.write_text("\n".join([*lines, *LEGEND, ""]))
     print(options.out.read_text())

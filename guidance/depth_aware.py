@@ -29,7 +29,7 @@ ROBUST_STEP = 0.3
 # stays half formed (benchmarks/depth_aware_guidance.md).
 TARGET_WEIGHT = 3.0
 # How much a target depth map may be stretched or flattened to fit the estimate.
-TARGET_SCALE = (0.5, 2.0)
+TARGET_STRETCH = (0.5, 2.0)
 # Variance of a depth map below which it counts as flat.
 FLAT = 1e-8
 # The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map: above, its
@@ -100,9 +100,9 @@ def denoised_prior_loss(
 def align(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
     """The target as a target + b, closest to d by least squares inside the mask, for each image; a constant.
 
-    Depth of a single picture is known up to a scale and a shift. The scale a stays within TARGET_SCALE: freed
-    of that, an estimate that does not resemble the target yet would be met by a = 0, which asks for nothing
-    but flatness, or by a negative a, which exchanges near and far.
+    Depth of a single picture is known up to a scale and a shift. The scale a stays within TARGET_STRETCH:
+    freed of that, an estimate that does not resemble the target yet would be met by a = 0, which asks for
+    nothing but flatness, or by a negative a, which exchanges near and far.
     mask: in [0, 1], broadcast to d; None is everywhere.
     """
     d = d.detach()
@@ -110,7 +110,7 @@ def align(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
     centred = target - _mean(target, share)
     a = _mean(centred * (d - _mean(d, share)), share)
     a = a / _mean(centred.square(), share).clamp_min(torch.finfo(d.dtype).tiny)
-    return a.clamp(*TARGET_SCALE) * centred + _mean(d, share)
+    return a.clamp(*TARGET_STRETCH) * centred + _mean(d, share)
 
 
 def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

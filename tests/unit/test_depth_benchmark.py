@@ -31,7 +31,7 @@ def test_swept_rows_say_what_they_are():
     assert rows["DCG 0.5 + DPG 1, from 0.4"].settings["self_start_percent"] == 0.4
     assert rows["target, to 0.8"].settings["target_end_percent"] == 0.8
     assert rows["DPG, tau 0.1 to 0.5"].constants["PRIOR_LEVELS"] == (0.1, 0.5)
-    assert [name for name, row in rows.items() if row.literal] == ["DPG by L_dp", "DPG by L_dp, from 0"]
+    assert [name for name, row in rows.items() if row.losses] == ["DPG by L_dp", "DPG by L_dp, from 0"]
 
 
 def test_fidelity_of_right_half_right_and_wrong_pictures():

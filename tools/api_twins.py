@@ -16,6 +16,7 @@ from .setup_host import ROOT, SetupError, host_folder
 
 WORKFLOWS = ROOT / "workflows"
 NOTES = frozenset({"Note", "MarkdownNote"})
+BYPASSED = 4
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
 WIDGET_TYPES = frozenset({"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC_COMBO})
 
@@ -54,15 +55,18 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     """The API form of a workflow in the canvas's format, version 0.4.
 
     Args:
-        workflow: contents of a workflow file, without subgraphs, reroutes or bypassed nodes.
+        workflow: contents of a workflow file, without subgraphs or reroutes; a node that is bypassed has no
+            inputs to pass on, and is left out with its links.
         object_info: what the host says about its nodes.
 
     Raises:
         WorkflowError: a node that the host does not have, or a list of values of the wrong length.
     """
-    sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
+    nodes = [node for node in workflow["nodes"] if node["mode"] != BYPASSED]
+    there = {node["id"] for node in nodes}
+    sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"] if node in there}
     prompt = {}
-    for node in sorted(workflow["nodes"], key=lambda node: node["id"]):
+    for node in sorted(nodes, key=lambda node: node["id"]):
         kind = node["type"]
         if kind in NOTES:
             continue
@@ -73,7 +77,7 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
         if len(slots) != len(values):
             raise WorkflowError(f"{kind} (node {node['id']}) stores {len(values)} values for {slots}")
         inputs = {name: value for name, value in zip(slots, values, strict=True) if name}
-        inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] is not None}
+        inputs |= {slot["name"]: sources[slot["link"]] for slot in node["inputs"] if slot["link"] in sources}
         prompt[str(node["id"])] = {
             "class_type": kind,
             "inputs": inputs,

@@ -29,6 +29,14 @@ def read(name):
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
+def wiring(prompt):
+    """The nodes of an API prompt, and what their inputs are linked to."""
+    return {
+        number: (node["class_type"], {k: v for k, v in node["inputs"].items() if isinstance(v, list)})
+        for number, node in prompt.items()
+    }
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_opens_as_it_was_written(name, page):
     written = read(name)
@@ -44,6 +52,16 @@ def test_a_workflow_opens_as_it_was_written(name, page):
     assert nodes.keys() == {node["id"] for node in written["nodes"]}
     for node in written["nodes"]:
         assert nodes[node["id"]].get("widgets_values") == node.get("widgets_values"), node["type"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_wires_a_workflow_as_its_twin(name, page):
+    twin = json.loads((FOLDER / "api" / f"{name}.json").read_text())
+    page.evaluate(LOAD, read(name))
+
+    prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    assert wiring(prompt) == wiring(twin)
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,15 @@ def workflow(values):
     strength_slot = {"name": "strength", "type": "FLOAT", "widget": {"name": "strength"}, "link": None}
     return {
         "nodes": [
-            {"id": 7, "type": "Sampler", "inputs": [model_slot, strength_slot], "widgets_values": values},
-            {"id": 3, "type": "Load", "title": "The model", "inputs": [], "widgets_values": []},
-            {"id": 4, "type": "MarkdownNote", "inputs": [], "widgets_values": ["# Try this"]},
+            {
+                "id": 7,
+                "type": "Sampler",
+                "mode": 0,
+                "inputs": [model_slot, strength_slot],
+                "widgets_values": values,
+            },
+            {"id": 3, "type": "Load", "mode": 0, "title": "The model", "inputs": [], "widgets_values": []},
+            {"id": 4, "type": "MarkdownNote", "mode": 0, "inputs": [], "widgets_values": ["# Try this"]},
         ],
         "links": [[5, 3, 0, 7, 0, "MODEL"]],
     }
@@ -84,6 +90,16 @@ def test_a_link_wins_over_the_value_of_its_widget():
     assert to_api(linked, OBJECT_INFO)["7"]["inputs"]["strength"] == ["3", 1]
 
 
+def test_a_bypassed_node_is_left_out_with_its_links():
+    bypassed = workflow([42, "fixed", "heun", "normal", 0.5])
+    bypassed["nodes"][1]["mode"] = 4
+
+    prompt = to_api(bypassed, OBJECT_INFO)
+
+    assert prompt.keys() == {"7"}
+    assert "model" not in prompt["7"]["inputs"]
+
+
 def test_too_few_values_are_refused():
     with pytest.raises(WorkflowError, match=r"Sampler \(node 7\) stores 4 values"):
         to_api(workflow([42, "heun", "normal", 0.5]), OBJECT_INFO)
@@ -105,14 +121,14 @@ def test_unknown_node_is_refused():
     ],
 )
 def test_a_dynamic_combo_is_followed_by_the_inputs_of_its_option(values, inputs):
-    render = {"id": 1, "type": "Render", "inputs": [], "widgets_values": values}
+    render = {"id": 1, "type": "Render", "mode": 0, "inputs": [], "widgets_values": values}
 
     assert to_api({"nodes": [render], "links": []}, OBJECT_INFO)["1"]["inputs"] == inputs
 
 
 @pytest.mark.parametrize("values", [[], ["depth", "raw", 64], ["clouds", "raw", True, 64]])
 def test_values_that_do_not_fit_the_option_are_refused(values):
-    render = {"id": 1, "type": "Render", "inputs": [], "widgets_values": values}
+    render = {"id": 1, "type": "Render", "mode": 0, "inputs": [], "widgets_values": values}
 
     with pytest.raises(WorkflowError, match=rf"Render \(node 1\) stores {len(values)} values"):
         to_api({"nodes": [render], "links": []}, OBJECT_INFO)

@@ -5,6 +5,7 @@ import pytest
 import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from tiny_configs import CONTEXT, SD15, SDXL, SMALL
 
 from inner_guidance.guidance.host.blocks import feature_blocks, parse_blocks
 from inner_guidance.guidance.host.feature_tap import FeatureTap
@@ -16,7 +17,7 @@ CHUNKS = 2
 
 def build(kind="small", dtype=torch.float64, compute=None, seed=0):
     """A model of its own, so that a test may change its weights."""
-    unet_config = {"small": tiny.SMALL, "sd15": tiny.SD15, "sdxl": tiny.SDXL}[kind] | {"dtype": dtype}
+    unet_config = {"small": SMALL, "sd15": SD15, "sdxl": SDXL}[kind] | {"dtype": dtype}
     config = tiny.Config(dict(unet_config))
     config.set_inference_dtype(dtype, compute)
     model_class = comfy.model_base.SDXL if kind == "sdxl" else comfy.model_base.BaseModel
@@ -36,7 +37,7 @@ def pass_inputs(model, batch=2, dtype=torch.float64, control=False):
         "x": random(rows, 4, 8, 12, dtype=dtype) * 2,
         "t": torch.full((rows,), 1.5, dtype=dtype),
         "c_concat": None,
-        "c_crossattn": random(rows, 7, tiny.CONTEXT, seed=1, dtype=dtype),
+        "c_crossattn": random(rows, 7, CONTEXT, seed=1, dtype=dtype),
         "control": None,
         "transformer_options": {"cond_or_uncond": [1, 0], "uuids": ["n", "p"]},
     }

@@ -4,6 +4,7 @@ import pytest
 import tiny_models as tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from tiny_configs import SD15, SDXL
 
 from inner_guidance.guidance.host.blocks import AttentionLayer, attention_blocks, parse_blocks
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
@@ -16,7 +17,7 @@ def unet(config):
 
 @pytest.fixture(scope="module")
 def sd15():
-    return attention_blocks(unet(tiny.SD15))
+    return attention_blocks(unet(SD15))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def sdxl():
         "transformer_depth_middle": 10,
         "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
     }
-    return attention_blocks(unet(tiny.SDXL | depths))
+    return attention_blocks(unet(SDXL | depths))
 
 
 def test_blocks_of_sd15(sd15):
@@ -87,7 +88,7 @@ def test_block_of_one_transformer(sd15):
 
 def test_model_without_a_middle_block():
     """Segmind's tiny UNets."""
-    assert "m0" not in attention_blocks(unet(tiny.SD15 | {"transformer_depth_middle": -2}))
+    assert "m0" not in attention_blocks(unet(SD15 | {"transformer_depth_middle": -2}))
 
 
 def test_model_with_attention_in_its_middle_alone(sd15):

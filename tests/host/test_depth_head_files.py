@@ -10,6 +10,7 @@ import tiny_models as tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from readout_reference import SD15_CHANNELS, SDXL_CHANNELS, public_checkpoint
+from tiny_configs import SD15, SDXL
 
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.head import DepthHead
@@ -169,7 +170,7 @@ def full_size(config, channels):
     )
 
 
-@pytest.mark.parametrize(("config", "wanted"), [(tiny.SD15, SD15_CHANNELS), (tiny.SDXL, SDXL_CHANNELS)])
+@pytest.mark.parametrize(("config", "wanted"), [(SD15, SD15_CHANNELS), (SDXL, SDXL_CHANNELS)])
 def test_a_public_head_reads_the_resblocks_of_the_real_unet(config, wanted):
     channels = feature_channels(full_size(config, 320))
     assert [channels[f"r{i}"] for i in range(len(wanted))] == list(wanted)

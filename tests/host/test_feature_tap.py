@@ -4,6 +4,7 @@ import pytest
 import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+from tiny_configs import CONTEXT
 
 from inner_guidance.guidance.host.blocks import feature_blocks, layer_names, parse_blocks
 from inner_guidance.guidance.host.feature_tap import FeatureTap
@@ -225,7 +226,7 @@ def test_a_gradient_of_a_feature_reaches_the_latent():
     diffusion_model = tiny.patcher().model.diffusion_model
     with torch.inference_mode(False):
         normal = {name: p.double() for name, p in diffusion_model.named_parameters()}
-        x, context = tiny.noise(1, 4, 8, 8).double(), tiny.noise(1, 7, tiny.CONTEXT, seed=2).double()
+        x, context = tiny.noise(1, 4, 8, 8).double(), tiny.noise(1, 7, CONTEXT, seed=2).double()
         layers = parse_blocks("o1", feature_blocks(diffusion_model))
 
         def energy(x):

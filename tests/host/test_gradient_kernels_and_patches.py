@@ -2,11 +2,11 @@
 
 import comfy.ldm.modules.attention
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 from gradient_reference import assert_is_the_gradient, build, pass_inputs, random, with_gradient
+from tiny_configs import CONTEXT
 
 from inner_guidance.guidance.host.gradients import refuse_uncontrollable_compiler
 
@@ -75,7 +75,7 @@ def test_keys_that_another_node_has_prepared_may_be_inference_tensors():
     """As IPAdapter and regional prompts hand them to cross-attention."""
     model = build()
     inputs = pass_inputs(model)
-    prompt = random(1, 5, tiny.CONTEXT, seed=40)
+    prompt = random(1, 5, CONTEXT, seed=40)
     assert prompt.is_inference()
     inputs["transformer_options"]["patches"] = {
         "attn2_patch": [lambda n, *_: (n, prompt.expand(len(n), -1, -1), prompt.expand(len(n), -1, -1))]
@@ -88,8 +88,8 @@ def test_keys_that_another_node_has_prepared_may_be_inference_tensors():
 
 def adapter(width):
     """As IPAdapter: attention to an image beside that to the prompt, by a network that a loader has made."""
-    network = torch.nn.Linear(tiny.CONTEXT, width, dtype=torch.float64)
-    tokens = random(1, 4, tiny.CONTEXT, seed=41)
+    network = torch.nn.Linear(CONTEXT, width, dtype=torch.float64)
+    tokens = random(1, 4, CONTEXT, seed=41)
 
     def replaced(q, k, v, extra_options):
         heads = extra_options["n_heads"]

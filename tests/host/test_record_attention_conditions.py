@@ -1,6 +1,5 @@
 """Record Attention where a pass is not whole: areas, several prompts, split batches, context windows."""
 
-import comfy.context_windows
 import comfy_extras.nodes_perpneg as perpneg
 import pytest
 import recorded as rec
@@ -100,15 +99,7 @@ def test_branches_of_guiders_with_lists_of_their_own():
 
 def test_context_windows_are_put_together():
     """5 images in windows 0-2 and 2-4, which are evaluated like a batch."""
-    handler = comfy.context_windows.IndexListContextHandler(
-        comfy.context_windows.get_matching_context_schedule("standard_static"),
-        comfy.context_windows.get_matching_fuse_method("overlap-linear"),
-        context_length=3,
-        context_overlap=1,
-    )
-    model = tiny.patcher()
-    model.model_options["context_handler"] = handler
-    watched, record = rec.record_attention(model)
+    watched, record = rec.record_attention(tiny.windowed(tiny.patcher()))
     plain, its_record = rec.record_attention(tiny.patcher())
     latent = torch.zeros(5, 4, 16, 16)
 

@@ -1,6 +1,5 @@
 """Self-Attention Guidance on every shape of latent, batch and condition that the host accepts."""
 
-import comfy.context_windows
 import comfy_extras.nodes_differential_diffusion as differential_diffusion
 import pytest
 import sag_reference as paper
@@ -191,23 +190,9 @@ def test_video_unet_attends_to_the_image_not_to_the_frames():
     )
 
 
-def windowed(model, **kwargs):
-    """The model with the host's context windows over the batch."""
-    handler = comfy.context_windows.IndexListContextHandler(
-        comfy.context_windows.get_matching_context_schedule("standard_static"),
-        comfy.context_windows.get_matching_fuse_method("overlap-linear"),
-        context_length=3,
-        context_overlap=1,
-        **kwargs,
-    )
-    model = model.clone()
-    model.model_options["context_handler"] = handler
-    return model
-
-
 def test_context_windows_are_put_together():
     """5 images in windows 0-2 and 2-4: image 2 has the mean of two maps."""
-    model = windowed(tiny.patcher())
+    model = tiny.windowed(tiny.patcher())
 
     passes, calls = run(model, torch.zeros(5, 4, 16, 16))
 

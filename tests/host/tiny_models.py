@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
 
+import comfy.context_windows
 import comfy.latent_formats
 import comfy.model_base
 import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models_base
+import tiny_configs as configs
 import torch
 from comfy.model_base import ModelType
 from comfy.patcher_extension import WrappersMP
@@ -23,138 +25,6 @@ from inner_guidance.guidance.host.extra_pass import TAG
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 
 CPU = torch.device("cpu")
-CONTEXT = 16
-POOLED = 32
-
-# Half-size latents reach the middle block: a 16 x 16 latent has an 8 x 8 map there, as SD has at 512 px.
-SMALL = {
-    "image_size": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": [1, 1],
-    "channel_mult": [1, 2],
-    "transformer_depth": [1, 1],
-    "transformer_depth_middle": 1,
-    "transformer_depth_output": [1, 1, 1, 1],
-    "num_heads": 4,
-    "num_head_channels": -1,
-    "context_dim": CONTEXT,
-    "use_spatial_transformer": True,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None,
-    "legacy": False,
-    "dtype": torch.float32,
-}
-SD15 = SMALL | {
-    "num_res_blocks": [2, 2, 2, 2],
-    "channel_mult": [1, 2, 4, 4],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
-}
-SDXL = SMALL | {
-    "num_res_blocks": [2, 2, 2],
-    "channel_mult": [1, 2, 4],
-    "transformer_depth": [0, 0, 1, 1, 2, 2],
-    "transformer_depth_middle": 2,
-    "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2],
-    "num_heads": -1,
-    "num_head_channels": 16,
-    "use_linear_in_transformer": True,
-    "num_classes": "sequential",
-    "adm_in_channels": POOLED + 6 * 256,
-}
-INPAINT = SMALL | {"in_channels": 9}
-SVD = SMALL | {
-    "num_head_channels": 16,
-    "num_heads": -1,
-    "in_channels": 8,
-    "use_temporal_attention": True,
-    "use_temporal_resblock": True,
-    "num_classes": "sequential",
-    "adm_in_channels": 3 * 256,
-    "extra_ff_mix_layer": True,
-    "use_spatial_context": True,
-    "merge_strategy": "learned_with_images",
-    "merge_factor": 0.0,
-    "video_kernel_size": [3, 1, 1],
-}
-
-
-FLUX = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "vec_in_dim": POOLED,
-    "context_in_dim": CONTEXT,
-    "hidden_size": 48,
-    "mlp_ratio": 2.0,
-    "num_heads": 2,
-    "depth": 2,
-    "depth_single_blocks": 3,
-    "axes_dim": [8, 8, 8],
-    "theta": 10000,
-    "patch_size": 2,
-    "qkv_bias": True,
-    "guidance_embed": False,
-    "txt_ids_dims": [],
-    "dtype": torch.float32,
-}
-CHROMA = {key: value for key, value in FLUX.items() if key != "guidance_embed"} | {
-    "in_channels": 64,
-    "out_channels": 64,
-    "in_dim": 64,
-    "out_dim": 48,
-    "hidden_dim": 32,
-    "n_layers": 1,
-}
-SD3 = {  # 3.5: the first block has a second attention, over the image alone
-    "in_channels": 16,
-    "depth": 2,
-    "num_blocks": 3,
-    "adm_in_channels": POOLED,
-    "context_embedder_config": {
-        "target": "torch.nn.Linear",
-        "params": {"in_features": CONTEXT, "out_features": 128},
-    },
-    "pos_embed_max_size": 32,
-    "num_patches": 1024,
-    "qk_norm": "rms",
-    "x_block_self_attn_layers": [0],
-    "dtype": torch.float32,
-}
-QWEN = {
-    "in_channels": 64,
-    "out_channels": 16,
-    "num_layers": 3,
-    "attention_head_dim": 24,
-    "num_attention_heads": 2,
-    "joint_attention_dim": CONTEXT,
-    "axes_dims_rope": (8, 8, 8),
-    "dtype": torch.float32,
-}
-LUMINA = {
-    "in_channels": 16,
-    "dim": 48,
-    "n_layers": 3,
-    "n_refiner_layers": 1,
-    "n_heads": 2,
-    "n_kv_heads": 1,
-    "multiple_of": 16,
-    "qk_norm": True,
-    "cap_feat_dim": CONTEXT,
-    "axes_dims": (8, 8, 8),
-    "axes_lens": (64, 64, 64),
-    "dtype": torch.float32,
-}
-ZIMAGE = LUMINA | {
-    "dim": 256,
-    "n_heads": 8,
-    "n_kv_heads": 8,
-    "axes_dims": (8, 12, 12),
-    "z_image_modulation": True,
-    "pad_tokens_multiple": 32,
-    "time_scale": 1000.0,
-}
 
 
 class Config(comfy.supported_models_base.BASE):
@@ -200,17 +70,17 @@ def initialise(model, seed):
 def root(kind, model_type, seed):
     """A model of the host's, made once, and what a loader node would hand out for it."""
     unet_config, model_class, *config_class = {
-        "small": (SMALL, comfy.model_base.BaseModel),
-        "sd15": (SD15, comfy.model_base.BaseModel),
-        "sdxl": (SDXL, comfy.model_base.SDXL),
-        "inpaint": (INPAINT, comfy.model_base.BaseModel),
-        "svd": (SVD, comfy.model_base.SVD_img2vid),
-        "flux": (FLUX, comfy.model_base.Flux, TransformerConfig),
-        "chroma": (CHROMA, comfy.model_base.Chroma, TransformerConfig),
-        "sd3": (SD3, comfy.model_base.SD3, TransformerConfig),
-        "qwen": (QWEN, comfy.model_base.QwenImage, QwenConfig),
-        "lumina": (LUMINA, comfy.model_base.Lumina2, TransformerConfig),
-        "zimage": (ZIMAGE, comfy.model_base.Lumina2, TransformerConfig),
+        "small": (configs.SMALL, comfy.model_base.BaseModel),
+        "sd15": (configs.SD15, comfy.model_base.BaseModel),
+        "sdxl": (configs.SDXL, comfy.model_base.SDXL),
+        "inpaint": (configs.INPAINT, comfy.model_base.BaseModel),
+        "svd": (configs.SVD, comfy.model_base.SVD_img2vid),
+        "flux": (configs.FLUX, comfy.model_base.Flux, TransformerConfig),
+        "chroma": (configs.CHROMA, comfy.model_base.Chroma, TransformerConfig),
+        "sd3": (configs.SD3, comfy.model_base.SD3, TransformerConfig),
+        "qwen": (configs.QWEN, comfy.model_base.QwenImage, QwenConfig),
+        "lumina": (configs.LUMINA, comfy.model_base.Lumina2, TransformerConfig),
+        "zimage": (configs.ZIMAGE, comfy.model_base.Lumina2, TransformerConfig),
     }[kind]
     config = (config_class or [Config])[0](dict(unet_config))
     config.set_inference_dtype(torch.float32, None)
@@ -229,8 +99,9 @@ def patcher(kind="small", model_type="EPS", seed=0):
 def prompt(seed, tokens=7, **values):
     """A conditioning as CLIPTextEncode would give it; values such as area or start_percent go into it."""
     generator = torch.Generator().manual_seed(1000 + seed)
-    pooled = torch.randn(1, POOLED, generator=generator)
-    return [[torch.randn(1, tokens, CONTEXT, generator=generator), {"pooled_output": pooled} | values]]
+    pooled = torch.randn(1, configs.POOLED, generator=generator)
+    embedded = torch.randn(1, tokens, configs.CONTEXT, generator=generator)
+    return [[embedded, {"pooled_output": pooled} | values]]
 
 
 def noise(*shape, seed=0):
@@ -309,6 +180,19 @@ def guided(model, **settings):
         "every_n_steps": 1,
     }
     return InnerSelfAttentionGuidance.execute(model, **defaults | settings).result[0]
+
+
+def windowed(model):
+    """The model with the host's context windows over the batch."""
+    handler = comfy.context_windows.IndexListContextHandler(
+        comfy.context_windows.get_matching_context_schedule("standard_static"),
+        comfy.context_windows.get_matching_fuse_method("overlap-linear"),
+        context_length=3,
+        context_overlap=1,
+    )
+    model = model.clone()
+    model.model_options["context_handler"] = handler
+    return model
 
 
 @dataclass

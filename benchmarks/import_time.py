@@ -13,7 +13,7 @@ import importlib
 import sys
 import time
 
-from .pack import import_pack
+from ..tools.in_process import import_pack
 
 
 def main() -> None:

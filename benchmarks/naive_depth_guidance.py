@@ -18,11 +18,10 @@ from torch import Tensor
 
 from inner_guidance.depth_head.architectures import BRANCHES, DepthNetwork
 from inner_guidance.guidance import depth_aware as dag
-from inner_guidance.guidance.host.blocks import FeatureLayer, feature_blocks
-from inner_guidance.guidance.host.differentiable_weights import differentiable_weights
-from inner_guidance.guidance.host.feature_tap import FeatureTap
-from inner_guidance.guidance.host.noise_levels import time_at
-from inner_guidance.guidance.host.parametrisation import noise_share
+from inner_guidance.host.gradients.weights import differentiable_weights
+from inner_guidance.host.sampling.schedule import noise_share, time_at
+from inner_guidance.host.taps.blocks import FeatureLayer, feature_blocks
+from inner_guidance.host.taps.feature_tap import FeatureTap
 
 
 def naively_guided(model: ModelPatcher, network: DepthNetwork) -> ModelPatcher:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.head import DepthHead, middle_blocks
 from inner_guidance.depth_head.prior import DEFAULT_SIZE, DepthPrior
-from inner_guidance.guidance.host.depth_heads import HostedDepthHead, feature_channels, model_family
-from inner_guidance.guidance.host.depth_priors import make_unet
+from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels, model_family
+from inner_guidance.host.depth.priors import make_unet
 
 TOKENS = 77
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from tqdm import tqdm
 
-from .pack import ROOT, import_pack
+from ..tools.in_process import ROOT, import_pack
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher

@@ -22,16 +22,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .host import import_host
+from ..tools.in_process import import_host
 from .measures import frechet_distance, psnr
-from .recogniser import (
-    RECOGNISER_FILE,
-    Recogniser,
-    main_pair,
-    recognise,
-    recognition_scores,
-    scene_labels,
-)
+from .recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, recognition_scores, scene_labels
 from .renders import HELD_OUT, to_uint8
 from .world import render, sample_scene
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .host import import_host
+from ..tools.in_process import import_host
 from .renders import HELD_OUT, render_shards
 from .world import sample_scene
 

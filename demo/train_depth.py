@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.pack import import_pack
+from tools.in_process import import_pack
 
 from .renders import HELD_OUT
 from .world import FAR, NEAR
@@ -61,7 +61,7 @@ def train_head(path: Path, scenes: int, steps: int) -> Tensor:
     from inner_guidance.depth_head.head_files import save_depth_head
     from inner_guidance.depth_head.metrics import DepthRange
     from inner_guidance.depth_head.training import TrainingSettings
-    from inner_guidance.guidance.host.depth_head_training import AUTO, train_depth_head
+    from inner_guidance.host.depth.head_training import AUTO, train_depth_head
 
     images, depths = rendered(scenes, SIZE)
     clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
@@ -85,7 +85,7 @@ def train_head(path: Path, scenes: int, steps: int) -> Tensor:
 def train_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
     """Write a depth prior; its report (1, H, W, 3)."""
     from inner_guidance.depth_head.prior_files import save_depth_prior
-    from inner_guidance.guidance.host.depth_priors import depth_maps, train
+    from inner_guidance.host.depth.priors import depth_maps, train
 
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:

@@ -3,7 +3,7 @@
 It judges a depth map by how well it predicts the noise that was put on it (guidance/depth_aware.py). Depth is
 (B, 1, h, w) in [0, 1]; the network sees it squeezed to size x size, whatever its proportions, and scaled to
 [-1, 1]. Noise is predicted (eps) on Stable Diffusion's schedule. The UNet is the host's class, so the host
-makes it (guidance/host/depth_priors.py); nothing here knows the host.
+makes it (host/depth/priors.py); nothing here knows the host.
 """
 
 import math

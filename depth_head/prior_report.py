@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..guidance.pictures import INK, captioned, pixels
+from ..pictures.captions import INK, captioned, pixels
 
 WIDTH, HEIGHT, MARGIN = 768, 256, 12
 MOST_POINTS = 200

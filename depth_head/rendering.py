@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..guidance.colour_map import COLOUR_MAPS, colours
+from ..pictures.colour_map import COLOUR_MAPS, colours
 from .metrics import normalise
 
 RAW, NORMALISED = "raw", "normalised"

@@ -1,21 +1,17 @@
 """The Attention Maps node: a recorded run as pictures."""
 
-from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guidance import attention_maps as maps
-from ..guidance.colour_map import COLOUR_MAPS, ColourMap, colours
-from ..guidance.host.executing import wired_run
-from ..guidance.host.reading import received_maps, word_maps
-from ..guidance.pictures import ColourBar, captioned
-from ..guidance.recorded import Group, Recorded, grouped
-from .inputs import ADVANCED
-from .record import AttentionRecordType
+from ..host.recording.executing import wired_run
+from ..host.recording.queries import received_maps, word_maps
+from ..pictures import attention_maps as maps
+from ..pictures.captions import ColourBar, captioned
+from ..pictures.colour_map import COLOUR_MAPS
+from .schema import ADVANCED, ATTENTION_RECORD
 
 KINDS = ("self", "cross")
 BRANCHES = ("positive", "negative")
@@ -37,7 +33,7 @@ class InnerAttentionMaps(io.ComfyNode):
                 "places that belong to each word of the prompt. Needs a record and the LATENT of its sampler."
             ),
             inputs=[
-                AttentionRecordType.Input(
+                ATTENTION_RECORD.Input(
                     "record", tooltip="What Record Attention wrote down while its MODEL was sampled."
                 ),
                 io.Latent.Input(
@@ -221,54 +217,16 @@ class InnerAttentionMaps(io.ComfyNode):
 
         size = run.image_size if image is None else tuple(image.shape[1:3])
         pictures, masks = [], []
-        for word, groups in series(by_word, blocks == "each", steps == "each"):
+        for word, groups in maps.series(by_word, blocks == "each", steps == "each"):
             found = [maps.average(group.members, size, smooth) for group in groups]
-            captions = captions_of(word, groups, found, with_share=attention == "cross")
+            captions = maps.captions_of(word, groups, found, with_share=attention == "cross")
             if attention == "cross":
                 found = [maps.relative(values) for values in found]
             low, high = (0.0, lightest) if lightest else maps.colour_range(found)
-            shown = in_colour(found, COLOUR_MAPS[colours], low, high, image, opacity)
+            shown = maps.in_colour(found, COLOUR_MAPS[colours], low, high, image, opacity)
             if legend:
                 bar = ColourBar(COLOUR_MAPS[colours], low, high, "attention, 1 = average")
                 shown = captioned(shown, captions, bar)
             pictures.append(shown)
             masks.append(maps.mask(torch.cat(found), threshold, low, high))
         return io.NodeOutput(torch.cat(pictures), torch.cat(masks))
-
-
-def series(
-    by_word: dict[str, list[Recorded]], each_block: bool, each_step: bool
-) -> Iterator[tuple[str, list[Group]]]:
-    """Which pictures have a colour bar in common: those of a word and block."""
-    for word, recorded in by_word.items():
-        for _, groups in groupby(grouped(recorded, each_block, each_step), lambda group: group.block):
-            yield word, list(groups)
-
-
-def captions_of(word: str, groups: list[Group], found: list[Tensor], with_share: bool) -> list[str]:
-    """What stands above the maps (N, H, W) of each group: word, its share of the attention, and group."""
-    captions = []
-    for group, values in zip(groups, found, strict=True):
-        for number, share in enumerate(values.mean(dim=(1, 2)).tolist(), 1):
-            which = f"image {number}: " if len(values) > 1 else ""
-            captions.append(f"{which}{word}{f' ({share:.1%})' if with_share else ''}, {group.title}")
-    return captions
-
-
-def in_colour(
-    found: list[Tensor],
-    colour_map: ColourMap,
-    low: float,
-    high: float,
-    image: Tensor | None,
-    opacity: float,
-) -> Tensor:
-    """Maps (N, H, W), each over the N images if there are any, one after the other: (sum of N, H, W, 3)."""
-    pictures = []
-    for values in found:
-        share = maps.scaled(values, low, high)
-        coloured = colours(share, colour_map)
-        if image is not None:
-            coloured = maps.glowing(maps.images_of(image, len(share)), coloured, share, opacity)
-        pictures.append(coloured)
-    return torch.cat(pictures)

@@ -6,15 +6,14 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guidance.attention_maps import images_of
 from ..guidance.attention_spectrum import as_numbers, in_words, overlap, spectra
-from ..guidance.host.executing import wired_run
-from ..guidance.host.reading import received_maps
 from ..guidance.self_attention import average_on_finest_grid, resize_nearest
-from ..guidance.spectrum_plot import plot
+from ..host.recording.executing import wired_run
+from ..host.recording.queries import received_maps
+from ..pictures.attention_maps import images_of
+from ..pictures.spectrum_plot import plot
 from .attention_maps import BRANCHES
-from .inputs import ADVANCED
-from .record import AttentionRecordType
+from .schema import ADVANCED, ATTENTION_RECORD
 
 
 class InnerAttentionSpectrum(io.ComfyNode):
@@ -33,7 +32,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
                 "objects, also whether it looks at these."
             ),
             inputs=[
-                AttentionRecordType.Input(
+                ATTENTION_RECORD.Input(
                     "record", tooltip="What Record Attention wrote down while its MODEL was sampled."
                 ),
                 io.Latent.Input(

@@ -6,10 +6,9 @@ from comfy_api.latest import io
 
 from ..depth_head.head_files import load_depth_head
 from ..depth_head.prior_files import load_depth_prior
-from ..guidance.host.depth_heads import HostedDepthHead
-from ..guidance.host.depth_priors import make_unet
-from .depth_head_files import DEPTH_HEAD
-from .depth_prior import DEPTH_PRIOR
+from ..host.depth.heads import HostedDepthHead
+from ..host.depth.priors import make_unet
+from .schema import DEPTH_HEAD, DEPTH_PRIOR
 
 
 class LoadDemoModel(io.ComfyNode):

@@ -3,19 +3,16 @@
 from typing import Any
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
 from ..depth_head.prior import DepthPrior
-from ..guidance.host.depth_aware_guidance import DepthAwareGuidance
-from ..guidance.host.depth_aware_losses import MODES, DepthAwareSettings
-from ..guidance.host.depth_heads import HostedDepthHead, require_head_fits
-from ..guidance.host.depth_priors import depth_maps
-from ..guidance.host.executing import executing
-from ..guidance.host.recording import WRAPPER_KEY
-from .depth_head_files import DEPTH_HEAD
-from .depth_prior import DEPTH_PRIOR
-from .inputs import ADVANCED, percent
+from ..host.depth.heads import HostedDepthHead, require_head_fits
+from ..host.depth.priors import depth_maps
+from ..host.keys import attach
+from ..host.recording.executing import executing
+from ..host.steering.dag_losses import MODES, DepthAwareSettings
+from ..host.steering.dag_run import DepthAwareGuidance
+from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent
 
 STRONGEST = 10.0
 SELF_START = TARGET_END = 0.6
@@ -176,10 +173,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 **settings,
             )
         )
-        model = model.clone()
-        if guidance.settings.acts:
-            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, guidance)
-        return io.NodeOutput(model)
+        return io.NodeOutput(attach(model, guidance) if guidance.settings.acts else model.clone())
 
 
 def strength(name: str, tooltip: str, default: float) -> io.Float.Input:

@@ -6,13 +6,12 @@ import torch
 from comfy_api.latest import io
 
 from ..depth_head.rendering import NORMALISED, STYLES, as_picture, enlarge, enlarge_along_edges
-from ..guidance.attention_maps import images_of
-from ..guidance.host.depth_estimation import encode_whole, estimate_depth, pixels_per_latent
-from ..guidance.host.executing import wired_run
-from ..guidance.host.reading import depths_of
-from ..guidance.host.records import FeatureRecord
-from .depth_head_files import DEPTH_HEAD
-from .record import FeatureRecordType
+from ..host.depth.estimation import encode_whole, estimate_depth, pixels_per_latent
+from ..host.recording.executing import wired_run
+from ..host.recording.queries import depths_of
+from ..host.recording.records import FeatureRecord
+from ..pictures.attention_maps import images_of
+from .schema import DEPTH_HEAD, FEATURE_RECORD
 
 DEPTH = io.Custom("DEPTH")  # (B, H, W), relative inverse depth in [0, 1], near = 1
 SMOOTH, EDGES = "smooth", "along edges"
@@ -98,7 +97,7 @@ class InnerDepthEstimate(io.ComfyNode):
                     tooltip="How the depth, read at the latent's size, is brought to the image's: smooth, or "
                     "along edges of the image, which must be connected for that.",
                 ),
-                FeatureRecordType.Input(
+                FEATURE_RECORD.Input(
                     "record",
                     optional=True,
                     tooltip="What Record Features wrote down, to show the depth of every recorded step as "

@@ -5,11 +5,11 @@ from comfy_api.latest import io, ui
 
 from ..depth_head.files import fingerprint
 from ..depth_head.head_files import READOUT_SUFFIX, SUFFIX, load_depth_head, save_depth_head
-from ..guidance.host.depth_heads import HostedDepthHead
-from ..guidance.host.model_folders import file_path, new_file_path, register_model_folder
+from ..host.depth.heads import HostedDepthHead
+from ..host.depth.model_folders import file_path, new_file_path, register_model_folder
+from .schema import DEPTH_HEAD
 
 FOLDER = "depth_heads"
-DEPTH_HEAD = io.Custom("DEPTH_HEAD")
 
 register_model_folder(FOLDER, (SUFFIX, READOUT_SUFFIX))
 

@@ -8,13 +8,12 @@ from comfy_api.latest import io, ui
 from ..depth_head.files import fingerprint
 from ..depth_head.prior import DEFAULT_SIZE, SIZES, DepthPrior
 from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
-from ..guidance.host.depth_priors import depth_maps, make_unet, train
-from ..guidance.host.model_folders import file_path, new_file_path, register_model_folder
-from ..guidance.host.training_watch import TrainingWatch
-from .inputs import ADVANCED
+from ..host.depth.model_folders import file_path, new_file_path, register_model_folder
+from ..host.depth.priors import depth_maps, make_unet, train
+from ..host.depth.training_watch import TrainingWatch
+from .schema import ADVANCED, DEPTH_PRIOR
 
 FOLDER = "depth_priors"
-DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
 
 register_model_folder(FOLDER, (SUFFIX,))
 

@@ -6,14 +6,13 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guidance import feature_maps as maps
-from ..guidance.attention_maps import images_of
-from ..guidance.host.executing import wired_run
-from ..guidance.host.reading import features_of
-from ..guidance.pictures import captioned
+from ..host.recording.executing import wired_run
+from ..host.recording.queries import features_of
+from ..pictures import feature_maps as maps
+from ..pictures.attention_maps import images_of
+from ..pictures.captions import captioned
 from .attention_maps import AVERAGE_OR_EACH, BRANCHES
-from .inputs import ADVANCED
-from .record import FeatureRecordType
+from .schema import ADVANCED, FEATURE_RECORD
 
 BLOCKS = ("each", "together")
 SHOWN = ("colours", "regions")
@@ -34,7 +33,7 @@ class InnerFeatureMaps(io.ComfyNode):
                 "have the same colour. Also cuts the image into such regions, as masks."
             ),
             inputs=[
-                FeatureRecordType.Input(
+                FEATURE_RECORD.Input(
                     "record", tooltip="What Record Features wrote down while its MODEL was sampled."
                 ),
                 io.Latent.Input(

@@ -1,29 +1,17 @@
 """The nodes that record what a model sees while any sampler runs."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..guidance.host.blocks import (
-    Blocks,
-    Layer,
-    attention_blocks,
-    feature_blocks,
-    layer_names,
-    parse_blocks,
-)
-from ..guidance.host.depth_heads import HostedDepthHead, require_head_fits
-from ..guidance.host.readers import PROMPT, RECEIVED, AttentionReader, DepthReader, FeatureReader
-from ..guidance.host.record_run import Recording
-from ..guidance.host.recording import WRAPPER_KEY
-from ..guidance.host.records import AttentionRecord, FeatureRecord
-from .depth_head_files import DEPTH_HEAD
-from .inputs import ADVANCED, percent
+from ..host.depth.heads import HostedDepthHead, require_head_fits
+from ..host.keys import attach
+from ..host.recording.readers import PROMPT, RECEIVED, AttentionReader, DepthReader, FeatureReader
+from ..host.recording.records import AttentionRecord, FeatureRecord
+from ..host.recording.run import Recording
+from ..host.taps.blocks import Blocks, Layer, attention_blocks, feature_blocks, layer_names, parse_blocks
+from .schema import ADVANCED, ATTENTION_RECORD, DEPTH_HEAD, FEATURE_RECORD, percent
 
-AttentionRecordType = io.Custom("ATTENTION_RECORD")
-FeatureRecordType = io.Custom("FEATURE_RECORD")
 BRANCHES = {"positive": ("positive",), "negative": ("negative",), "both": ()}
 
 
@@ -109,7 +97,7 @@ class InnerRecordAttention(io.ComfyNode):
                 io.Model.Output(
                     tooltip="The model that is watched. Connect it to a sampler, or to more model patches."
                 ),
-                AttentionRecordType.Output(
+                ATTENTION_RECORD.Output(
                     display_name="record",
                     tooltip=(
                         "What was recorded, filled by every sampler that the model goes to. Connect it to "
@@ -137,9 +125,9 @@ class InnerRecordAttention(io.ComfyNode):
             (RECEIVED, PROMPT) if prompt else (RECEIVED,),
         )
         node_id = getattr(cls.hidden, "unique_id", None) if preview else None
-        return recorded(
-            model, Recording(reader, AttentionRecord(), (), start_percent, end_percent, max_steps, node_id)
-        )
+        record = AttentionRecord()
+        recording = Recording(reader, record, (), start_percent, end_percent, max_steps, node_id)
+        return io.NodeOutput(attach(model, recording), record)
 
 
 class InnerRecordFeatures(io.ComfyNode):
@@ -199,7 +187,7 @@ class InnerRecordFeatures(io.ComfyNode):
                 io.Model.Output(
                     tooltip="The model that is watched. Connect it to a sampler, or to more model patches."
                 ),
-                FeatureRecordType.Output(
+                FEATURE_RECORD.Output(
                     display_name="record",
                     tooltip=(
                         "What was recorded, filled by every sampler that the model goes to. Connect it to "
@@ -238,20 +226,11 @@ class InnerRecordFeatures(io.ComfyNode):
             getattr(cls.hidden, "unique_id", None) if preview else None,
             None if depth_head is None else DepthReader(depth_head),
         )
-        return recorded(model, recording, [] if depth_head is None else [depth_head.patcher])
+        needed = [] if depth_head is None else [depth_head.patcher]
+        return io.NodeOutput(attach(model, recording, needed), recording.record)
 
 
 def named_layers(text: str, available: Blocks[Layer]) -> dict[Layer, str]:
     """The layers that a `blocks` input names, with their names. Raises ValueError for what is not there."""
     names = layer_names(available)
     return {layer: names[layer] for layer in parse_blocks(text, available)}
-
-
-def recorded(model: Any, recording: Recording, beside: Sequence[Any] = ()) -> io.NodeOutput:
-    """A clone of the model with the recording on it, and the record. beside: models that it needs loaded."""
-    model = model.clone()
-    if beside:
-        others = model.get_additional_models_with_key(WRAPPER_KEY)
-        model.set_additional_models(WRAPPER_KEY, [*others, *beside])
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, recording)
-    return io.NodeOutput(model, recording.record)

@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
-from ..guidance.host.blocks import attention_blocks, parse_blocks
-from ..guidance.host.recording import WRAPPER_KEY
-from ..guidance.host.self_attention_guidance import SelfAttentionGuidance
-from ..guidance.host.self_attention_step import BRANCHES, MASKS, SPACES, SelfAttentionSettings
-from .inputs import ADVANCED, percent
+from ..host.keys import attach
+from ..host.steering.sag_run import SelfAttentionGuidance
+from ..host.steering.sag_step import BRANCHES, MASKS, SPACES, SelfAttentionSettings
+from ..host.taps.blocks import attention_blocks, parse_blocks
+from .schema import ADVANCED, percent
 
 
 class InnerSelfAttentionGuidance(io.ComfyNode):
@@ -138,10 +137,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         """Check the blocks against the model and attach the guidance to a clone of it."""
         layers = parse_blocks(blocks, attention_blocks(model.get_model_object("diffusion_model")))
-        model = model.clone()
-        if scale != 0:
-            guidance = SelfAttentionGuidance(
-                SelfAttentionSettings(layers=layers, scale=scale, mask=mask, **settings)
-            )
-            model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, guidance)
-        return io.NodeOutput(model)
+        if scale == 0:
+            return io.NodeOutput(model.clone())
+        guidance = SelfAttentionGuidance(
+            SelfAttentionSettings(layers=layers, scale=scale, mask=mask, **settings)
+        )
+        return io.NodeOutput(attach(model, guidance))

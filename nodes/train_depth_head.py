@@ -7,9 +7,8 @@ from comfy_api.latest import io
 from ..depth_head.architectures import ARCHITECTURES
 from ..depth_head.metrics import DepthRange
 from ..depth_head.training import TrainingSettings
-from ..guidance.host.depth_head_training import AUTO, train_depth_head
-from .depth_head_files import DEPTH_HEAD
-from .inputs import ADVANCED
+from ..host.depth.head_training import AUTO, train_depth_head
+from .schema import ADVANCED, DEPTH_HEAD
 
 
 class InnerTrainDepthHead(io.ComfyNode):

@@ -23,8 +23,6 @@ spec = importlib.util.spec_from_file_location(
 )
 sys.modules["inner_guidance"] = importlib.util.module_from_spec(spec)
 
-sys.path.append(str(Path(__file__).parent))  # readout_reference, which unit and host tests share
-
 setup_host = importlib.import_module("inner_guidance.tools.setup_host")
 host_server = importlib.import_module("inner_guidance.tools.host_server")
 

@@ -3,7 +3,6 @@
 import importlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,6 @@ except SetupError as error:
 
 importlib.import_module("comfy.cli_args").args.cpu = True  # read when comfy.model_management is imported
 import_torchvision()
-
-sys.path.append(str(Path(__file__).parent))  # tiny_models and sag_reference, which the tests here share
 
 pack = sys.modules["inner_guidance"]
 pack.__spec__.loader.exec_module(pack)

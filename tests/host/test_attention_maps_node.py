@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy import sd1_clip
-from recorded import WORDS, attention_record, filled, shown
 
-from inner_guidance.guidance.host.records import AttentionRecord, AttentionStep
 from inner_guidance.guidance.self_attention import average_on_finest_grid, resize_nearest
+from inner_guidance.host.recording.records import AttentionRecord, AttentionStep
 from inner_guidance.nodes.attention_maps import InnerAttentionMaps
+from inner_guidance.tests.support.recorded_runs import WORDS, attention_record, filled, shown
 
 PROMPT = "red sphere, white wall"
 

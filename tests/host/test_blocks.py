@@ -1,13 +1,13 @@
 """Block names on the host's models at their real depths."""
 
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from tiny_configs import SD15, SDXL
 
-from inner_guidance.guidance.host.blocks import AttentionLayer, attention_blocks, parse_blocks
+from inner_guidance.host.taps.blocks import AttentionLayer, attention_blocks, parse_blocks
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.tiny_configs import SD15, SDXL
 
 
 def unet(config):

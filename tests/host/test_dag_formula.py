@@ -2,14 +2,14 @@
 
 import copy
 
-import depth_models as depth
 import numpy as np
 import pytest
-import tiny_models as tiny
 import torch
 
 from inner_guidance.depth_head.prior import schedule
 from inner_guidance.guidance import depth_aware as dag
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
 
 CFG = 4.0
 

@@ -3,14 +3,14 @@
 import logging
 
 import comfy.samplers
-import depth_models as depth
 import pytest
-import tiny_models as tiny
 import torch
-from depth_models import sampled
 
-from inner_guidance.guidance.host import depth_aware_step
-from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.host.keys import TAG
+from inner_guidance.host.steering import dag_step as depth_aware_step
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.depth_models import sampled
 
 
 @pytest.fixture

@@ -1,16 +1,16 @@
 """Depth-Aware Guidance in the host's sampling runs: samplers, schedules, UNets, latents, neighbours."""
 
 import comfy.samplers
-import depth_models as depth
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from depth_models import sampled
 
-from inner_guidance.guidance.host import depth_aware_guidance
-from inner_guidance.guidance.host.records import Execution
+from inner_guidance.host.recording.records import Execution
+from inner_guidance.host.steering import dag_run as depth_aware_guidance
 from inner_guidance.nodes import depth_aware_guidance as depth_aware_node
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.depth_models import sampled
 
 # Its steps are as small as the model is rough, and models of random weights are: it takes hundreds. On the
 # demo model it runs, in test_demo_depth_guidance.py.
@@ -149,7 +149,9 @@ def test_the_depth_is_shown_on_the_node_while_a_sampler_runs(monkeypatch):
 
 
 def test_beside_a_controlnet():
-    from residual_control import Residuals  # skips where the host has no comfy.controlnet
+    from inner_guidance.tests.support.residual_control import (
+        Residuals,  # skips where the host has no comfy.controlnet
+    )
 
     def run(guide, control):
         values = {"control": Residuals(), "control_apply_to_uncond": False} if control else {}

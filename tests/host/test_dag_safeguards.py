@@ -4,15 +4,16 @@ import gc
 import logging
 import weakref
 
-import depth_models as depth
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from depth_models import sampled
 
-from inner_guidance.guidance.host import depth_aware_guidance, depth_aware_step
+from inner_guidance.host.steering import dag_run as depth_aware_guidance
+from inner_guidance.host.steering import dag_step as depth_aware_step
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.depth_models import sampled
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(caplog):

@@ -1,16 +1,16 @@
 """Depth-Aware Guidance of the demo model, with its own head and prior, in every sampler and scheduler."""
 
 import comfy.samplers
-import depth_models as depth
 import pytest
 import torch
 
 import nodes as stock
-from inner_guidance.benchmarks.depth_aware_guidance import SWEPT, SWEPT_CONSTANTS, SWEPT_STEP
 from inner_guidance.demo.world import render, sample_scene
+from inner_guidance.experiments.depth_aware_guidance import SWEPT, SWEPT_CONSTANTS, SWEPT_STEP
 from inner_guidance.guidance import depth_aware
 from inner_guidance.nodes.demo_model import LoadDemoModel
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
+from inner_guidance.tests.support import depth_models as depth
 
 KSAMPLER = comfy.samplers.KSampler
 PROMPT = "red sphere, blue box, grey checker floor, white wall"

@@ -4,18 +4,18 @@ from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.model_management import InterruptProcessingException
 
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.head import DepthHead
-from inner_guidance.guidance.host import depth_estimation
-from inner_guidance.guidance.host.depth_heads import HostedDepthHead, feature_channels
-from inner_guidance.guidance.host.frozen_unet import with_frozen_unet
-from inner_guidance.guidance.host.records import Execution, FeatureRecord, FeatureStep, Run
+from inner_guidance.host.depth import estimation as depth_estimation
+from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels
+from inner_guidance.host.recording.records import Execution, FeatureRecord, FeatureStep, Run
+from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+from inner_guidance.tests.support import tiny_models as tiny
 
 SMALL = "a UNet of 32 channels with a context of 16"
 

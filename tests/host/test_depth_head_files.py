@@ -6,22 +6,17 @@ import comfy.model_management
 import comfy.ops
 import folder_paths
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from readout_reference import SD15_CHANNELS, SDXL_CHANNELS, public_checkpoint
-from tiny_configs import SD15, SDXL
 
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.head import DepthHead
-from inner_guidance.guidance.host.depth_heads import (
-    HostedDepthHead,
-    feature_channels,
-    model_family,
-    require_head_fits,
-)
-from inner_guidance.guidance.host.model_folders import register_model_folder
+from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels, model_family, require_head_fits
+from inner_guidance.host.depth.model_folders import register_model_folder
 from inner_guidance.nodes.depth_head_files import FOLDER, InnerLoadDepthHead, InnerSaveDepthHead
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.readout_reference import SD15_CHANNELS, SDXL_CHANNELS, public_checkpoint
+from inner_guidance.tests.support.tiny_configs import SD15, SDXL
 
 SMALL_FAMILY = "a UNet of 32 channels with a context of 16"
 

@@ -6,19 +6,19 @@ import comfy.model_management
 import comfy.utils
 import folder_paths
 import pytest
-import tiny_models as tiny
 import torch
 
 from inner_guidance.depth_head import prior
 from inner_guidance.depth_head.prior_files import save_depth_prior
-from inner_guidance.guidance.host import depth_priors
-from inner_guidance.guidance.host.depth_priors import make_unet
+from inner_guidance.host.depth import priors as depth_priors
+from inner_guidance.host.depth.priors import make_unet
 from inner_guidance.nodes.depth_prior import (
     FOLDER,
     InnerLoadDepthPrior,
     InnerSaveDepthPrior,
     InnerTrainDepthPrior,
 )
+from inner_guidance.tests.support import tiny_models as tiny
 
 
 @pytest.fixture(autouse=True)

@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from recorded import STEPS, attention_record, defaults, filled, shown
-from tiny_models import patcher, sample
 
-from inner_guidance.guidance.host.records import FeatureRecord, FeatureStep
 from inner_guidance.guidance.self_attention import average_on_finest_grid, resize_nearest
+from inner_guidance.host.recording.records import FeatureRecord, FeatureStep
 from inner_guidance.nodes.attention_maps import InnerAttentionMaps
 from inner_guidance.nodes.attention_spectrum import InnerAttentionSpectrum
 from inner_guidance.nodes.feature_maps import InnerFeatureMaps
 from inner_guidance.nodes.record import InnerRecordAttention, InnerRecordFeatures
+from inner_guidance.tests.support.recorded_runs import STEPS, attention_record, defaults, filled, shown
+from inner_guidance.tests.support.tiny_models import patcher, sample
 
 
 def feature_record():

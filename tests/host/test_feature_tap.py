@@ -1,13 +1,13 @@
 """The feature tap on the host's own models, each feature against an independent way to see it."""
 
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
-from tiny_configs import CONTEXT
 
-from inner_guidance.guidance.host.blocks import feature_blocks, layer_names, parse_blocks
-from inner_guidance.guidance.host.feature_tap import FeatureTap
+from inner_guidance.host.taps.blocks import feature_blocks, layer_names, parse_blocks
+from inner_guidance.host.taps.feature_tap import FeatureTap
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.tiny_configs import CONTEXT
 
 # kind: (model type, latent)
 KINDS = {

@@ -4,14 +4,14 @@ from functools import partial
 
 import comfy.model_management
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.guidance.host.depth_heads import feature_channels
-from inner_guidance.guidance.host.frozen_unet import with_frozen_unet
-from inner_guidance.guidance.host.noise_levels import sigma_at, time_at
+from inner_guidance.host.depth.heads import feature_channels
+from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
+from inner_guidance.host.sampling.schedule import sigma_at, time_at
+from inner_guidance.tests.support import tiny_models as tiny
 
 LATENT = (2, 4, 16, 24)
 TIME = torch.tensor([40.0, 650.0])

@@ -5,10 +5,16 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
-from gradient_reference import assert_is_the_gradient, build, pass_inputs, random, with_gradient
-from tiny_configs import CONTEXT
 
-from inner_guidance.guidance.host.gradients import refuse_uncontrollable_compiler
+from inner_guidance.host.gradients.forward import refuse_uncontrollable_compiler
+from inner_guidance.tests.support.gradient_reference import (
+    assert_is_the_gradient,
+    build,
+    pass_inputs,
+    random,
+    with_gradient,
+)
+from inner_guidance.tests.support.tiny_configs import CONTEXT
 
 
 @torch.library.custom_op("inner_guidance_test::attention", mutates_args=())

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from gradient_reference import (
+
+from inner_guidance.host.gradients.forward import evaluate_with_gradient
+from inner_guidance.tests.support.gradient_reference import (
     apply_model,
     assert_is_the_gradient,
     build,
@@ -12,8 +14,6 @@ from gradient_reference import (
     plain,
     with_gradient,
 )
-
-from inner_guidance.guidance.host.gradients import evaluate_with_gradient
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,15 @@
 import comfy.ops
 import pytest
 import torch
-from gradient_reference import assert_is_the_gradient, build, pass_inputs, random, with_gradient
 
-from inner_guidance.guidance.host.differentiable_weights import refuse_quantised
+from inner_guidance.host.gradients.weights import refuse_quantised
+from inner_guidance.tests.support.gradient_reference import (
+    assert_is_the_gradient,
+    build,
+    pass_inputs,
+    random,
+    with_gradient,
+)
 
 
 def cast_weights(model):

@@ -9,7 +9,7 @@ from comfy import sd1_clip, sdxl_clip
 from comfy.text_encoders import flux, qwen_image, sd3_clip, z_image
 
 from inner_guidance.demo.text import SceneTokenizer
-from inner_guidance.guidance.host.prompt_words import prompt_words
+from inner_guidance.host.recording.prompt_words import prompt_words
 
 PROMPT = "a (red sphere:1.3), café in Zürich, half-timbered houses, an unbelievable red box"
 TOKENIZERS = {

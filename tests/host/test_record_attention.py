@@ -1,12 +1,12 @@
 """What Record Attention writes down, against an explicit softmax of the same queries and keys in float64."""
 
 import pytest
-import recorded as rec
-import sag_reference as paper
-import tiny_models as tiny
 import torch
 
-from inner_guidance.guidance.host.blocks import attention_blocks, layer_names
+from inner_guidance.host.taps.blocks import attention_blocks, layer_names
+from inner_guidance.tests.support import recorded_runs as rec
+from inner_guidance.tests.support import sag_reference as paper
+from inner_guidance.tests.support import tiny_models as tiny
 
 SHAPE = (2, 4, 16, 24)
 # kind: {name of a layer: (its attentions' path, heads, grid)}

@@ -2,9 +2,10 @@
 
 import comfy_extras.nodes_perpneg as perpneg
 import pytest
-import recorded as rec
-import tiny_models as tiny
 import torch
+
+from inner_guidance.tests.support import recorded_runs as rec
+from inner_guidance.tests.support import tiny_models as tiny
 
 
 def test_areas_are_blended_and_prompts_kept_apart():

@@ -8,13 +8,14 @@ import comfy_extras.nodes_hypertile as hypertile
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_tomesd as tome
 import pytest
-import recorded as rec
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from tiny_models import result_of
 
-from inner_guidance.guidance.host import record_run, recording
+from inner_guidance.host.recording import run as record_run
+from inner_guidance.host.sampling import step_recorder as recording
+from inner_guidance.tests.support import recorded_runs as rec
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.tiny_models import result_of
 
 # Steps
 

@@ -1,15 +1,15 @@
 """What Record Features writes down with a depth head: the depth that the sampler's passes tell."""
 
 import pytest
-import recorded as rec
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.patcher_extension import WrappersMP
-from depth_models import depth_guided, head, readout_head
 
-from inner_guidance.guidance.host.blocks import feature_blocks
-from inner_guidance.guidance.host.feature_tap import FeatureTap
+from inner_guidance.host.taps.blocks import feature_blocks
+from inner_guidance.host.taps.feature_tap import FeatureTap
+from inner_guidance.tests.support import recorded_runs as rec
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.depth_models import depth_guided, head, readout_head
 
 SHAPE = (2, 4, 16, 24)
 HEADS = [("small", head), ("sdxl", lambda: head("sdxl")), ("small", readout_head)]

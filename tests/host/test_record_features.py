@@ -4,17 +4,17 @@ import types
 
 import numpy as np
 import pytest
-import recorded as rec
-import tiny_models as tiny
 import torch
 from comfy_execution import progress
-from depth_models import head
 
-from inner_guidance.guidance.host import live_preview
-from inner_guidance.guidance.host.blocks import feature_blocks, layer_names, parse_blocks
-from inner_guidance.guidance.host.feature_tap import FeatureTap
-from inner_guidance.guidance.live_pictures import attention_picture, depth_picture, feature_picture
+from inner_guidance.host import live_preview
+from inner_guidance.host.taps.blocks import feature_blocks, layer_names, parse_blocks
+from inner_guidance.host.taps.feature_tap import FeatureTap
 from inner_guidance.nodes.record import InnerRecordAttention, InnerRecordFeatures
+from inner_guidance.pictures.live import attention_picture, depth_picture, feature_picture
+from inner_guidance.tests.support import recorded_runs as rec
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.depth_models import head
 
 
 def features_of(model, blocks, x, sigma, prompts):

@@ -5,13 +5,13 @@ import comfy_extras.nodes_hypertile as hypertile
 import comfy_extras.nodes_model_downscale as downscale
 import comfy_extras.nodes_tomesd as tome
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from sag_reference import guidance_of
-from tiny_models import first_denoised, result_of
 
-from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.host.keys import TAG
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.sag_reference import guidance_of
+from inner_guidance.tests.support.tiny_models import first_denoised, result_of
 
 
 def assert_close_but_for_batch_size(a, b):
@@ -177,7 +177,9 @@ def test_function_wrapper_that_tells_only_the_labels():
 
 def test_controlnet_in_both_passes():
     """It runs again for our pass, on the degraded latent; nothing of the sampler's pass is used up."""
-    from residual_control import Residuals  # skips where the host has no comfy.controlnet
+    from inner_guidance.tests.support.residual_control import (
+        Residuals,  # skips where the host has no comfy.controlnet
+    )
 
     def prompts(control):
         values = {"control": control, "control_apply_to_uncond": False} if control else {}

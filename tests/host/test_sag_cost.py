@@ -4,15 +4,14 @@ import comfy.model_patcher
 import comfy_extras.nodes_easycache as easycache
 import comfy_extras.nodes_pag as pag
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.guidance.host import recording
-from inner_guidance.guidance.host.blocks import attention_blocks, parse_blocks
-from inner_guidance.guidance.host.extra_pass import TAG
-from inner_guidance.guidance.host.run import for_this_run
-from inner_guidance.guidance.host.self_attention_step import wrap_calc_cond_batch
+from inner_guidance.host.keys import TAG, add_wrapper, for_this_run
+from inner_guidance.host.sampling.attention_recorder import AttentionRecorder
+from inner_guidance.host.taps import attention_received
+from inner_guidance.host.taps.blocks import attention_blocks, parse_blocks
+from inner_guidance.tests.support import tiny_models as tiny
 
 PLAIN = [[1, 0]]
 GUIDED = [[1, 0], [1]]
@@ -38,9 +37,9 @@ class RecordEverything:
 
     def __call__(self, executor, *args, **kwargs):
         def predict_noise(executor, x, timestep, model_options, seed):
-            recorder = recording.AttentionRecorder(self.layers, lambda labels, count: labels)
+            recorder = AttentionRecorder(self.layers, lambda labels, count: labels)
             options = comfy.model_patcher.create_model_options_clone(model_options)
-            wrap_calc_cond_batch(options, recorder.calc_cond_batch)
+            add_wrapper(options, WrappersMP.CALC_COND_BATCH, recorder.calc_cond_batch)
             out = executor(x, timestep, options, seed)
             conds = recorder.evaluations[0].conds
             self.maps.append([recorder.received(branch, conds, x) for branch in (0, 1)])
@@ -87,9 +86,11 @@ def with_pag(model):
 )
 def test_attention_is_read_once_a_step_and_never_in_an_extra_pass(monkeypatch, attach, reads_a_step):
     rows = []
-    received = recording.received_attention
+    received = attention_received.received_attention
     monkeypatch.setattr(
-        recording, "received_attention", lambda q, k, mask: rows.append(len(q)) or received(q, k, mask)
+        attention_received,
+        "received_attention",
+        lambda q, k, mask: rows.append(len(q)) or received(q, k, mask),
     )
 
     tiny.sample(attach(tiny.patcher()))

@@ -6,11 +6,12 @@ on the host's, so it shows that it finds the fault.
 import comfy_extras.nodes_hypertile as hypertile
 import comfy_extras.nodes_model_downscale as downscale
 import pytest
-import sag_reference as paper
-import tiny_models as tiny
 import torch
-from sag_nodes import BLUR_SIGMA, fault, hosts_own, ours
-from tiny_models import result_of
+
+from inner_guidance.tests.support import sag_reference as paper
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.sag_nodes import BLUR_SIGMA, fault, hosts_own, ours
+from inner_guidance.tests.support.tiny_models import result_of
 
 
 def middle_attention(model):

@@ -10,17 +10,17 @@ import comfy_extras.nodes_easycache as easycache
 import comfy_extras.nodes_pag as pag
 import comfy_extras.nodes_sag as host_sag
 import pytest
-import tiny_models as tiny
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
-from sag_nodes import fault, ours
-from tiny_models import result_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner_guidance.guidance import self_attention
-from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.host.keys import TAG
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.sag_nodes import fault, ours
+from inner_guidance.tests.support.tiny_models import result_of
 
 
 def sample_steps(model, latent=None, **kwargs):

@@ -3,9 +3,10 @@
 import math
 
 import pytest
-import sag_reference as paper
-import tiny_models as tiny
 import torch
+
+from inner_guidance.tests.support import sag_reference as paper
+from inner_guidance.tests.support import tiny_models as tiny
 
 SETTINGS = {"scale": 0.75, "blur_sigma": 1.3}
 

@@ -2,9 +2,10 @@
 
 import comfy_extras.nodes_differential_diffusion as differential_diffusion
 import pytest
-import sag_reference as paper
-import tiny_models as tiny
 import torch
+
+from inner_guidance.tests.support import sag_reference as paper
+from inner_guidance.tests.support import tiny_models as tiny
 
 BLUR_SIGMA = 1.3
 

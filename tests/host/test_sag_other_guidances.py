@@ -8,12 +8,12 @@ import comfy_extras.nodes_perpneg as perpneg
 import comfy_extras.nodes_sag as host_sag
 import comfy_extras.nodes_tcfg as tcfg
 import pytest
-import tiny_models as tiny
 import torch
-from sag_reference import guidance_of
-from tiny_models import first_denoised, result_of
 
-from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.host.keys import TAG
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.sag_reference import guidance_of
+from inner_guidance.tests.support.tiny_models import first_denoised, result_of
 
 
 def with_pag(model):

@@ -6,17 +6,19 @@ import threading
 import weakref
 
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.patcher_extension import WrappersMP
+
+from inner_guidance.tests.support import tiny_models as tiny
 
 try:
     import comfy.multigpu as multigpu
 except ImportError:  # ComfyUI 0.9.2
     multigpu = None
 
-from inner_guidance.guidance.host import recording, self_attention_guidance
-from inner_guidance.guidance.host.extra_pass import TAG
+from inner_guidance.host.keys import TAG
+from inner_guidance.host.sampling import step_recorder as recording
+from inner_guidance.host.steering import sag_run as self_attention_guidance
 
 # State
 

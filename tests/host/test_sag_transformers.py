@@ -2,9 +2,10 @@
 
 import comfy_extras.nodes_slg as slg
 import pytest
-import sag_reference as paper
-import tiny_models as tiny
 import torch
+
+from inner_guidance.tests.support import sag_reference as paper
+from inner_guidance.tests.support import tiny_models as tiny
 
 BLUR_SIGMA = 1.3
 TEXT = 7  # tokens of a prompt of tiny_models

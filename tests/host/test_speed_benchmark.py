@@ -1,15 +1,15 @@
 """benchmarks/speed.py: what it measures is what it says, and the baseline computes what ours computes."""
 
-import depth_models as depth
 import pytest
-import tiny_models as tiny
 import torch
 
 from inner_guidance.benchmarks import evaluations as measuring
 from inner_guidance.benchmarks.evaluations import evaluations, peak_bytes, seconds
 from inner_guidance.benchmarks.naive_depth_guidance import naively_guided
 from inner_guidance.benchmarks.speed import PLAIN, Row, Steps, all_rows, ratios, sd15_rows
-from inner_guidance.guidance.host import depth_aware_step
+from inner_guidance.host.steering import dag_step as depth_aware_step
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
 
 MIB = 2**20
 

@@ -3,13 +3,13 @@
 import comfy.model_management
 import comfy.utils
 import pytest
-import tiny_models as tiny
 import torch
 from comfy.model_management import InterruptProcessingException
 
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
-from inner_guidance.guidance.host.depth_head_training import new_network
+from inner_guidance.host.depth.head_training import new_network
 from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
+from inner_guidance.tests.support import tiny_models as tiny
 
 
 class FourfoldVAE:

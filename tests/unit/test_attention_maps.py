@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from inner_guidance.guidance import attention_maps as am
-from inner_guidance.guidance.recorded import Recorded
 from inner_guidance.guidance.self_attention import resize_nearest
+from inner_guidance.pictures import attention_maps as am
+from inner_guidance.pictures.layer_maps import Recorded
 
 
 def random(*shape, seed=0):

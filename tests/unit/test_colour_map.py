@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inner_guidance.guidance.colour_map import COLOUR_MAPS, colours, oklab_to_srgb
+from inner_guidance.pictures.colour_map import COLOUR_MAPS, colours, oklab_to_srgb
 
 STEPS = torch.linspace(0, 1, 257, dtype=torch.float64)
 

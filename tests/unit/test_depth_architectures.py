@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from readout_reference import readout_reference_of
 from torch import nn
 
 from inner_guidance.depth_head.architectures import ARCHITECTURES, architecture_of, build
 from inner_guidance.depth_head.architectures.pixel_mlp import TIME_CHANNELS, PixelMLP, embed_time
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.architectures.running_norm import EPSILON, RunningNorm
+from inner_guidance.tests.support.readout_reference import readout_reference_of
 
 SIZE = (6, 10)
 TAPS = {"deep": 12, "middle": 8, "shallow": 4}

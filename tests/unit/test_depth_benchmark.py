@@ -1,11 +1,11 @@
-"""benchmarks/depth_aware_guidance.py and guidance_tables.py: what the rows are, and how cells read."""
+"""experiments/depth_aware_guidance.py and guidance_tables.py: what the rows are, and how cells read."""
 
 import torch
 
-from inner_guidance.benchmarks.depth_aware_guidance import compared, swept
-from inner_guidance.benchmarks.depth_figures import Change
-from inner_guidance.benchmarks.guidance_tables import fidelity, text
-from inner_guidance.benchmarks.guided_pictures import NONE
+from inner_guidance.experiments.depth_aware_guidance import compared, swept
+from inner_guidance.experiments.depth_figures import Change
+from inner_guidance.experiments.guidance_tables import fidelity, text
+from inner_guidance.experiments.guided_pictures import NONE
 
 
 def test_every_group_has_its_baseline_first():

@@ -1,11 +1,16 @@
-"""benchmarks/depth_figures.py: planes of rendered scenes, alignment, paired changes, against references."""
+"""experiments/depth_figures.py: planes of rendered scenes, alignment, paired changes, against references."""
 
 import numpy as np
 import pytest
 import torch
 
-from inner_guidance.benchmarks import depth_figures
-from inner_guidance.benchmarks.depth_figures import (
+from inner_guidance.demo.depth_judge import GRID, SURFACES, depth_label
+from inner_guidance.demo.measures import frechet_distance
+from inner_guidance.demo.renders import HELD_OUT
+from inner_guidance.demo.train_depth_judge import MIXED, surface_label
+from inner_guidance.demo.world import FAR, FIRST_SOLID, NEAR, render, sample_scene
+from inner_guidance.experiments import depth_figures
+from inner_guidance.experiments.depth_figures import (
     abs_rel_after_alignment,
     change_of_distance,
     change_of_mean,
@@ -14,11 +19,6 @@ from inner_guidance.benchmarks.depth_figures import (
     planarity,
     warp,
 )
-from inner_guidance.demo.depth_judge import GRID, SURFACES, depth_label
-from inner_guidance.demo.measures import frechet_distance
-from inner_guidance.demo.renders import HELD_OUT
-from inner_guidance.demo.train_depth_judge import MIXED, surface_label
-from inner_guidance.demo.world import FAR, FIRST_SOLID, NEAR, render, sample_scene
 
 
 def random(*shape, seed=0):

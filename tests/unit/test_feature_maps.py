@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from inner_guidance.guidance import feature_maps as fm
-from inner_guidance.guidance.recorded import Recorded
+from inner_guidance.pictures import feature_maps as fm
+from inner_guidance.pictures.layer_maps import Recorded
 
 
 def random(*shape, seed=0):

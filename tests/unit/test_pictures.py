@@ -1,10 +1,10 @@
-"""guidance/pictures.py: what is written around pictures, and that the colours in it are those of the map."""
+"""pictures/captions.py: what is written around pictures, and that the colours in it are those of the map."""
 
 import pytest
 import torch
 
-from inner_guidance.guidance.colour_map import COLOUR_MAPS, colours
-from inner_guidance.guidance.pictures import MOST_TICKS, ColourBar, caption, captioned, colour_bar, ticks
+from inner_guidance.pictures.captions import MOST_TICKS, ColourBar, caption, captioned, colour_bar, ticks
+from inner_guidance.pictures.colour_map import COLOUR_MAPS, colours
 
 EMBER = COLOUR_MAPS["ember"]
 

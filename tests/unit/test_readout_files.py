@@ -5,16 +5,16 @@ import pickle
 
 import pytest
 import torch
-from readout_reference import (
+
+from inner_guidance.depth_head.head import SD1, SDXL
+from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
+from inner_guidance.tests.support.readout_reference import (
     SD15_CHANNELS,
     SDXL_CHANNELS,
     public_checkpoint,
     public_weights,
     readout_reference_of,
 )
-
-from inner_guidance.depth_head.head import SD1, SDXL
-from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
 
 
 @pytest.mark.parametrize(("channels", "family"), [(SD15_CHANNELS, SD1), (SDXL_CHANNELS, SDXL)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inner_guidance.guidance.recorded import Recorded, grouped
+from inner_guidance.pictures.layer_maps import Recorded, grouped
 
 
 def flat(step, layer):

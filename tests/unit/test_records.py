@@ -2,7 +2,7 @@
 
 import pytest
 
-from inner_guidance.guidance.host.records import (
+from inner_guidance.host.recording.records import (
     RUNS_KEPT,
     AttentionRecord,
     AttentionStep,

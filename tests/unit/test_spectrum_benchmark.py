@@ -1,9 +1,9 @@
-"""benchmarks/spectrum_figures.py: its figures are the node's, and the resampling tells luck from rule."""
+"""experiments/spectrum_figures.py: its figures are the node's, and the resampling tells luck from rule."""
 
 import pytest
 import torch
 
-from inner_guidance.benchmarks.spectrum_figures import Excess, excess, inside, log_magnitudes, table
+from inner_guidance.experiments.spectrum_figures import Excess, excess, inside, log_magnitudes, table
 from inner_guidance.guidance.attention_spectrum import spectra
 
 

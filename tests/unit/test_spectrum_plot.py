@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inner_guidance.guidance.attention_spectrum import Curve, Spectrum
-from inner_guidance.guidance.pictures import to_bytes
-from inner_guidance.guidance.spectrum_plot import WIDTH, curve_colours, limits, panel, percent_more, plot
+from inner_guidance.pictures.captions import to_bytes
+from inner_guidance.pictures.spectrum_plot import WIDTH, curve_colours, limits, panel, percent_more, plot
 
 
 def spectrum(size, inside, everywhere=-2.0, patches=5):

@@ -1,0 +1,92 @@
+"""Depth of finished images: a little noise, one truncated pass of the UNet, the head; the mean of several."""
+
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
+from ..sampling.schedule import TIMES
+from .heads import HostedDepthHead, require_head_fits
+
+LARGEST_BATCH = 16
+# The host's own reserve over its estimate of a pass's memory.
+RESERVE = 1.5
+
+
+def estimate_depth(
+    model: ModelPatcher,
+    hosted: HostedDepthHead,
+    latents: Tensor,
+    noise_level: float,
+    ensemble: int,
+    seed: int,
+    positive: Conditioning | None = None,
+) -> Tensor:
+    """Relative inverse depth (B, 1, h, w), on the CPU, of latents (B, C, h, w) as VAEs give them.
+
+    noise_level: time / 1000. Every image is read with the same `ensemble` noises, so the frames of a video
+    agree and an image's depth does not depend on what else is in the batch. Raises ValueError, in a sentence
+    that names both, where the head does not fit the model.
+    """
+    require_head_fits(hosted.head, model)
+    require_latents(model, latents)
+    network = hosted.head.network
+    names = network.branch_taps["strong"]
+    generator = torch.Generator().manual_seed(seed)
+    noises = torch.randn(ensemble, *latents.shape[1:], generator=generator)
+    pairs = torch.cartesian_prod(torch.arange(len(latents)), torch.arange(ensemble)).view(-1, 2)
+    batch = largest_batch(model, latents.shape, len(pairs))
+
+    def work(unet: FrozenUNet) -> Tensor:
+        progress = comfy.utils.ProgressBar(len(pairs))
+        total = torch.zeros(len(latents), 1, *latents.shape[-2:])
+        for part in pairs.split(batch):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            rows, numbers = part.T
+            time = torch.full((len(part),), noise_level * TIMES, device=unet.device)
+            features = unet.features(names, latents[rows], noises[numbers], time)
+            total.index_add_(0, rows, network(features, time, latents.shape[-2:]).cpu())
+            progress.update(len(part))
+        return total / ensemble
+
+    return with_frozen_unet(model, positive, (batch, *latents.shape[1:]), work, [hosted.patcher])
+
+
+def require_latents(model: ModelPatcher, latents: Tensor) -> None:
+    """Raises ValueError for latents of another model."""
+    channels = model.model.latent_format.latent_channels
+    if latents.ndim != 4 or latents.shape[1] != channels:
+        raise ValueError(
+            f"The latent is {' x '.join(map(str, latents.shape))}, but this model needs images of {channels} "
+            "channels: encode the image with the model's own VAE."
+        )
+
+
+def pixels_per_latent(model: ModelPatcher) -> int:
+    """Side of what a latent pixel stands for in the image. Older hosts do not say; there it is 8."""
+    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)
+
+
+def largest_batch(model: ModelPatcher, shape: torch.Size, wanted: int) -> int:
+    """How many rows of a shape fit into memory at once, by the host's own estimate."""
+    free = comfy.model_management.get_free_memory(model.load_device)
+    one = RESERVE * model.model.memory_required([1, *shape[1:]])
+    return max(1, min(wanted, LARGEST_BATCH, int(free / one)))
+
+
+def encode_whole(vae: Any, images: Tensor) -> Tensor:
+    """Latents of images (B, H, W, 3) of any size, one after the other.
+
+    The VAE would crop what is no multiple of its blocks; here it is resized, so the depth is of all of it.
+    """
+    block = vae.spacial_compression_encode()
+    size = [max(1, round(side / block)) * block for side in images.shape[1:3]]
+    pixels = images[..., :3].movedim(-1, 1)
+    if list(pixels.shape[-2:]) != size:
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return torch.cat([vae.encode(picture).cpu() for picture in pixels.movedim(1, -1).split(1)])

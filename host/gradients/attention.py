@@ -1,0 +1,84 @@
+"""Attention through which autograd can differentiate, for one forward pass.
+
+Some kernels have no backward: sage attention returns a tensor cut off from the graph, without a word, flash
+attention through the host's custom operator fails in the backward pass. So the host's kernel is replaced by
+scaled dot-product attention for the pass whose gradient is wanted. Another node's override stays: it may be
+there for what it computes, not for how fast. Its own backward is used where it has one; where it has none,
+the gradient is that of plain attention on the same queries, keys and values.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor
+
+from .weights import normal
+
+
+class DifferentiableAttention:
+    """optimized_attention_override for one forward pass, around the one that is there already."""
+
+    def __init__(self, override: Callable[..., Tensor] | None) -> None:
+        self.override = override
+
+    def __call__(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """The attention with a gradient; where none is asked for, as it would be without this."""
+        if not torch.is_grad_enabled():
+            if self.override is None:
+                return attention(*args, **kwargs)
+            return self.override(attention, *args, **kwargs)
+        # Keys and masks that another node has prepared may be inference tensors.
+        q, k, v, *args = (normal(a) if isinstance(a, Tensor) else a for a in args)
+        kwargs = {name: normal(a) if isinstance(a, Tensor) else a for name, a in kwargs.items()}
+        if self.override is None:
+            return attention_pytorch(q, k, v, *args, **kwargs)
+        return OwnOrPlainBackward.apply(
+            q,
+            k,
+            v,
+            lambda q, k, v: self.override(attention_pytorch, q, k, v, *args, **kwargs),
+            lambda q, k, v: attention_pytorch(q, k, v, *args, **kwargs),
+        )
+
+
+class OwnOrPlainBackward(torch.autograd.Function):
+    """compute(q, k, v) with its own gradient if there is one, else with that of plain(q, k, v)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        compute: Callable[..., Tensor],
+        plain: Callable[..., Tensor],
+    ) -> Tensor:
+        """What `compute` says."""
+        ctx.inputs = [
+            t.detach().requires_grad_(needed)
+            for t, needed in zip((q, k, v), ctx.needs_input_grad, strict=False)
+        ]
+        with torch.enable_grad():
+            ctx.out = compute(*ctx.inputs)
+        ctx.plain = plain
+        return ctx.out.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Kernels without a backward say so here, in a RuntimeError, or have cut the graph already."""
+        wanted = [t for t in ctx.inputs if t.requires_grad]
+        found = None
+        if ctx.out.requires_grad:
+            try:
+                found = torch.autograd.grad(ctx.out, wanted, grad)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                found = None
+        if found is None:
+            with torch.enable_grad():
+                found = torch.autograd.grad(ctx.plain(*ctx.inputs), wanted, grad)
+        found = iter(found)
+        return (*(next(found) if t.requires_grad else None for t in ctx.inputs), None, None)

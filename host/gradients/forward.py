@@ -1,0 +1,206 @@
+"""Gradients inside the host's own forward pass: of what is read from a model, with respect to its latent.
+
+Nodes run under inference mode, samplers under no_grad, weights are inference tensors. So within an
+APPLY_MODEL wrapper the pass is run outside inference mode, with weights, attention and patches of other nodes
+that can be differentiated (differentiable_weights.py, _attention.py, _patches.py). ControlNets have run
+before; what they, IPAdapters and LoRAs add are constants of the graph.
+
+Only what is needed is kept for the backward pass:
+- of a batch with the conditional and the unconditional half, one half is differentiated, and the other one is
+  evaluated as the host would, in a pass of its own;
+- behind the last layer that a loss depends on, the forward pass goes on without a graph;
+- with `checkpointing`, blocks are computed again in the backward pass.
+"""
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..taps.blocks import FeatureLayer
+from ..taps.feature_tap import FeatureTap
+from .attention import DifferentiableAttention
+from .patches import differentiable_patches
+from .weights import differentiable_weights, normal
+
+Features = dict[FeatureLayer, Tensor]
+# Given the features, tensors that depend on them and their cotangents: what a loss's gradient is there.
+Products = Callable[[Features], tuple[Sequence[Tensor], Sequence[Tensor]]]
+
+
+def evaluate_with_gradient(
+    executor: Callable[..., Tensor],
+    rows: Sequence[int],
+    layers: Sequence[FeatureLayer],
+    products: Products,
+    inputs: Mapping[str, Any],
+    *,
+    constant: Collection[FeatureLayer] = (),
+    checkpointing: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """One forward pass from within an APPLY_MODEL wrapper: its output, and a gradient of some of its rows.
+
+    executor: the wrapper's. inputs: all its arguments by name, transformer_options with the labels
+    (`cond_or_uncond`, `uuids`) of as many chunks as the batch has; rows: those of one chunk. `products` gets
+    the features in `layers` of these rows, and returns outputs y_i and cotangents c_i. constant: layers whose
+    features no y_i depends on; not all.
+
+    Returns D(x), as the host computes it up to rounding, and sum_i c_i dy_i/dx, (len(rows), C, h, w); None
+    where the layers were not computed, because a cache of another node skipped them.
+    """
+    count = inputs["x"].shape[0]
+    if len(rows) == count:
+        return differentiate(executor, layers, constant, products, inputs, checkpointing)
+    others = [i for i in range(count) if i not in rows]
+    out_of_others = call(executor, of_rows(inputs, others))
+    out_of_rows, gradient = differentiate(
+        executor, layers, constant, products, of_rows(inputs, rows), checkpointing
+    )
+    out = torch.empty((count, *out_of_rows.shape[1:]), dtype=out_of_rows.dtype, device=out_of_rows.device)
+    out[others], out[list(rows)] = out_of_others, out_of_rows
+    return out, gradient
+
+
+ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
+
+
+def call(executor: Callable[..., Tensor], inputs: Mapping[str, Any]) -> Tensor:
+    """The pass with these inputs, handed over as the host does: in the order of BaseModel.apply_model."""
+    further = {name: value for name, value in inputs.items() if name not in ARGUMENTS}
+    return executor(*(inputs[name] for name in ARGUMENTS), **further)
+
+
+def of_rows(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a pass for some rows of its batch: whole chunks, in order."""
+    count = inputs["x"].shape[0]
+    options = dict(inputs["transformer_options"])
+    size = count // len(options["cond_or_uncond"])
+    chunks = [row // size for row in rows[::size]]
+    for name in ("cond_or_uncond", "uuids"):
+        options[name] = [options[name][chunk] for chunk in chunks]
+
+    def select(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[list(rows)] if value.ndim and value.shape[0] == count else value
+        if isinstance(value, dict):
+            return {key: select(v) for key, v in value.items()}
+        if isinstance(value, list):
+            return [select(v) for v in value]
+        return value
+
+    rest = {name: select(v) for name, v in inputs.items() if name != "transformer_options"}
+    return rest | {"transformer_options": options}
+
+
+def differentiate(
+    executor: Any,
+    layers: Sequence[FeatureLayer],
+    constant: Collection[FeatureLayer],
+    products: Products,
+    inputs: Mapping[str, Any],
+    checkpointing: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """evaluate_with_gradient for all rows of a pass."""
+    model = executor.class_obj
+    with (
+        torch.inference_mode(mode=False),
+        torch.enable_grad(),
+        differentiable_weights(model),
+        uncompiled(),
+        checkpointed(model.diffusion_model) if checkpointing else nullcontext(),
+    ):
+        inputs = {name: _normal(value) for name, value in inputs.items()}
+        leaf = inputs["x"].detach().clone().requires_grad_()
+        # Wrappers of other nodes may write into x, which a leaf does not allow.
+        inputs["x"] = leaf.clone()
+        options = dict(inputs["transformer_options"])
+        options = inputs["transformer_options"] = options | differentiable_patches(options)
+        options["optimized_attention_override"] = DifferentiableAttention(
+            options.get("optimized_attention_override")
+        )
+        if inputs["control"] is not None:
+            options["patches"] = with_skips_apart(options["patches"])
+        features: Features = {}
+        differentiated = set(layers) - set(constant)
+
+        def read(layer: FeatureLayer, feature: Tensor) -> None:
+            features[layer] = feature.clone()
+            if differentiated <= features.keys():
+                torch.set_grad_enabled(False)
+
+        with FeatureTap(layers, read).reading(model.diffusion_model, leaf, inputs["c_crossattn"]):
+            out = call(executor, inputs).detach()
+        if len(features) < len(layers):
+            return out, None
+        with torch.enable_grad():
+            outputs, cotangents = products(features)
+            (gradient,) = torch.autograd.grad(outputs, leaf, cotangents)
+    return out, gradient
+
+
+def with_skips_apart(patches: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Patches of a UNet whose skip connections are tensors of their own.
+
+    The host adds a ControlNet's output to them in place, after the next block has kept them for its backward.
+    """
+    name = "input_block_patch_after_skip"
+    return {**patches, name: [lambda h, transformer_options: h.clone(), *patches.get(name, [])]}
+
+
+def _normal(value: Any) -> Any:
+    """The value without inference tensors, in new lists: the host empties those of a ControlNet's outputs."""
+    if isinstance(value, Tensor):
+        return normal(value)
+    if isinstance(value, list):
+        return [_normal(v) for v in value]
+    if isinstance(value, dict) and "cond_or_uncond" not in value:
+        return {key: _normal(v) for key, v in value.items()}
+    return value
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within it, what torch.compile has wrapped runs as it was written: weights and taps come and go here."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def refuse_uncontrollable_compiler(
+    model: torch.nn.Module, transformer_options: dict[str, Any], node: str
+) -> None:
+    """Raise ValueError for a compiled model where PyTorch, before 2.6, cannot run it uncompiled."""
+    compiled = "torch.compile" in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if hasattr(torch.compiler, "set_stance") or not (
+        compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
+    ):
+        return
+    raise ValueError(
+        f"{node} needs PyTorch 2.6 or later beside torch.compile: update PyTorch, or remove the node that "
+        "compiles the model."
+    )
+
+
+@contextmanager
+def checkpointed(diffusion_model: torch.nn.Module) -> Iterator[None]:
+    """Within it, the blocks of a UNet keep only their inputs for the backward pass."""
+    with ExitStack() as undo:
+        for module in diffusion_model.modules():
+            if isinstance(module, (ResBlock, SpatialTransformer)):
+                module.forward = partial(_checkpoint, module.forward)
+                undo.callback(vars(module).pop, "forward")
+        yield
+
+
+def _checkpoint(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """One block. It runs a second time with the transformer_options that it has found."""
+    args = [dict(a) if isinstance(a, dict) else a for a in args]
+    kwargs = {name: dict(a) if isinstance(a, dict) else a for name, a in kwargs.items()}
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)

@@ -1,0 +1,72 @@
+"""Where this pack stands in the host's option dictionaries: its keys, and the only code that uses them.
+
+Every wrapper of ours has the key WRAPPER_KEY, so our own passes can leave them out (`without_ours`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_patcher
+import comfy.patcher_extension
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+WRAPPER_KEY = "inner_guidance"
+
+# In transformer_options during every forward pass of ours: the guidance that the pass belongs to. Caches,
+# model function wrappers and patches of other packs can tell our passes from the sampler's by it.
+TAG = "inner_guidance_pass"
+
+# Wrappers of the host that compare a step's latent with the previous step's. Our passes evaluate another
+# latent: these wrappers would answer with a stale output, and store ours as the sampler's.
+STEP_CACHES = ("easycache", "lazycache")
+
+
+def attach(
+    model: ModelPatcher, outer_sample: Callable[..., Tensor], additional_models: Sequence[ModelPatcher] = ()
+) -> ModelPatcher:
+    """A clone of the model whose sampling runs go through an OUTER_SAMPLE wrapper of ours.
+
+    additional_models: loaded by the host together with the model.
+    """
+    model = model.clone()
+    if additional_models:
+        others = model.get_additional_models_with_key(WRAPPER_KEY)
+        model.set_additional_models(WRAPPER_KEY, [*others, *additional_models])
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, WRAPPER_KEY, outer_sample)
+    return model
+
+
+def add_wrapper(options: dict[str, Any], wrapper_type: str, wrapper: Callable[..., Any]) -> None:
+    """Add a wrapper of ours to model_options, in place."""
+    comfy.patcher_extension.add_wrapper_with_key(
+        wrapper_type, WRAPPER_KEY, wrapper, options, is_model_options=True
+    )
+
+
+def drop_ours(wrappers: dict[str, dict[str, list[Callable[..., Any]]]]) -> None:
+    """Remove our own wrappers and the step caches, in place: for the passes that we evaluate ourselves.
+
+    wrappers: lists by wrapper type and key, of a ModelPatcher or of transformer_options.
+    """
+    for of_type in wrappers.values():
+        for key in (WRAPPER_KEY, *STEP_CACHES):
+            of_type.pop(key, None)
+
+
+@contextmanager
+def for_this_run(guider: Any, wrapper_type: str, wrapper: Callable[..., Any]) -> Iterator[None]:
+    """Within an OUTER_SAMPLE wrapper: add a wrapper that only this run has.
+
+    The guider's options are replaced by a copy with the wrapper until the run ends, also by an error or an
+    interrupt. What the wrapper holds lives no longer than the run.
+    """
+    before = guider.model_options
+    guider.model_options = comfy.model_patcher.create_model_options_clone(before)
+    add_wrapper(guider.model_options, wrapper_type, wrapper)
+    try:
+        yield
+    finally:
+        guider.model_options = before

@@ -1,0 +1,96 @@
+"""What of a recorded run is shown: a branch of it, layer by layer, and the words of its prompt."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from ...pictures.layer_maps import Recorded
+from .prompt_words import prompt_words
+from .records import AttentionStep, FeatureStep, Run
+
+
+def received_maps(run: Run[AttentionStep], branch: str) -> list[Recorded]:
+    """The self-attention received in a branch, (B, *grid), step by step. Raises ValueError: there is none."""
+    return _of_branch(
+        branch,
+        "Record Attention: no self-attention",
+        (
+            (of, Recorded(step.number, layer, values))
+            for step in run.steps
+            for (of, layer), values in step.received.items()
+        ),
+    )
+
+
+def features_of(run: Run[FeatureStep], branch: str) -> list[Recorded]:
+    """The features of a branch, (B, C, *grid), step by step. Raises ValueError: there are none."""
+    return _of_branch(
+        branch,
+        "Record Features: no features",
+        (
+            (of, Recorded(step.number, layer, values))
+            for step in run.steps
+            for (of, layer), values in step.features.items()
+        ),
+    )
+
+
+def depths_of(run: Run[FeatureStep]) -> list[Tensor]:
+    """The depth (B, 1, h, w), relative inverse, step by step. Raises ValueError: there is none."""
+    depths = [step.depth.float() for step in run.steps if step.depth is not None]
+    if not depths:
+        raise ValueError(
+            "Record Features: no depth was recorded in this run. Connect the depth head to Record Features "
+            "too, and let one prompt cover the whole image."
+        )
+    return depths
+
+
+def word_maps(
+    run: Run[AttentionStep], branch: str, condition: int, clip: Any, prompt: str, wanted: str
+) -> dict[str, list[Recorded]]:
+    """The share of attention that each place gives to each wanted word, (B, *grid) in [0, 1], step by step.
+
+    condition: the number of the prompt among those of the branch. clip, prompt, wanted: prompt_words. Raises
+    ValueError: there is no such attention, or the prompt is another one.
+    """
+    attention = _of_branch(
+        branch,
+        "Record Attention: no cross-attention",
+        (
+            (of, (number, Recorded(step.number, layer, values)))
+            for step in run.steps
+            for (of, layer, number), values in step.prompt.items()
+        ),
+    )
+    count = max(number for number, _ in attention) + 1
+    if condition >= count:
+        raise ValueError(
+            f"prompt_number: the {branch} conditioning of this run has {count} prompt{'s' * (count > 1)}. "
+            f"Set it to {count} or less."
+        )
+    of_prompt = [one for number, one in attention if number == condition]
+    words = prompt_words(clip, prompt, of_prompt[0].values.shape[1], wanted)
+    return {
+        word.text: [
+            one._replace(values=one.values[:, list(word.places)].float().sum(dim=1)) for one in of_prompt
+        ]
+        for word in words
+    }
+
+
+def _of_branch(branch: str, missing: str, found: Iterable[tuple[str, Any]]) -> list[Any]:
+    """What was found in a branch. Raises ValueError, with what is missing and what there is instead."""
+    by_branch: dict[str, list[Any]] = {}
+    for of, one in found:
+        by_branch.setdefault(of, []).append(one)
+    if branch in by_branch:
+        return by_branch[branch]
+    if not by_branch:
+        raise ValueError(f"{missing} was recorded in this run. Choose other blocks in the node that records.")
+    hint = " At cfg 1 the sampler leaves the negative prompt out." if branch == "negative" else ""
+    raise ValueError(
+        f"{missing} of the {branch} prompt was recorded in this run. Set branch to "
+        f"{' or '.join(by_branch)}.{hint}"
+    )

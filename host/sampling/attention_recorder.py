@@ -1,0 +1,90 @@
+"""Records the attention received in chosen layers, their mean, at one step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_base
+from torch import Tensor
+
+from ...guidance.self_attention import average_on_finest_grid
+from ..taps.attention_received import attention_tap, received_by
+from ..taps.blocks import AttentionLayer
+from .chunks import Conditions, Maps
+from .step_recorder import Recorder
+
+RECEIVED = "received"
+
+
+@dataclass(frozen=True)
+class ReceivedReader:
+    """Reads the attention received, as the mean of `layers` on the finest of their grids: one channel."""
+
+    layers: Sequence[AttentionLayer]
+
+    @contextmanager
+    def reading(
+        self,
+        model: comfy.model_base.BaseModel,
+        x: Tensor,
+        sigma: Tensor,
+        context: Tensor,
+        rows: list[int],
+        transformer_options: dict[str, Any],
+    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+        """Reader.reading."""
+        found: list[Tensor] = []
+        maps: Maps = {}
+        tap = attention_tap(
+            self.layers,
+            model.diffusion_model,
+            x,
+            context,
+            lambda attention: found.append(received_by(attention, rows)),
+        )
+        yield tap.install(transformer_options), maps
+        if found:
+            maps[RECEIVED] = average_on_finest_grid(found).unsqueeze(1)
+
+
+class AttentionRecorder(Recorder):
+    """Records the attention received in `layers`, their mean, at one step.
+
+    choose(labels, count): as Recorder's, of `count` lists.
+    """
+
+    def __init__(
+        self, layers: Sequence[AttentionLayer], choose: Callable[[list[int], int], list[int]]
+    ) -> None:
+        super().__init__(ReceivedReader(layers), lambda active, conds, x: choose(list(active), len(conds)))
+
+    def model_and_label(self, branch: int, conds: Sequence[Conditions | None]) -> tuple[Any, int] | None:
+        """The model that evaluated conds[branch] at this step, and the number that the list had there.
+
+        Usually the sampler's model and `branch`; not so with DualModelGuider and DualCFGGuider. None where no
+        condition of the list is active at this step.
+        """
+        for evaluation in self.evaluations:
+            label = evaluation.label_of(branch, conds)
+            if label in evaluation.active:
+                return evaluation.model, label
+        return None
+
+    def received(
+        self,
+        branch: int,
+        conds: Sequence[Conditions | None],
+        x: Tensor,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor | None:
+        """The map of conds[branch] over the whole latent x: (B, 1, *spatial), or None if there is none.
+
+        change, if any, is applied to every chunk's map (B, 1, *grid) before it is placed.
+        """
+        return self.over_latent(
+            RECEIVED,
+            lambda evaluation, chunk: chunk.label == evaluation.label_of(branch, conds),
+            x,
+            change,
+        )

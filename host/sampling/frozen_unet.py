@@ -1,0 +1,163 @@
+"""A frozen UNet's features at chosen noise levels, outside of any sampling: for training and for estimation.
+
+The host prepares a model, its LoRAs, hooks and ControlNets for a sampler and takes everything back
+afterwards, also after an error. So the work is done in a sampler of ours: it asks for features as often as it
+likes and returns what it was given. A pass stops behind the last block that is read.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..keys import TAG, WRAPPER_KEY, add_wrapper, drop_ours
+from ..taps.blocks import FeatureLayer, feature_blocks
+from ..taps.feature_tap import TIME_TAP, FeatureTap, with_time_embedding_read
+from .schedule import sigma_at
+
+Conditioning = list[list[Any]]
+T = TypeVar("T")
+
+# What ties a condition to a part of the image or of the sampling.
+PARTIAL = ("area", "mask", "strength", "start_percent", "end_percent", "timestep_start", "timestep_end")
+TOKENS = 77
+TIMING_EMBEDDINGS = 256
+
+
+class FrozenUNet:
+    """What the work is handed. device: where the features are."""
+
+    def __init__(self, guider: "FeatureGuider", model_options: dict[str, Any]) -> None:
+        self.model = guider.inner_model
+        self.conds = guider.conds["positive"]
+        self.model_options = model_options
+        self.device = guider.model_patcher.load_device
+        self.blocks = feature_blocks(self.model.diffusion_model)
+
+    def noisy(self, latents: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The noisy latents and their sigma (B,), as the sampler has them."""
+        x0 = self.model.process_latent_in(latents.to(self.device, torch.float32))
+        sigma = sigma_at(self.model.model_sampling, time.to(self.device, torch.float32))
+        return self.model.model_sampling.noise_scaling(sigma, noise.to(x0, copy=True), x0), sigma
+
+    def features(
+        self, names: Sequence[str], latents: Tensor, noise: Tensor, time: Tensor
+    ) -> dict[str, Tensor]:
+        """Features (B, C, h, w) by name, in the model's precision, of latents (B, ...) at time (B,).
+
+        names: of those in depth_heads.feature_channels. Latents are as VAEs give them; noise is standard
+        normal, of the same shape.
+        """
+        x, sigma = self.noisy(latents, noise, time)
+        layers = {self.blocks[name][0]: name for name in names if name != TIME_TAP}
+        read = TruncatedPass(layers, TIME_TAP in names)
+        options = comfy.model_patcher.create_model_options_clone(self.model_options)
+        options["transformer_options"][TAG] = "features"
+        add_wrapper(options, WrappersMP.APPLY_MODEL, read.apply_model)
+        comfy.samplers.calc_cond_batch(self.model, [self.conds], x, sigma, options)
+        return {name: torch.cat(parts) for name, parts in read.found.items()}
+
+
+class TruncatedPass:
+    """Reads features of one evaluation, which the host may split into several passes of some rows each."""
+
+    def __init__(self, names: Mapping[FeatureLayer, str], reads_time: bool) -> None:
+        self.names = names
+        self.reads_time = reads_time
+        self.found: dict[str, list[Tensor]] = {}
+
+    def apply_model(
+        self,
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None,
+        c_crossattn: Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        """APPLY_MODEL wrapper. Its output means nothing: the pass has not come to an end."""
+        if self.reads_time:
+            transformer_options = with_time_embedding_read(
+                transformer_options, self.found.setdefault(TIME_TAP, [])
+            )
+        tap = FeatureTap(list(self.names), self.read, stop=True)
+        with tap.reading(executor.class_obj.diffusion_model, x, c_crossattn):
+            executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        return torch.zeros_like(x)
+
+    def read(self, layer: FeatureLayer, features: Tensor) -> None:
+        """Keep a block's features; FreeU and the like change them in place afterwards."""
+        self.found.setdefault(self.names[layer], []).append(features.clone())
+
+
+class FeatureGuider(comfy.samplers.CFGGuider):
+    """Holds one prompt for the whole image."""
+
+    def set_prompt(self, positive: Conditioning | None) -> None:
+        """The first prompt of a conditioning, or zeros."""
+        tensor, values = positive[0] if positive else no_prompt(self.model_patcher.model)
+        whole = {name: value for name, value in values.items() if name not in PARTIAL}
+        self.inner_set_conds({"positive": [[tensor, whole]]})
+
+
+class FeatureSampler(comfy.samplers.Sampler):
+    """Does the work where the host expects sampling."""
+
+    def __init__(self, work: Callable[[FrozenUNet], T]) -> None:
+        self.work = work
+        self.result: Any = None
+
+    def sample(
+        self,
+        model_wrap: FeatureGuider,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Nobody reads what this returns."""
+        self.result = self.work(FrozenUNet(model_wrap, extra_args["model_options"]))
+        return noise
+
+
+def with_frozen_unet(
+    model: ModelPatcher,
+    positive: Conditioning | None,
+    shape: Sequence[int],
+    work: Callable[[FrozenUNet], T],
+    beside: Sequence[ModelPatcher] = (),
+) -> T:
+    """What `work` returns, done while the host holds the model ready.
+
+    positive: one prompt, for the whole image; None is zeros. shape: of the largest latent batch, for the
+    host's estimate of memory. beside: models to be loaded as well. Guidance of this pack, recorders and step
+    caches on the model are left out; all other patches stay.
+    """
+    model = model.clone()
+    drop_ours(model.wrappers)
+    model.set_additional_models(WRAPPER_KEY, list(beside))
+    guider = FeatureGuider(model)
+    guider.set_prompt(positive)
+    sampler = FeatureSampler(work)
+    latent = torch.zeros(shape)
+    guider.sample(latent, latent, sampler, torch.zeros(1), disable_pbar=True, seed=0)
+    return sampler.result
+
+
+def no_prompt(model: comfy.model_base.BaseModel) -> list[Any]:
+    """A condition of zeros, where nobody gives a prompt: no text encoder is at hand here."""
+    config = model.model_config.unet_config
+    sizes = 5 if isinstance(model, comfy.model_base.SDXLRefiner) else 6
+    pooled = max(0, model.adm_channels - sizes * TIMING_EMBEDDINGS)
+    return [torch.zeros(1, TOKENS, config["context_dim"]), {"pooled_output": torch.zeros(1, pooled)}]

@@ -1,0 +1,116 @@
+"""Where in a sampling run an evaluation is: its sigma, step and time, and how image and noise mix there.
+
+Time is the noise level as heads know it: continuous, in [0, 1000). Where the model's schedule has timesteps,
+time is the timestep. For others it is 1000 times the share of noise in the latent: sigma for flow models,
+sigma / (sigma + sigma_data) for the rest.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from torch import Tensor
+
+TIMES = 1000
+
+
+def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
+    """Time (B,) to sigma (B,)."""
+    if has_timesteps(model_sampling):
+        return model_sampling.sigma(time)
+    share = time / TIMES
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        return share
+    return model_sampling.sigma_data * share / (1 - share)
+
+
+def time_at(model_sampling: Any, sigma: Tensor) -> Tensor:
+    """Sigma (B,) to time (B,); to the nearest timestep where there are such."""
+    if has_timesteps(model_sampling):
+        return model_sampling.timestep(sigma).float()
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        return sigma * TIMES
+    return sigma / (sigma + model_sampling.sigma_data) * TIMES
+
+
+def has_timesteps(model_sampling: Any) -> bool:
+    """Whether the schedule is one of numbered steps; EDM's only looks it."""
+    return isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete) and not isinstance(
+        model_sampling, comfy.model_sampling.ModelSamplingDiscreteEDM
+    )
+
+
+def signal_and_velocity(model_sampling: Any, sigma: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
+    """a_t, the coefficient of x0 in x, and b^2, the squared share of the noise in it.
+
+    Both (B, 1, ...) of `ndim` dimensions, for sigma (B,).
+    a_t is asked of the host's own noising, so it is right for a parametrisation that this pack has never
+    heard of: 1 for eps, v and EDM, 1 - sigma for flow models. b^2 = sigma^2 / (sigma^2 + sigma_data^2), which
+    is 1 - abar, and sigma for flow models.
+    """
+    zeros = torch.zeros(sigma.shape[0], *[1] * (ndim - 1), device=sigma.device)
+    signal = model_sampling.noise_scaling(sigma, zeros, torch.ones_like(zeros))
+    sigma = sigma.view_as(zeros).float()
+    if isinstance(model_sampling, comfy.model_sampling.CONST):
+        return signal, sigma
+    return signal, sigma**2 / (sigma**2 + model_sampling.sigma_data**2)
+
+
+def noise_share(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
+    """b, the share of the noise in x: c / sqrt(a^2 s^2 + c^2) for x = a x0 + c noise, data of deviation s.
+
+    (B, 1, ...) of `ndim` dimensions, for sigma (B,). a and c are asked of the host's own noising.
+    """
+    zeros = torch.zeros(sigma.shape[0], *[1] * (ndim - 1), device=sigma.device)
+    signal = model_sampling.noise_scaling(sigma, zeros, torch.ones_like(zeros))
+    noise = model_sampling.noise_scaling(sigma, torch.ones_like(zeros), zeros)
+    deviation = getattr(model_sampling, "sigma_data", 1.0)
+    return noise / (noise**2 + (signal * deviation) ** 2).sqrt()
+
+
+def denoise_mask_at(
+    guider: Any, denoise_mask: Tensor | None, timestep: Tensor, model_options: dict[str, Any]
+) -> Tensor | float:
+    """1 where the sampler keeps what the model predicts, 0 where it pastes the given latent back."""
+    if denoise_mask is None:
+        return 1.0
+    of_sigma = model_options.get("denoise_mask_function")
+    if of_sigma is None:
+        return denoise_mask
+    sigmas = model_options["transformer_options"]["sample_sigmas"]
+    return of_sigma(timestep, denoise_mask, extra_options={"model": guider, "sigmas": sigmas})
+
+
+@dataclass(frozen=True)
+class SigmaRange:
+    """The part of the schedule between two percentages of it, both ends included; sigma falls from start."""
+
+    start: float
+    end: float
+
+    @classmethod
+    def from_percent(cls, model_sampling: Any, start_percent: float, end_percent: float) -> "SigmaRange":
+        """Percentages from 0 (the first step) to 1 (the last)."""
+        return cls(
+            model_sampling.percent_to_sigma(start_percent), model_sampling.percent_to_sigma(end_percent)
+        )
+
+    def __contains__(self, sigma: float) -> bool:
+        return self.end <= sigma <= self.start
+
+
+def step_of(sigma: float, sample_sigmas: Tensor) -> int:
+    """The step of the schedule that an evaluation at sigma belongs to, from 0.
+
+    Samplers of second order evaluate between two sigmas of the schedule; that belongs to the step that starts
+    at the higher one. A sigma above the first is step 0.
+    """
+    tolerance = 1e-4 * sigma
+    return max(int((sample_sigmas >= sigma - tolerance).sum()) - 1, 0)
+
+
+def is_nth_step(sigma: float, sample_sigmas: Tensor, within: SigmaRange, n: int) -> bool:
+    """Whether the step of sigma is the first of those in the range, or the n-th, 2n-th, ... after it."""
+    first = next((i for i, s in enumerate(sample_sigmas.tolist()) if s in within), 0)
+    return (step_of(sigma, sample_sigmas) - first) % n == 0

@@ -1,0 +1,117 @@
+"""Records what is read of the model at one step, over the whole latent, context windows put together."""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import comfy.model_base
+import comfy.model_patcher
+import comfy.patcher_extension
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..keys import add_wrapper
+from .chunks import Chunk, Conditions, Evaluation, Placement, Reader, add_window, placements_of
+
+
+class Recorder:
+    """Records what `reader` reads at one step; made for it and dropped with it.
+
+    choose(placements, conds, x) says which of the condition lists to record, out of those that have a
+    condition which is active at this step; placements has these, by number and uuid. What is evaluated after
+    stop() is not recorded.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        choose: Callable[
+            [Mapping[int, Mapping[Any, Placement]], Sequence[Conditions | None], Tensor], list[int]
+        ],
+    ) -> None:
+        self.reader = reader
+        self.choose = choose
+        self.evaluations: list[Evaluation] = []
+        self.stopped = False
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the sampler's model_options in which its evaluation is recorded, and no other node's."""
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.calc_cond_batch)
+        for function in ("sampler_pre_cfg_function", "sampler_post_cfg_function"):
+            options.setdefault(function, []).insert(0, self.after_evaluation)
+        return options
+
+    def after_evaluation(self, args: dict[str, Any]) -> Any:
+        """The first sampler_pre_cfg_function and sampler_post_cfg_function: ends the recording."""
+        self.stop()
+        return args["conds_out"] if "conds_out" in args else args["denoised"]
+
+    def calc_cond_batch(
+        self,
+        executor: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[Conditions | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> list[Tensor]:
+        """CALC_COND_BATCH wrapper: records one evaluation."""
+        if self.stopped:
+            return executor(model, conds, x_in, timestep, model_options)
+        placements = {i: placements_of(cond, x_in, timestep) for i, cond in enumerate(conds) if cond}
+        active = {label: placed for label, placed in placements.items() if placed}
+        evaluation = Evaluation(
+            self.reader,
+            model,
+            conds,
+            x_in,
+            list(active),
+            {label: active[label] for label in self.choose(active, conds, x_in)},
+            model_options["transformer_options"].get("context_window"),
+        )
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        add_wrapper(options, WrappersMP.APPLY_MODEL, evaluation.apply_model)
+        out = executor(model, conds, x_in, timestep, options)
+        self.evaluations.append(evaluation)
+        return out
+
+    def stop(self) -> None:
+        """Record no more: what follows at this step are other nodes' passes."""
+        self.stopped = True
+
+    def over_latent(
+        self,
+        key: Hashable,
+        belongs: Callable[[Evaluation, Chunk], bool],
+        x: Tensor,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor | None:
+        """The blended maps of this key of the chunks that belong, over the whole latent x: (B, C, *spatial).
+
+        None if there are none. change, if any, is applied to every chunk's map before it is placed.
+        """
+        total = weight = None
+        for evaluation, chunks in self.parts(key, belongs):
+            sums = evaluation.blend(chunks, key, change)
+            if total is None:
+                total = x.new_zeros(x.shape[0], sums[0].shape[1], *x.shape[2:])
+                weight = torch.zeros_like(x[:, :1])
+            for whole, part in zip((total, weight), sums, strict=True):
+                add_window(whole, part, evaluation.window)
+        return None if total is None else total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
+
+    def parts(
+        self, key: Hashable, belongs: Callable[[Evaluation, Chunk], bool]
+    ) -> Iterator[tuple[Evaluation, list[Chunk]]]:
+        """The chunks that belong and have a map of this key: those of the first evaluation of each window.
+
+        A second evaluation of the same conditions at a step is another node's.
+        """
+        windows = []
+        for evaluation in self.evaluations:
+            window = evaluation.window and evaluation.window.index_list
+            chunks = [c for c in evaluation.chunks if key in c.maps and belongs(evaluation, c)]
+            if chunks and window not in windows:
+                windows.append(window)
+                yield evaluation, chunks

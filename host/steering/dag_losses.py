@@ -1,0 +1,122 @@
+"""What guides by depth: the settings of the node, and the losses of the depth maps that they ask for."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...depth_head.architectures import STRONG, WEAK, DepthNetwork
+from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
+from ...guidance import depth_aware as dag
+from ..depth.heads import HostedDepthHead
+
+MODES = ROBUST, PAPER = ("robust", "paper")
+
+
+@dataclass(frozen=True)
+class DepthAwareSettings:
+    """What the node is set to.
+
+    Scales: strength of the consistency (DCG), of the prior (DPG) and of the target; target (N, 1, h, w) in
+    [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and what it needs is there.
+    mode of MODES. The gradient is taken at every n-th step between the percentages, and serves until then.
+    self_start_percent: where consistency and prior begin in the robust mode, if later than start_percent;
+    target_end_percent: where the target ends there, if earlier than end_percent.
+    preview_node: where the depth is shown while a sampler runs; None is nowhere.
+    """
+
+    head: HostedDepthHead
+    prior: DepthPrior | None
+    target: Tensor | None
+    target_mask: Tensor | None
+    consistency_scale: float
+    prior_scale: float
+    target_scale: float
+    mode: str
+    start_percent: float
+    end_percent: float
+    self_start_percent: float
+    target_end_percent: float
+    every_n_steps: int
+    checkpointing: bool
+    preview_node: str | None
+
+    @property
+    def scales(self) -> tuple[float, float, float]:
+        """Strength of consistency, prior and target."""
+        return self.consistency_scale, self.prior_scale, self.target_scale
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether the prior judges the depth."""
+        return self.prior is not None and self.prior_scale != 0
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether there is a target to reach."""
+        return self.target is not None and self.target_scale != 0
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to do."""
+        return self.consistency_scale != 0 or self.uses_prior or self.uses_target
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The branches of the head that are read."""
+        return (STRONG, WEAK) if self.consistency_scale != 0 else (STRONG,)
+
+    @property
+    def guiding_branches(self) -> tuple[str, ...]:
+        """Those of them that a gradient runs through: to consistency, the strong depth is a constant."""
+        return self.branches if self.uses_prior or self.uses_target else self.branches[-1:]
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Head and prior for one run: on the model's device, of tensors that autograd takes."""
+
+    head: DepthNetwork
+    prior: DepthPrior | None
+
+
+def losses(
+    settings: DepthAwareSettings, networks: Networks, depth: Tensor, seeded: torch.Generator
+) -> Iterator[tuple[float, dag.Loss]]:
+    """The losses that act, each with its strength; depth: the strong map (B, 1, h, w)."""
+    weight = dag.PAPER_WEIGHT if settings.mode == PAPER else 1.0
+    if settings.consistency_scale != 0:
+        yield weight * settings.consistency_scale, dag.consistency_loss
+    if settings.uses_prior:
+        yield weight * settings.prior_scale, prior_loss(settings.mode, networks.prior, depth, seeded)
+    if settings.uses_target:
+        target = of_batch(settings.target, depth)
+        mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
+        of_target = weight if settings.mode == PAPER else dag.TARGET_WEIGHT
+        yield of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+
+
+def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Generator) -> dag.Loss:
+    """The loss of DPG at a level and with noises that are drawn for the maps `depth`."""
+    low, high = dag.PRIOR_LEVELS
+    tau = int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
+    abar = float(schedule()[tau])
+    shape = (len(depth), dag.PRIOR_NOISES, 1, prior.size, prior.size)
+    etas = torch.randn(shape, generator=seeded).to(depth).transpose(0, 1)
+
+    def eps_phi(noised: Tensor) -> Tensor:
+        return prior.unet(noised, noised.new_full((len(noised),), float(tau)))
+
+    if mode == PAPER:
+        return lambda strong, _: dag.prior_loss(to_prior(strong, prior.size), etas[0], abar, eps_phi)
+    return lambda strong, _: dag.denoised_prior_loss(to_prior(strong, prior.size), etas, abar, eps_phi)
+
+
+def of_batch(maps: Tensor, like: Tensor) -> Tensor:
+    """Maps (N, 1, h, w) for a batch at its resolution: the first ones, or over and over again."""
+    maps = maps.to(like)
+    if maps.shape[-2:] != like.shape[-2:]:
+        maps = F.interpolate(maps, tuple(like.shape[-2:]), mode="bilinear", antialias=True)
+    return maps[torch.arange(len(like), device=maps.device) % len(maps)]

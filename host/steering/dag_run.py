@@ -1,0 +1,149 @@
+"""Depth-Aware Guidance in a sampling run.
+
+As self_attention_guidance.py: the node attaches DepthAwareGuidance, which is immutable, to the model. As an
+OUTER_SAMPLE wrapper it makes this run's DepthAwareRun, which as a PREDICT_NOISE wrapper makes a
+DepthAwareStep where the sampler's evaluation is to be guided, and passes every other one on untouched.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...pictures.live import depth_picture
+from ..depth.heads import require_head_fits
+from ..gradients.forward import refuse_uncontrollable_compiler
+from ..gradients.weights import refuse_quantised
+from ..keys import for_this_run
+from ..live_preview import LivePreview
+from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step, step_of
+from .dag_losses import PAPER, DepthAwareSettings, Networks
+from .dag_step import DepthAwareStep
+
+NODE = "Depth-Aware Guidance"
+# Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
+LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
+
+
+@dataclass(frozen=True)
+class DepthAwareGuidance:
+    """OUTER_SAMPLE wrapper: guides a run as the settings say."""
+
+    settings: DepthAwareSettings
+
+    def __call__(
+        self,
+        executor: Callable[..., Tensor],
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the sampling. Raises ValueError for a model that cannot be differentiated."""
+        guider = executor.class_obj
+        patcher = guider.model_patcher
+        require_head_fits(self.settings.head.head, patcher)
+        refuse_quantised(patcher.model.diffusion_model, NODE)
+        refuse_uncontrollable_compiler(
+            patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
+        )
+        run = DepthAwareRun(self.settings, guider, denoise_mask, len(sigmas) - 1)
+        try:
+            with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
+                return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+        finally:
+            run.preview.end()
+
+
+class DepthAwareRun:
+    """What a run remembers: the last gradient, the loss scale, head and prior on the model's device."""
+
+    def __init__(
+        self, settings: DepthAwareSettings, guider: Any, denoise_mask: Tensor | None, steps: int
+    ) -> None:
+        self.settings = settings
+        self.preview = LivePreview(settings.preview_node, steps)
+        self.guider = guider
+        self.denoise_mask = denoise_mask
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.within = SigmaRange.from_percent(model_sampling, settings.start_percent, settings.end_percent)
+        self.self_start = model_sampling.percent_to_sigma(settings.self_start_percent)
+        self.target_end = model_sampling.percent_to_sigma(settings.target_end_percent)
+        model = guider.model_patcher.model
+        computed_in = model.manual_cast_dtype or model.get_dtype()
+        self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
+        self.networks = networks_for(settings, guider.model_patcher.load_device)
+        self.last: Tensor | None = None
+        self.last_scales: tuple[float, ...] = ()
+        self.warned: set[str] = set()
+
+    def acting_at(self, sigma: float) -> DepthAwareSettings:
+        """The settings, less the losses that do not act at this sigma.
+
+        While composition is open, consistency and prior are met best by a scene with less in it, and drive
+        objects out (benchmarks/depth_aware_guidance_sweep.md). Once it stands, what a target still asks for
+        can only be painted over it, and it leaves blotches.
+        """
+        acting = self.settings
+        if acting.mode == PAPER:
+            return acting
+        if sigma > self.self_start:
+            acting = replace(acting, consistency_scale=0.0, prior_scale=0.0)
+        if sigma < self.target_end:
+            acting = replace(acting, target_scale=0.0)
+        return acting
+
+    def predict_noise(
+        self,
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
+        sigma = float(timestep.max())
+        settings = self.acting_at(sigma)
+        if sigma not in self.within or not settings.acts:
+            return executor(x, timestep, model_options, seed)
+        schedule = model_options["transformer_options"]["sample_sigmas"]
+        step = DepthAwareStep(
+            settings,
+            self.networks,
+            denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
+            seed=(seed or 0) + round(sigma * 1e4),
+            loss_scale=self.loss_scale,
+            previous=self.last,
+            fresh=self.last is None
+            or self.last_scales != settings.scales
+            or is_nth_step(sigma, schedule, self.within, settings.every_n_steps),
+        )
+        denoised = executor(x, timestep, step.options(model_options), seed)
+        if step.fresh:
+            self.last, self.last_scales = step.gradient, settings.scales
+        if step.depth is not None:
+            self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(step.depth))
+        if step.problem and step.problem not in self.warned:
+            logging.warning("%s has no effect at sigma %.3f: %s.", NODE, sigma, step.problem)
+            self.warned.add(step.problem)
+        if step.overflowed:
+            self.loss_scale *= LOSS_SCALE_STEP
+        return denoised
+
+
+def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:
+    """Copies of head and prior for one run, on a device: they are small, and may be inference tensors."""
+    with torch.inference_mode(mode=False):
+        head = copy.deepcopy(settings.head.head.network).to(device).requires_grad_(False).eval()
+        if not settings.uses_prior:
+            return Networks(head, None)
+        unet = copy.deepcopy(settings.prior.unet).to(device).requires_grad_(False).eval()
+        return Networks(head, replace(settings.prior, unet=unet))

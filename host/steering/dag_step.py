@@ -1,0 +1,224 @@
+"""One step of Depth-Aware Guidance inside the host's evaluation of the model.
+
+calc_cond_batch   choose the condition whose features tell the depth
+apply_model       differentiate the losses of that depth, within the model's own pass (gradients.py)
+post-CFG          the guidance is added to the denoised estimate
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...guidance import depth_aware as dag
+from ..gradients.forward import Features, evaluate_with_gradient
+from ..keys import WRAPPER_KEY, add_wrapper
+from ..sampling.chunks import Conditions, full_frame_condition, placements_of
+from ..sampling.schedule import noise_share, time_at
+from ..taps.blocks import feature_blocks
+from ..taps.feature_tap import TIME_TAP, with_time_embedding_read
+from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
+
+
+class DepthAwareStep:
+    """The guidance of one evaluation that the sampler asked for.
+
+    previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
+    """
+
+    def __init__(
+        self,
+        settings: DepthAwareSettings,
+        networks: Networks,
+        denoise_mask: Tensor | float,
+        seed: int,
+        loss_scale: float,
+        previous: Tensor | None,
+        fresh: bool,
+    ) -> None:
+        self.settings = settings
+        self.networks = networks
+        self.denoise_mask = denoise_mask
+        self.seed = seed
+        self.loss_scale = loss_scale
+        self.fresh = fresh
+        self.gradient = None if fresh else previous
+        self.pull_size: Tensor | None = None
+        self.evaluated = not fresh
+        self.problem: str | None = None
+        self.overflowed = False
+        self.depth: Tensor | None = None
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the sampler's model_options in which this evaluation is guided."""
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        if self.fresh:
+            add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.calc_cond_batch)
+        options.setdefault("sampler_post_cfg_function", []).insert(0, self.post_cfg)
+        return options
+
+    def calc_cond_batch(
+        self,
+        executor: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[Conditions | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> list[Tensor]:
+        """CALC_COND_BATCH wrapper: the first evaluation of a step is the sampler's own."""
+        if self.evaluated:
+            return executor(model, conds, x_in, timestep, model_options)
+        self.evaluated = True
+        if model_options["transformer_options"].get("context_window") is not None:
+            self.problem = "the latent is evaluated in context windows"
+            return executor(model, conds, x_in, timestep, model_options)
+        placements = {i: placements_of(of_list or [], x_in, timestep) for i, of_list in enumerate(conds)}
+        chosen = full_frame_condition(placements, x_in)
+        if chosen is None:
+            self.problem = "no prompt covers the whole image"
+            return executor(model, conds, x_in, timestep, model_options)
+        self.problem = "the features of the model could not be read"
+        reading = ChunkReading(self, chosen, x_in.shape[0])
+        return executor(model, conds, x_in, timestep, reading.options(model_options))
+
+    def taps(self, branches: Sequence[str]) -> set[str]:
+        """The names of what these branches of the head read."""
+        return {name for branch in branches for name in self.networks.head.branch_taps[branch]}
+
+    def products(
+        self, features: dict[str, Tensor], time: Tensor, size: Sequence[int], seeded: torch.Generator
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Depth maps from the features, and what the losses ask of them, at the loss scale."""
+        branches, guiding = self.settings.branches, self.settings.guiding_branches
+        maps = self.networks.head.branches(features, time, size, branches)
+        self.depth = maps[0].detach()
+        asked = dag.pull(
+            maps[0],
+            maps[1] if len(maps) > 1 else None,
+            list(losses(self.settings, self.networks, maps[0], seeded)),
+            normalise=self.settings.mode == ROBUST,
+        )
+        self.pull_size = asked.size
+        pairs = zip(branches, maps, asked.cotangents(self.loss_scale), strict=True)
+        outputs, cotangents = zip(*((d, c) for branch, d, c in pairs if branch in guiding), strict=True)
+        return list(outputs), list(cotangents)
+
+    def take(self, gradient: Tensor | None) -> None:
+        """What the backward pass returned, at the loss scale."""
+        if gradient is None:
+            return
+        if not (gradient.isfinite().all() and self.pull_size.isfinite().all()):
+            self.problem, self.overflowed = "its gradient is not finite", True
+            return
+        self.problem = None
+        if self.settings.mode == ROBUST:
+            self.gradient = dag.direction(gradient, self.pull_size.to(gradient))
+        else:
+            self.gradient = gradient * (self.pull_size.to(gradient) / self.loss_scale)
+
+    def post_cfg(self, args: dict[str, Any]) -> Tensor:
+        """sampler_post_cfg_function; the first."""
+        denoised, x, sigma = args["denoised"], args["input"], args["sigma"]
+        if self.gradient is None or self.gradient.shape != x.shape:
+            return denoised
+        model_sampling = args["model"].model_sampling
+        if self.settings.mode == ROBUST:
+            share = noise_share(model_sampling, sigma, x.ndim)
+            # Not of `denoised`, which guidance of other nodes is in, before or after ours.
+            shift = dag.robust_shift(self.gradient, args["cond_denoised"], share)
+        else:
+            now = float(sigma.max())
+            following = next_sigma(now, args["model_options"]["transformer_options"]["sample_sigmas"])
+            flow = isinstance(model_sampling, comfy.model_sampling.CONST)
+            shift = dag.paper_shift(self.gradient, now, following, flow)
+        return denoised + self.denoise_mask * shift
+
+
+class ChunkReading:
+    """Takes the gradient in the forward pass that holds a chunk: a condition, for a batch of so many rows."""
+
+    def __init__(self, step: DepthAwareStep, chunk: tuple[int, Any], batch: int) -> None:
+        self.step = step
+        self.chunk = chunk
+        self.batch = batch
+        self.done = False
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of model_options with this in front of every other APPLY_MODEL wrapper.
+
+        It evaluates the rows of a pass in two passes, and what others read of a pass they must read of each.
+        """
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        wrappers = options["transformer_options"].setdefault("wrappers", {})
+        others = wrappers.get(WrappersMP.APPLY_MODEL, {})
+        ours = [self.apply_model, *others.get(WRAPPER_KEY, [])]
+        wrappers[WrappersMP.APPLY_MODEL] = {WRAPPER_KEY: ours} | {
+            key: value for key, value in others.items() if key != WRAPPER_KEY
+        }
+        return options
+
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None,
+        c_crossattn: Tensor | None,
+        control: dict[str, Any] | None,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        """APPLY_MODEL wrapper: one forward pass."""
+        chunks = list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=False))
+        # A model_function_wrapper may have split a batch, or added rows that are nobody's.
+        whole = x.shape[0] == len(chunks) * self.batch
+        if self.done or not whole or self.chunk not in chunks:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        self.done = True
+        start = chunks.index(self.chunk) * self.batch
+        rows = range(start, start + self.batch)
+        step, model = self.step, executor.class_obj
+        time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
+        taps, guiding_taps = map(step.taps, (step.settings.branches, step.settings.guiding_branches))
+        blocks = feature_blocks(model.diffusion_model)
+        layers = {name: blocks[name][0] for name in taps - {TIME_TAP}}
+        embedding: list[Tensor] = []
+
+        def products(features: Features) -> tuple[list[Tensor], list[Tensor]]:
+            named = {name: features[layer] for name, layer in layers.items()}
+            named |= {TIME_TAP: embedding[-1]} if embedding else {}
+            seeded = torch.Generator().manual_seed(step.seed)
+            return step.products(named, time, x.shape[-2:], seeded)
+
+        if TIME_TAP in taps:
+            transformer_options = with_time_embedding_read(transformer_options, embedding)
+        out, gradient = evaluate_with_gradient(
+            executor,
+            rows,
+            tuple(layers.values()),
+            products,
+            {
+                "x": x,
+                "t": t,
+                "c_concat": c_concat,
+                "c_crossattn": c_crossattn,
+                "control": control,
+                "transformer_options": transformer_options,
+                **kwargs,
+            },
+            constant=[layers[name] for name in layers.keys() - guiding_taps],
+            checkpointing=step.settings.checkpointing,
+        )
+        step.take(gradient)
+        return out
+
+
+def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
+    """The sigma of the schedule that follows on an evaluation at sigma, which may be between two."""
+    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)

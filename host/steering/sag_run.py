@@ -1,0 +1,102 @@
+"""Self-Attention Guidance in a sampling run.
+
+The node attaches SelfAttentionGuidance, which is immutable, to the model. As an OUTER_SAMPLE wrapper it makes
+this run's SelfAttentionRun, which as a PREDICT_NOISE wrapper makes a SelfAttentionStep where the sampler's
+evaluation is to be guided, and passes every other evaluation on untouched. What a run remembers is dropped
+with it, so a cached MODEL, or two branches of a graph, never share anything.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..keys import for_this_run
+from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step
+from .sag_step import SelfAttentionSettings, SelfAttentionStep
+
+
+@dataclass(frozen=True)
+class SelfAttentionGuidance:
+    """OUTER_SAMPLE wrapper: guides a run as the settings say."""
+
+    settings: SelfAttentionSettings
+
+    def __call__(
+        self,
+        executor: Callable[..., Tensor],
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the sampling. Raises ValueError when the branch that is asked for is not there."""
+        guider = executor.class_obj
+        if self.settings.branch == "negative" and not guider.conds.get("negative"):
+            raise ValueError(
+                "Self-Attention Guidance: branch is 'negative', but the guider has no negative conditioning. "
+                "Set branch to 'auto' or 'positive'."
+            )
+        run = SelfAttentionRun(self.settings, guider, denoise_mask)
+        with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+
+
+class SelfAttentionRun:
+    """What a run remembers: the guidance of the last extra pass, and its sigma."""
+
+    def __init__(self, settings: SelfAttentionSettings, guider: Any, denoise_mask: Tensor | None) -> None:
+        self.settings = settings
+        self.guider = guider
+        self.denoise_mask = denoise_mask
+        self.within = SigmaRange.from_percent(
+            guider.model_patcher.get_model_object("model_sampling"),
+            settings.start_percent,
+            settings.end_percent,
+        )
+        self.last: tuple[Tensor, float] | None = None
+        self.warned = False
+
+    def predict_noise(
+        self,
+        executor: Callable[..., Tensor],
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
+        sigma = float(timestep.max())
+        if sigma not in self.within:
+            return executor(x, timestep, model_options, seed)
+        schedule = model_options["transformer_options"]["sample_sigmas"]
+        step = SelfAttentionStep(
+            self.settings,
+            denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
+            seed=(seed or 0) + round(sigma * 1e4),
+            previous=self.previous(sigma),
+            fresh=self.last is None or is_nth_step(sigma, schedule, self.within, self.settings.every_n_steps),
+        )
+        denoised = executor(x, timestep, step.options(model_options), seed)
+        if step.fresh:
+            self.last = None if step.guidance is None else (step.guidance, sigma)
+        if step.problem and step.guidance is None and not self.warned:
+            logging.warning("Self-Attention Guidance has no effect at sigma %.3f: %s.", sigma, step.problem)
+            self.warned = True
+        return denoised
+
+    def previous(self, sigma: float) -> Tensor | None:
+        """The last guidance for another sigma.
+
+        What is held constant is e - e_bar. As a shift of x0 it is proportional to sigma, for flow models too.
+        """
+        if self.last is None:
+            return None
+        guidance, its_sigma = self.last
+        return guidance * (sigma / its_sigma)

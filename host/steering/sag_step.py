@@ -1,0 +1,211 @@
+"""One step of Self-Attention Guidance inside the host's evaluation of the model.
+
+    calc_cond_batch   the recorder writes down the attention received (recording.py)
+    pre-CFG, first    compute: mask, blur, extra pass, guidance
+    CFG, post-CFG     the guidance is added
+
+The guidance is a shift of what the model predicts, e + s (e - e_bar), so the CFG function of another node
+(RescaleCFG, dynamic thresholding) is given shifted predictions, and evaluations of its own are shifted too.
+Plain CFG is linear: there the shift is added to its result. Post-CFG functions find the predictions
+unshifted, which is what the differences that they take (PAG, SLG) and the renoising of CFG++ samplers need.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...guidance import self_attention as sag
+from ..keys import add_wrapper
+from ..sampling.attention_recorder import AttentionRecorder
+from ..sampling.chunks import Conditions
+from ..sampling.extra_pass import extra_pass
+from ..sampling.schedule import signal_and_velocity
+from ..taps.blocks import AttentionLayer
+
+GUIDANCE = "self_attention_guidance"
+POSITIVE, NEGATIVE = 0, 1  # the order of the host's condition lists
+BRANCHES = {"auto": (NEGATIVE, POSITIVE), "negative": (NEGATIVE,), "positive": (POSITIVE,)}
+SPACES = ("eps", "v")
+MASKS = ("attention", "global", "high frequency", "random")
+
+
+@dataclass(frozen=True)
+class SelfAttentionSettings:
+    """What the node is set to.
+
+    scale s, blur_sigma in latent pixels, threshold psi. branch, of BRANCHES: whose attention, estimate and
+    second pass; "auto" is the negative wherever the host evaluates one. space of SPACES, mask of MASKS. The
+    extra pass runs at every n-th step between the percentages, and its guidance serves until the next.
+    """
+
+    layers: tuple[AttentionLayer, ...]
+    scale: float
+    blur_sigma: float
+    threshold: float
+    branch: str
+    space: str
+    mask: str
+    start_percent: float
+    end_percent: float
+    every_n_steps: int
+
+
+class SelfAttentionStep:
+    """The guidance of one evaluation that the sampler asked for.
+
+    previous: the guidance of the last extra pass, for this sigma; fresh False takes it and buys no pass.
+    """
+
+    def __init__(
+        self,
+        settings: SelfAttentionSettings,
+        denoise_mask: Tensor | float,
+        seed: int,
+        previous: Tensor | None,
+        fresh: bool,
+    ) -> None:
+        self.settings = settings
+        self.denoise_mask = denoise_mask
+        self.seed = seed
+        self.previous = previous
+        self.fresh = fresh
+        self.guidance = None if fresh else previous
+        self.problem: str | None = None
+        self.recorder = AttentionRecorder(settings.layers, self.lists_to_record)
+        self.computed = not fresh
+        self.applied = False
+        self.others_cfg: Callable[[dict[str, Any]], Tensor] | None = None
+
+    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the sampler's model_options in which this evaluation is guided."""
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        if self.fresh:
+            add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.recorder.calc_cond_batch)
+            if self.settings.branch == "negative":
+                # At cfg 1 the host leaves the negative out, unless somebody reads it.
+                options["disable_cfg1_optimization"] = True
+            options.setdefault("sampler_pre_cfg_function", []).insert(0, self.pre_cfg)
+        self.others_cfg = options.get("sampler_cfg_function")
+        if self.others_cfg is not None:
+            options["sampler_cfg_function"] = self.cfg
+        options.setdefault("sampler_post_cfg_function", []).insert(0, self.post_cfg)
+        return options
+
+    def lists_to_record(self, active: list[int], count: int) -> list[int]:
+        """The branch's list out of the host's [positive, negative]; all of a guider with other lists."""
+        if self.settings.mask == "global":
+            return []
+        if count != 2:
+            return active
+        return [label for label in BRANCHES[self.settings.branch] if label in active][:1]
+
+    def pre_cfg(self, args: dict[str, Any]) -> list[Tensor]:
+        """sampler_pre_cfg_function; the first, so the predictions are the model's own."""
+        self.compute(args, args["conds"], args["conds_out"])
+        return args["conds_out"]
+
+    def cfg(self, args: dict[str, Any]) -> Tensor:
+        """sampler_cfg_function in front of another node's."""
+        self.compute(
+            args,
+            (args["input_cond"], args["input_uncond"]),
+            (args["cond_denoised"], args["uncond_denoised"]),
+        )
+        if self.guidance is None:
+            return self.others_cfg(args)
+        self.applied = True
+        options = comfy.model_patcher.create_model_options_clone(args["model_options"])
+        add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.shifted_calc_cond_batch)
+        guided = {"model_options": options}
+        guided |= {name: args[name] - self.guidance for name in ("cond", "uncond")}  # these are x - D(x)
+        guided |= {name: args[name] + self.guidance for name in ("cond_denoised", "uncond_denoised")}
+        return self.others_cfg(args | guided)
+
+    def post_cfg(self, args: dict[str, Any]) -> Tensor:
+        """sampler_post_cfg_function; the first."""
+        self.compute(args, (args["cond"], args["uncond"]), (args["cond_denoised"], args["uncond_denoised"]))
+        if self.guidance is None or self.applied:
+            return args["denoised"]
+        return args["denoised"] + self.guidance
+
+    def compute(
+        self, args: dict[str, Any], conds: Sequence[Conditions | None], out: Sequence[Tensor]
+    ) -> None:
+        """Compute the guidance, once, from what the model predicted: out[i] for conds[i], positive first."""
+        if self.computed:
+            return
+        self.computed = True
+        self.recorder.stop()
+        for branch in BRANCHES[self.settings.branch]:
+            evaluated = self.recorder.model_and_label(branch, conds)
+            if evaluated:
+                self.guide(args, conds, branch, out[branch], *evaluated)
+                return
+
+    def guide(
+        self,
+        args: dict[str, Any],
+        conds: Sequence[Conditions | None],
+        branch: int,
+        x0: Tensor,
+        model: Any,
+        label: int,
+    ) -> None:
+        """Compute the guidance from one branch, its estimate and the model that made it."""
+        x, sigma, settings = args["input"], args["sigma"], self.settings
+        mask = self.mask(branch, conds, x, x0)
+        if mask is None:
+            # A cache of the steps may have skipped the model, or another node its attention.
+            self.guidance = self.previous
+            self.problem = "the attention of the chosen blocks could not be read"
+            return
+        x0_bar = sag.degrade(x0, mask * self.denoise_mask, settings.blur_sigma)
+        if torch.equal(x0_bar, x0):  # the second pass would be the first
+            self.guidance = torch.zeros_like(x0)
+            return
+        signal, velocity = signal_and_velocity(model.model_sampling, sigma, x.ndim)
+        x_bar = sag.renoise(x, x0, x0_bar, signal)
+        d_bar = extra_pass(GUIDANCE, model, conds[branch], label, x_bar, sigma, args["model_options"])
+        guidance = sag.guidance(
+            x0, x0_bar, d_bar, settings.scale, velocity if settings.space == "v" else None
+        )
+        if guidance.isfinite().all():
+            self.guidance = guidance
+        else:
+            self.problem = "the model returned numbers that are not finite"
+
+    def mask(self, branch: int, conds: Sequence[Conditions | None], x: Tensor, x0: Tensor) -> Tensor | None:
+        """M for a branch: (B, 1, *spatial); None when its attention was not recorded."""
+        kind = self.settings.mask
+        if kind == "global":
+            return torch.ones_like(x[:, :1])
+        change = None
+        if kind == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            change = lambda received: sag.shuffle_tokens(received, generator)  # noqa: E731
+        received = self.recorder.received(branch, conds, x, change)
+        if received is None:
+            return None
+        mask = (received > self.settings.threshold).to(x.dtype)
+        if kind == "high frequency":
+            mask = sag.high_frequency_mask(x0, mask, self.settings.blur_sigma)
+        return mask
+
+    def shifted_calc_cond_batch(
+        self,
+        executor: Callable[..., list[Tensor]],
+        model: Any,
+        conds: list[Conditions | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> list[Tensor]:
+        """CALC_COND_BATCH wrapper for the evaluations of another node's CFG function."""
+        window = model_options["transformer_options"].get("context_window")
+        shift = self.guidance if window is None else window.get_tensor(self.guidance)
+        return [d + shift for d in executor(model, conds, x_in, timestep, model_options)]

@@ -1,0 +1,31 @@
+"""The tap for the self-attention of any model, and the attention received that it gives."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...guidance.self_attention import received_attention
+from .attention_tap import Attention, UNetAttentionTap
+from .blocks import AttentionLayer
+from .joint_attention_tap import JointAttentionTap
+from .joint_models import joint_model
+
+
+def attention_tap(
+    layers: Sequence[AttentionLayer],
+    diffusion_model: torch.nn.Module,
+    x: Tensor,
+    context: Tensor,
+    read: Callable[[Attention], None],
+) -> UNetAttentionTap | JointAttentionTap:
+    """The tap for the self-attention in one forward pass of a model."""
+    if joint_model(diffusion_model):
+        return JointAttentionTap(layers, diffusion_model, x, context, read)
+    return UNetAttentionTap(layers, read)
+
+
+def received_by(attention: Attention, rows: list[int]) -> Tensor:
+    """The attention received in the given rows of the batch: (len(rows), *grid)."""
+    received = received_attention(*attention.part(rows, attention.image))
+    return received.reshape(len(rows), *attention.grid)

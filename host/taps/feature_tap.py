@@ -1,0 +1,127 @@
+"""Reads the features of chosen layers during one forward pass: what blocks of the model compute.
+
+No patch of the host sees all of them: not the last output block, not the inside of a ResBlock, not a block of
+SD3 or Lumina. So the tap stands in forward hooks, registered when the pass begins and removed when it ends,
+also by an error. A hook that returns nothing leaves the pass as it is, bit for bit.
+
+A tap is made for one forward pass and has no memory beyond it, like the attention's (attention_tap.py). Of a
+pass under gradients it hands out tensors of the graph. It knows nothing of recording.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .blocks import FeatureLayer
+from .joint_models import Stack, Tokens, joint_model
+
+# The UNet's own embedding of the time, (B, C), among the features that a head reads.
+TIME_TAP = "time"
+
+
+class Stopped(Exception):  # noqa: N818 (not an error)
+    """Ends a forward pass of which everything has been read."""
+
+
+class FeatureTap:
+    """Reads `layers` in one forward pass, and hands each to `read` once: read(layer, (B, C, *grid)).
+
+    Rows are those of the batch that the model is given. Of joint models the features are the image's tokens.
+    The host may add a ControlNet's output to the tensor afterwards, in place: clone what is to be kept.
+
+    stop: end the pass when everything is read, so that the rest of the model is neither computed nor kept for
+    a backward pass.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[FeatureLayer],
+        read: Callable[[FeatureLayer, Tensor], None],
+        *,
+        stop: bool = False,
+    ) -> None:
+        self.unread = set(layers)
+        self.read = read
+        self.stop = stop
+
+    @contextmanager
+    def reading(self, diffusion_model: torch.nn.Module, x: Tensor, context: Tensor | None) -> Iterator[None]:
+        """Within it, a forward pass is read; where `stop` ends the pass, it ends the `with` block, silently.
+
+        x (B, C, *spatial), context (B, tokens, d): the pass's latent and prompt, as an APPLY_MODEL wrapper
+        gets them. Another pass within it is not read.
+        """
+        hooks = []
+        try:
+            for layer in self.unread:
+                if joint_model(diffusion_model):
+                    block, stack = _joint_block(diffusion_model, layer)
+                    features = partial(_of_the_image, stack, Tokens(diffusion_model, x, context))
+                else:
+                    block, features = _unet_module(diffusion_model, layer), None
+                hooks.append(block.register_forward_hook(partial(self.hook, layer, features)))
+            yield
+        except Stopped:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def hook(
+        self,
+        layer: FeatureLayer,
+        features: Callable[[Any], Tensor | None] | None,
+        module: torch.nn.Module,
+        args: tuple[Any, ...],
+        out: Any,
+    ) -> None:
+        """Forward hook: hand over the layer, the first time that it is computed."""
+        if layer not in self.unread:
+            return
+        found = features(out) if features else out
+        if found is None:
+            return
+        self.unread.discard(layer)
+        self.read(layer, found)
+        if self.stop and not self.unread:
+            raise Stopped
+
+
+def with_time_embedding_read(transformer_options: dict[str, Any], into: list[Tensor]) -> dict[str, Any]:
+    """A copy in which the UNet's embedding of the time, to which SDXL will add others, goes `into` a list."""
+
+    def read(embedding: Tensor, channels: int, transformer_options: dict[str, Any]) -> Tensor:
+        into.append(embedding.clone())
+        return embedding
+
+    patches = transformer_options.get("patches", {})
+    return transformer_options | {"patches": patches | {"emb_patch": [*patches.get("emb_patch", []), read]}}
+
+
+def _unet_module(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> torch.nn.Module:
+    """The module whose output is the feature. The host calls the modules in a block, never the block."""
+    if layer.part == "input":
+        return diffusion_model.input_blocks[layer.number][-1]
+    if layer.part == "middle":
+        return diffusion_model.middle_block[-1]
+    block = diffusion_model.output_blocks[layer.number]
+    return block[0].out_layers[-1] if layer.part == "residual" else block[-1]
+
+
+def _joint_block(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> tuple[torch.nn.Module, Stack]:
+    stack = next(s for s in joint_model(diffusion_model).stacks if s.block_type == layer.part)
+    return getattr(diffusion_model, stack.attribute)[layer.number], stack
+
+
+def _of_the_image(stack: Stack, tokens: Tokens, out: Any) -> Tensor | None:
+    """A block's output as (B, C, *grid); None where the sequence is not the one of the model."""
+    if stack.image is None:
+        image = tokens.image(out.shape[1])
+        features = image and out[:, image]
+    else:  # a sequence of its own, before the tokens of other images
+        features = out[stack.image][:, : tokens.count]
+    return None if features is None else features.movedim(2, 1).unflatten(2, tokens.grid)

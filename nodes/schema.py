@@ -1,0 +1,17 @@
+"""The types of this pack, and what the inputs of several nodes share."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+ATTENTION_RECORD = io.Custom("ATTENTION_RECORD")
+FEATURE_RECORD = io.Custom("FEATURE_RECORD")
+DEPTH_HEAD = io.Custom("DEPTH_HEAD")
+DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
+
+ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+
+
+def percent(name: str, default: float, tooltip: str, **further: Any) -> io.Float.Input:
+    """A place in the sampling, from 0, its first step, to 1, its last."""
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip, **further)

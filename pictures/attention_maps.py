@@ -1,0 +1,131 @@
+"""From recorded attention to maps at image size, averaged, and with numbers that mean something.
+
+Self-attention received has mean 1 over an image: 1 is the average attention, 2 twice that. A word of a prompt
+has a share of the attention of each place, which depends on the length of the prompt; `relative` divides it
+by its mean over the image, so that 1 is the average there too.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .colour_map import ColourMap, colours
+from .layer_maps import Group, Recorded, grouped
+
+# This share of a picture is darker than the darkest colour, and as much is lighter than the lightest: the few
+# tokens there would leave no colours for the rest.
+BEYOND = 0.005
+# The colours reach at least from here to there, so that next to no difference looks like it.
+LEAST_RANGE = (0.5, 2.0)
+
+
+def average(found: Sequence[Recorded], size: tuple[int, int], smooth: bool) -> Tensor:
+    """The mean of maps of any grid at `size` (height, width): (B * frames, height, width), float32."""
+    by_grid: dict[torch.Size, Tensor] = {}
+    for one in found:
+        grid = one.values.shape[1:]
+        by_grid[grid] = by_grid.get(grid, 0) + one.values.float()
+    return sum(resized(total, size, smooth) for total in by_grid.values()) / len(found)
+
+
+def resized(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+    """A map (B, h, w) or (B, frames, h, w) as (B * frames, *size), float32.
+
+    smooth is bicubic, cut off below at 0, which attention never is; otherwise every token is a rectangle.
+    """
+    values = values.float().flatten(0, -3).unsqueeze(1)
+    if smooth:
+        values = F.interpolate(values, size, mode="bicubic").clamp_min(0)
+    else:
+        values = F.interpolate(values, size, mode="nearest")
+    return values.squeeze(1)
+
+
+def relative(shares: Tensor) -> Tensor:
+    """Shares (N, H, W) divided by their mean over the picture; a picture without any stays 0."""
+    return shares / shares.mean(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+
+
+def colour_range(maps: Sequence[Tensor]) -> tuple[float, float]:
+    """The attention to show in the darkest and in the lightest colour of all maps (N, H, W)."""
+    pictures = [picture.flatten() for several in maps for picture in several]
+
+    def ranked(picture: Tensor, share: float) -> float:
+        # Not quantile, which refuses pictures beyond 4000 x 4000 px.
+        return float(picture.kthvalue(max(1, math.ceil(share * picture.numel()))).values)
+
+    low = min(LEAST_RANGE[0], *(ranked(picture, BEYOND) for picture in pictures))
+    return low, max(LEAST_RANGE[1], *(ranked(picture, 1 - BEYOND) for picture in pictures))
+
+
+def mask(values: Tensor, threshold: float, low: float, high: float) -> Tensor:
+    """1 where the attention exceeds the threshold, else 0; threshold 0: soft, from 0 at low to 1 at high."""
+    if threshold == 0:
+        return scaled(values, low, high)
+    return (values > threshold).to(values.dtype)
+
+
+def scaled(values: Tensor, low: float, high: float) -> Tensor:
+    """Where values stand between low, 0, and high, 1."""
+    return ((values - low) / (high - low)).clamp(0, 1)
+
+
+def glowing(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
+    """Images (N, H, W, 3), dimmed, and on them the colours, the thicker the larger the share (N, H, W)."""
+    return torch.lerp(images * (1 - opacity / 3), colours, opacity * shares[..., None])
+
+
+def images_of(images: Tensor, count: int) -> Tensor:
+    """The images (M, H, W, 3 or more) that `count` maps belong to: (count, H, W, 3).
+
+    There are as many, or of a video more, of which evenly chosen ones are taken. Raises ValueError where
+    there are fewer.
+    """
+    if len(images) < count:
+        raise ValueError(
+            f"image: {len(images)} image{'s' * (len(images) > 1)} cannot belong to {count} maps. Wire the "
+            "decoded image of the sampler that was recorded."
+        )
+    return images[[i * len(images) // count for i in range(count)], ..., :3]
+
+
+def series(
+    by_word: dict[str, list[Recorded]], each_block: bool, each_step: bool
+) -> Iterator[tuple[str, list[Group]]]:
+    """Which pictures have a colour bar in common: those of a word and block."""
+    for word, recorded in by_word.items():
+        for _, groups in groupby(grouped(recorded, each_block, each_step), lambda group: group.block):
+            yield word, list(groups)
+
+
+def captions_of(word: str, groups: list[Group], found: list[Tensor], with_share: bool) -> list[str]:
+    """What stands above the maps (N, H, W) of each group: word, its share of the attention, and group."""
+    captions = []
+    for group, values in zip(groups, found, strict=True):
+        for number, share in enumerate(values.mean(dim=(1, 2)).tolist(), 1):
+            which = f"image {number}: " if len(values) > 1 else ""
+            captions.append(f"{which}{word}{f' ({share:.1%})' if with_share else ''}, {group.title}")
+    return captions
+
+
+def in_colour(
+    found: list[Tensor],
+    colour_map: ColourMap,
+    low: float,
+    high: float,
+    image: Tensor | None,
+    opacity: float,
+) -> Tensor:
+    """Maps (N, H, W), each over the N images if there are any, one after the other: (sum of N, H, W, 3)."""
+    pictures = []
+    for values in found:
+        share = scaled(values, low, high)
+        coloured = colours(share, colour_map)
+        if image is not None:
+            coloured = glowing(images_of(image, len(share)), coloured, share, opacity)
+        pictures.append(coloured)
+    return torch.cat(pictures)

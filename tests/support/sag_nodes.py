@@ -1,0 +1,29 @@
+"""Our Self-Attention Guidance and the host's own, for tests of faults that only the host's has."""
+
+import comfy_extras.nodes_sag as host_sag
+import pytest
+
+from inner_guidance.tests.support import tiny_models as tiny
+
+BLUR_SIGMA = 1.3  # 9 taps on either node, so that only a fault can tell them apart
+
+
+def ours(model, **settings):
+    """The model with our node behind it."""
+    return tiny.guided(model, **{"blur_sigma": BLUR_SIGMA} | settings)
+
+
+def hosts_own(model, scale=0.75, blur_sigma=BLUR_SIGMA):
+    """The model with the host's node behind it."""
+    return host_sag.SelfAttentionGuidance.execute(model, scale, blur_sigma).result[0]
+
+
+def fault(raises):
+    """Run the test on ours, and on the host's, where it must fail with this error."""
+    return pytest.mark.parametrize(
+        "sag",
+        [
+            pytest.param(ours, id="ours"),
+            pytest.param(hosts_own, id="hosts", marks=pytest.mark.xfail(raises=raises, strict=True)),
+        ],
+    )

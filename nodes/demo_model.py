@@ -11,7 +11,7 @@ from ..host.depth.priors import make_unet
 from .schema import DEPTH_HEAD, DEPTH_PRIOR
 
 
-class LoadDemoModel(io.ComfyNode):
+class InnerLoadDemoModel(io.ComfyNode):
     """Hands out the demo model in the host's own kinds of objects.
 
     demo/model.py, which makes them, is imported when the node runs: it needs `comfy.sd`, and the start of the

@@ -8,7 +8,7 @@ import nodes as stock
 from inner_guidance.demo.world import render, sample_scene
 from inner_guidance.experiments.depth_aware_guidance import SWEPT, SWEPT_CONSTANTS, SWEPT_STEP
 from inner_guidance.guidance import depth_aware
-from inner_guidance.nodes.demo_model import LoadDemoModel
+from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import depth_models as depth
 
@@ -30,7 +30,7 @@ ALL_LOSSES = {
 @pytest.fixture(scope="module")
 def loaded():
     with torch.inference_mode():
-        return LoadDemoModel.execute().args
+        return InnerLoadDemoModel.execute().args
 
 
 @pytest.fixture(scope="module")

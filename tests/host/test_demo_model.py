@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import nodes as stock
 from inner_guidance.demo import model as demo
-from inner_guidance.nodes.demo_model import LoadDemoModel
+from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 
 FILES = (
     demo.UNET_FILE,
@@ -24,7 +24,7 @@ FILES = (
 @pytest.fixture(scope="module")
 def loaded():
     with torch.inference_mode():
-        return LoadDemoModel.execute().args[:3]
+        return InnerLoadDemoModel.execute().args[:3]
 
 
 @pytest.fixture
@@ -95,24 +95,24 @@ def test_files_are_small_enough_for_the_repository():
 
 
 def test_runs_again_when_a_file_was_replaced(weights):
-    before = LoadDemoModel.fingerprint_inputs()
+    before = InnerLoadDemoModel.fingerprint_inputs()
     changed = load_file(weights / demo.TEXT_FILE)
     changed["mix.bias"] = changed["mix.bias"] + 1
-    assert before == LoadDemoModel.fingerprint_inputs()
+    assert before == InnerLoadDemoModel.fingerprint_inputs()
 
     save_file(changed, weights / demo.TEXT_FILE)
-    assert before != LoadDemoModel.fingerprint_inputs()
+    assert before != InnerLoadDemoModel.fingerprint_inputs()
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_missing_file_is_one_sentence(weights, name):
     (weights / name).unlink()
 
-    LoadDemoModel.fingerprint_inputs()
+    InnerLoadDemoModel.fingerprint_inputs()
     with pytest.raises(
         ValueError, match=rf"file {name} is missing\. Run `git checkout -- demo/weights/{name}`"
     ):
-        LoadDemoModel.execute()
+        InnerLoadDemoModel.execute()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_damaged_file_is_one_sentence(weights, name, damage):
     (weights / name).write_bytes(damage((weights / name).read_bytes()))
 
     with pytest.raises(ValueError, match=rf"file {name} is damaged .*`git checkout -- demo/weights/{name}`"):
-        LoadDemoModel.execute()
+        InnerLoadDemoModel.execute()
 
 
 def test_reload_gives_weights_of_its_own(loaded):

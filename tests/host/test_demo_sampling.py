@@ -7,7 +7,7 @@ from comfy_extras import nodes_custom_sampler as custom
 
 import nodes as stock
 from inner_guidance.demo.world import render, sample_scene
-from inner_guidance.nodes.demo_model import LoadDemoModel
+from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 
 KSAMPLER = comfy.samplers.KSampler
 PROMPT = "red sphere, blue box, grey checker floor, white wall"
@@ -16,7 +16,7 @@ PROMPT = "red sphere, blue box, grey checker floor, white wall"
 @pytest.fixture(scope="module")
 def loaded():
     with torch.inference_mode():
-        return LoadDemoModel.execute().args[:3]
+        return InnerLoadDemoModel.execute().args[:3]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 
 from inner_guidance.demo.world import FAR, NEAR, render, sample_scene
 from inner_guidance.depth_head.metrics import DepthRange, measure
-from inner_guidance.nodes.demo_model import LoadDemoModel
+from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.demo_scenes import InnerDemoScenes
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 
@@ -37,7 +37,7 @@ def test_drawing_can_be_interrupted():
 
 def test_the_demo_models_head_reads_their_depth():
     """Of scenes that neither model nor head has seen: better than their mean depth map, which knows them."""
-    model, clip, vae, head, _ = LoadDemoModel.execute().args
+    model, clip, vae, head, _ = InnerLoadDemoModel.execute().args
     images, depths = InnerDemoScenes.execute(1_060_000, 32, 256).result
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
 

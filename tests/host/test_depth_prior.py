@@ -12,12 +12,8 @@ from inner_guidance.depth_head import prior
 from inner_guidance.depth_head.prior_files import save_depth_prior
 from inner_guidance.host.depth import priors as depth_priors
 from inner_guidance.host.depth.priors import make_unet
-from inner_guidance.nodes.depth_prior import (
-    FOLDER,
-    InnerLoadDepthPrior,
-    InnerSaveDepthPrior,
-    InnerTrainDepthPrior,
-)
+from inner_guidance.nodes.depth_prior_files import FOLDER, InnerLoadDepthPrior, InnerSaveDepthPrior
+from inner_guidance.nodes.train_depth_prior import InnerTrainDepthPrior
 from inner_guidance.tests.support import tiny_models as tiny
 
 

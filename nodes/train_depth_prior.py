@@ -1,96 +1,13 @@
-"""Train, Save and Load Depth Prior: files in models/depth_priors."""
+"""The Train Depth Prior node."""
 
 import comfy.utils
-import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..depth_head.files import fingerprint
-from ..depth_head.prior import DEFAULT_SIZE, SIZES, DepthPrior
-from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
-from ..host.depth.model_folders import file_path, new_file_path, register_model_folder
-from ..host.depth.priors import depth_maps, make_unet, train
+from ..depth_head.prior import DEFAULT_SIZE, SIZES
+from ..host.depth.priors import depth_maps, train
 from ..host.depth.training_watch import TrainingWatch
 from .schema import ADVANCED, DEPTH_PRIOR
-
-FOLDER = "depth_priors"
-
-register_model_folder(FOLDER, (SUFFIX,))
-
-
-class InnerLoadDepthPrior(io.ComfyNode):
-    """Loads a depth prior."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """One name out of the list of files."""
-        return io.Schema(
-            node_id="InnerLoadDepthPrior",
-            display_name="Load Depth Prior",
-            category="model/loaders",
-            description=(
-                "Loads a depth prior: a small network that knows what depth maps look like. Put files of "
-                "Save Depth Prior into models/depth_priors."
-            ),
-            inputs=[
-                io.Combo.Input(
-                    "name",
-                    options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="The file in models/depth_priors. A prior fits every model and every depth head.",
-                )
-            ],
-            outputs=[
-                DEPTH_PRIOR.Output(
-                    display_name="depth_prior",
-                    tooltip="The depth prior, for Depth-Aware Guidance or Save Depth Prior.",
-                )
-            ],
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, name: str) -> str:
-        """A hash of the file: the node runs again when it was replaced."""
-        return fingerprint(file_path(FOLDER, name))
-
-    @classmethod
-    def execute(cls, name: str) -> io.NodeOutput:
-        """The prior. Raises ValueError, in one sentence, for a file that is none."""
-        return io.NodeOutput(load_depth_prior(file_path(FOLDER, name), make_unet))
-
-
-class InnerSaveDepthPrior(io.ComfyNode):
-    """Writes a depth prior to models/depth_priors."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        """As the host's savers: a prefix, and a number that it counts up."""
-        return io.Schema(
-            node_id="InnerSaveDepthPrior",
-            display_name="Save Depth Prior",
-            category="model/training",
-            description=(
-                "Saves a depth prior as a safetensors file in models/depth_priors, where Load Depth Prior "
-                "finds it."
-            ),
-            inputs=[
-                DEPTH_PRIOR.Input("depth_prior", tooltip="The depth prior to save."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="depth_prior",
-                    tooltip="How the file's name begins; a number is counted up behind it, so nothing is "
-                    "overwritten. A folder in front of it (rooms/depth_prior) is made where needed.",
-                ),
-            ],
-            outputs=[],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, depth_prior: DepthPrior, filename_prefix: str) -> io.NodeOutput:
-        """Write the file and say its name on the node. Raises ValueError for a prefix outside the folder."""
-        path = new_file_path(FOLDER, filename_prefix, SUFFIX)
-        save_depth_prior(path, depth_prior)
-        return io.NodeOutput(ui=ui.PreviewText(f"Saved as {path.name}"))
 
 
 class InnerTrainDepthPrior(io.ComfyNode):

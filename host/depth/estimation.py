@@ -68,8 +68,8 @@ def require_latents(model: ModelPatcher, latents: Tensor) -> None:
 
 
 def pixels_per_latent(model: ModelPatcher) -> int:
-    """Side of what a latent pixel stands for in the image. Older hosts do not say; there it is 8."""
-    return getattr(model.model.latent_format, "spacial_downscale_ratio", 8)
+    """Image pixels per latent pixel, along one side. ComfyUI 0.9.2 does not say; there it is 8."""
+    return getattr(model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
 
 
 def largest_batch(model: ModelPatcher, shape: torch.Size, wanted: int) -> int:

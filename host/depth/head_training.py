@@ -17,7 +17,7 @@ from ...depth_head.head_report import report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
 from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
-from ..taps.feature_tap import TIME_TAP
+from ..taps.named_features import TIME_TAP
 from .heads import HostedDepthHead, feature_channels, model_family
 from .training_watch import TrainingWatch
 

@@ -8,7 +8,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...depth_head.head import SD1, SDXL, DepthHead, require_fit
-from ..taps.feature_tap import TIME_TAP
+from ..taps.named_features import TIME_TAP
 
 # By the UNet's channels and the width of its prompt: what checkpoints of a family have in common.
 FAMILIES = {

@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import comfy.model_base
 import torch
 from torch import Tensor
 
@@ -13,14 +12,15 @@ from ...depth_head.architectures import STRONG
 from ...guidance.prompt_attention import prompt_attention
 from ..depth.heads import HostedDepthHead
 from ..sampling.attention_recorder import RECEIVED
-from ..sampling.chunks import Maps, Reader
+from ..sampling.chunks import ForwardPass, Maps, Reader
 from ..sampling.schedule import time_at
 from ..taps.attention_received import received_by
 from ..taps.attention_tap import Attention, UNetAttentionTap
-from ..taps.blocks import AttentionLayer, FeatureLayer, feature_blocks
-from ..taps.feature_tap import TIME_TAP, FeatureTap, with_time_embedding_read
+from ..taps.blocks import AttentionLayer, FeatureLayer
+from ..taps.feature_tap import FeatureTap
 from ..taps.joint_attention_tap import JointAttentionTap
 from ..taps.joint_models import joint_model
+from ..taps.named_features import NamedFeatures
 
 PROMPT, FEATURES, DEPTH = "prompt", "features", "depth"
 # The host's names for the attentions of a UNet that are read for a kind of map.
@@ -59,15 +59,7 @@ class AttentionReader:
     kinds: tuple[str, ...]
 
     @contextmanager
-    def reading(
-        self,
-        model: comfy.model_base.BaseModel,
-        x: Tensor,
-        sigma: Tensor,
-        context: Tensor,
-        rows: list[int],
-        transformer_options: dict[str, Any],
-    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+    def reading(self, forward: ForwardPass, rows: list[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
         """Reader.reading."""
         maps: Maps = {}
 
@@ -75,9 +67,11 @@ class AttentionReader:
             for kind in kinds:
                 maps[MapKey(kind, self.names[attention.layer])] = MAP_OF[kind](attention, rows)
 
-        if joint_model(model.diffusion_model):
+        transformer_options = forward.transformer_options
+        diffusion_model = forward.model.diffusion_model
+        if joint_model(diffusion_model):
             tap = JointAttentionTap(
-                self.names, model.diffusion_model, x, context, lambda a: read(a, *self.kinds)
+                self.names, diffusion_model, forward.x, forward.context, lambda a: read(a, *self.kinds)
             )
             yield tap.install(transformer_options), maps
             return
@@ -94,23 +88,16 @@ class FeatureReader:
     names: Mapping[FeatureLayer, str]
 
     @contextmanager
-    def reading(
-        self,
-        model: comfy.model_base.BaseModel,
-        x: Tensor,
-        sigma: Tensor,
-        context: Tensor,
-        rows: list[int],
-        transformer_options: dict[str, Any],
-    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+    def reading(self, forward: ForwardPass, rows: list[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
         """Reader.reading."""
         maps: Maps = {}
 
         def read(layer: FeatureLayer, features: Tensor) -> None:
             maps[MapKey(FEATURES, self.names[layer])] = features[rows]
 
-        with FeatureTap(tuple(self.names), read).reading(model.diffusion_model, x, context):
-            yield transformer_options, maps
+        tap = FeatureTap(tuple(self.names), read)
+        with tap.reading(forward.model.diffusion_model, forward.x, forward.context):
+            yield forward.transformer_options, maps
 
 
 @dataclass(frozen=True)
@@ -124,37 +111,17 @@ class DepthReader:
     head: HostedDepthHead
 
     @contextmanager
-    def reading(
-        self,
-        model: comfy.model_base.BaseModel,
-        x: Tensor,
-        sigma: Tensor,
-        context: Tensor,
-        rows: list[int],
-        transformer_options: dict[str, Any],
-    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+    def reading(self, forward: ForwardPass, rows: list[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
         """Reader.reading."""
         network = self.head.head.network
-        taps = network.branch_taps[STRONG]
-        blocks = feature_blocks(model.diffusion_model)
-        names = {blocks[name][0]: name for name in taps if name != TIME_TAP}
-        found: dict[str, Tensor] = {}
-        embedding: list[Tensor] = []
+        features = NamedFeatures(forward.model.diffusion_model, network.branch_taps[STRONG], rows)
         maps: Maps = {}
-
-        def read(layer: FeatureLayer, features: Tensor) -> None:
-            found[names[layer]] = features[rows]
-
-        if TIME_TAP in taps:
-            transformer_options = with_time_embedding_read(transformer_options, embedding)
-        with FeatureTap(tuple(names), read).reading(model.diffusion_model, x, context):
-            yield transformer_options, maps
-        if embedding:
-            found[TIME_TAP] = embedding[-1][rows]
-        if len(found) == len(taps):  # unless a cache of another node skipped some
-            time = time_at(model.model_sampling, sigma[rows])
+        with features.reading(forward.x, forward.context):
+            yield features.options(forward.transformer_options), maps
+        if features.complete:
+            time = time_at(forward.model.model_sampling, forward.sigma[rows])
             with torch.no_grad():
-                maps[MapKey(DEPTH, DEPTH)] = network(found, time, x.shape[-2:])
+                maps[MapKey(DEPTH, DEPTH)] = network(features.found, time, forward.x.shape[-2:])
 
 
 @dataclass(frozen=True)
@@ -164,23 +131,15 @@ class Readers:
     readers: tuple[Reader, ...]
 
     @contextmanager
-    def reading(
-        self,
-        model: comfy.model_base.BaseModel,
-        x: Tensor,
-        sigma: Tensor,
-        context: Tensor,
-        rows: list[int],
-        transformer_options: dict[str, Any],
-    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+    def reading(self, forward: ForwardPass, rows: list[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
         """Reader.reading."""
         maps: Maps = {}
         parts: list[Maps] = []
         with ExitStack() as stack:
             for reader in self.readers:
-                one = reader.reading(model, x, sigma, context, rows, transformer_options)
-                transformer_options, part = stack.enter_context(one)
+                transformer_options, part = stack.enter_context(reader.reading(forward, rows))
+                forward = forward._replace(transformer_options=transformer_options)
                 parts.append(part)
-            yield transformer_options, maps
+            yield forward.transformer_options, maps
         for part in parts:
             maps.update(part)

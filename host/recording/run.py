@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pictures.live import attention_picture, depth_picture, feature_picture
+from ..depth.estimation import pixels_per_latent
 from ..keys import for_this_run
 from ..live_preview import LivePreview
 from ..sampling.chunks import Chunk, Conditions, Evaluation, Placement, Reader, full_frame_condition
@@ -72,12 +73,10 @@ class Recording:
     ) -> Tensor:
         """Run the sampling."""
         guider = executor.class_obj
-        model_sampling, latent_format = (
-            guider.model_patcher.get_model_object(name) for name in ("model_sampling", "latent_format")
-        )
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
         within = SigmaRange.from_percent(model_sampling, self.start_percent, self.end_percent)
         in_range = [number for number, sigma in enumerate(sigmas[:-1].tolist()) if sigma in within]
-        scale = getattr(latent_format, "spacial_downscale_ratio", 8)  # ComfyUI 0.9.2 does not say
+        scale = pixels_per_latent(guider.model_patcher)
         height, width = noise.shape[-2:]
         run = Run(executing(), tuple(noise.shape), (height * scale, width * scale))
         self.record.begin(run)

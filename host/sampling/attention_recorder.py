@@ -5,13 +5,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_base
 from torch import Tensor
 
 from ...guidance.self_attention import average_on_finest_grid
 from ..taps.attention_received import attention_tap, received_by
 from ..taps.blocks import AttentionLayer
-from .chunks import Conditions, Maps
+from .chunks import Conditions, ForwardPass, Maps
 from .step_recorder import Recorder
 
 RECEIVED = "received"
@@ -24,26 +23,18 @@ class ReceivedReader:
     layers: Sequence[AttentionLayer]
 
     @contextmanager
-    def reading(
-        self,
-        model: comfy.model_base.BaseModel,
-        x: Tensor,
-        sigma: Tensor,
-        context: Tensor,
-        rows: list[int],
-        transformer_options: dict[str, Any],
-    ) -> Iterator[tuple[dict[str, Any], Maps]]:
+    def reading(self, forward: ForwardPass, rows: list[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
         """Reader.reading."""
         found: list[Tensor] = []
         maps: Maps = {}
         tap = attention_tap(
             self.layers,
-            model.diffusion_model,
-            x,
-            context,
+            forward.model.diffusion_model,
+            forward.x,
+            forward.context,
             lambda attention: found.append(received_by(attention, rows)),
         )
-        yield tap.install(transformer_options), maps
+        yield tap.install(forward.transformer_options), maps
         if found:
             maps[RECEIVED] = average_on_finest_grid(found).unsqueeze(1)
 

@@ -20,19 +20,26 @@ Conditions = list[dict[str, Any]]
 Maps = dict[Hashable, Tensor]  # each (rows or B, C, *grid)
 
 
+class ForwardPass(NamedTuple):
+    """A forward pass, as an APPLY_MODEL wrapper gets it.
+
+    x (B, C, *spatial), sigma (B,), context (B, tokens, d).
+    """
+
+    model: comfy.model_base.BaseModel
+    x: Tensor
+    sigma: Tensor
+    context: Tensor
+    transformer_options: dict[str, Any]
+
+
 class Reader(Protocol):
     """Says what is read of a forward pass. Immutable; it reads many passes."""
 
     def reading(
-        self,
-        model: comfy.model_base.BaseModel,
-        x: Tensor,
-        sigma: Tensor,
-        context: Tensor,
-        rows: list[int],
-        transformer_options: dict[str, Any],
+        self, forward: ForwardPass, rows: list[int]
     ) -> AbstractContextManager[tuple[dict[str, Any], Maps]]:
-        """Reads the given rows of one forward pass of x (B, C, *spatial), sigma (B,), context (B, tokens, d).
+        """Reads the given rows of one forward pass.
 
         Gives the transformer_options for the pass, and a dictionary that holds the maps when the context has
         ended, (len(rows), C, *grid) each.
@@ -104,11 +111,8 @@ class Evaluation:
         wanted = [i for i, number in enumerate(numbers) if labels[number // batch] in self.placements]
         maps: Maps = {}
         if wanted:
-            model = executor.class_obj
-            with self.reader.reading(model, x, t, c_crossattn, wanted, transformer_options) as (
-                transformer_options,
-                maps,
-            ):
+            forward = ForwardPass(executor.class_obj, x, t, c_crossattn, transformer_options)
+            with self.reader.reading(forward, wanted) as (transformer_options, maps):
                 out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         else:
             out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)

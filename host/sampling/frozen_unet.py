@@ -5,7 +5,7 @@ afterwards, also after an error. So the work is done in a sampler of ours: it as
 likes and returns what it was given. A pass stops behind the last block that is read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import comfy.model_base
@@ -18,8 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..keys import TAG, WRAPPER_KEY, add_wrapper, drop_ours
-from ..taps.blocks import FeatureLayer, feature_blocks
-from ..taps.feature_tap import TIME_TAP, FeatureTap, with_time_embedding_read
+from ..taps.named_features import NamedFeatures
 from .schedule import sigma_at
 
 Conditioning = list[list[Any]]
@@ -39,7 +38,6 @@ class FrozenUNet:
         self.conds = guider.conds["positive"]
         self.model_options = model_options
         self.device = guider.model_patcher.load_device
-        self.blocks = feature_blocks(self.model.diffusion_model)
 
     def noisy(self, latents: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         """The noisy latents and their sigma (B,), as the sampler has them."""
@@ -56,22 +54,20 @@ class FrozenUNet:
         normal, of the same shape.
         """
         x, sigma = self.noisy(latents, noise, time)
-        layers = {self.blocks[name][0]: name for name in names if name != TIME_TAP}
-        read = TruncatedPass(layers, TIME_TAP in names)
+        truncated = TruncatedPasses(names)
         options = comfy.model_patcher.create_model_options_clone(self.model_options)
         options["transformer_options"][TAG] = "features"
-        add_wrapper(options, WrappersMP.APPLY_MODEL, read.apply_model)
+        add_wrapper(options, WrappersMP.APPLY_MODEL, truncated.apply_model)
         comfy.samplers.calc_cond_batch(self.model, [self.conds], x, sigma, options)
-        return {name: torch.cat(parts) for name, parts in read.found.items()}
+        return {name: torch.cat([part[name] for part in truncated.found]) for name in names}
 
 
-class TruncatedPass:
+class TruncatedPasses:
     """Reads features of one evaluation, which the host may split into several passes of some rows each."""
 
-    def __init__(self, names: Mapping[FeatureLayer, str], reads_time: bool) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self.reads_time = reads_time
-        self.found: dict[str, list[Tensor]] = {}
+        self.found: list[dict[str, Tensor]] = []
 
     def apply_model(
         self,
@@ -85,18 +81,12 @@ class TruncatedPass:
         **kwargs: Any,
     ) -> Tensor:
         """APPLY_MODEL wrapper. Its output means nothing: the pass has not come to an end."""
-        if self.reads_time:
-            transformer_options = with_time_embedding_read(
-                transformer_options, self.found.setdefault(TIME_TAP, [])
-            )
-        tap = FeatureTap(list(self.names), self.read, stop=True)
-        with tap.reading(executor.class_obj.diffusion_model, x, c_crossattn):
-            executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        features = NamedFeatures(executor.class_obj.diffusion_model, self.names)
+        options = features.options(transformer_options)
+        with features.reading(x, c_crossattn, stop=True):
+            executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        self.found.append(features.found)
         return torch.zeros_like(x)
-
-    def read(self, layer: FeatureLayer, features: Tensor) -> None:
-        """Keep a block's features; FreeU and the like change them in place afterwards."""
-        self.found.setdefault(self.names[layer], []).append(features.clone())
 
 
 class FeatureGuider(comfy.samplers.CFGGuider):

@@ -20,8 +20,7 @@ from ..gradients.forward import Features, evaluate_with_gradient
 from ..keys import WRAPPER_KEY, add_wrapper
 from ..sampling.chunks import Conditions, full_frame_condition, placements_of
 from ..sampling.schedule import noise_share, time_at
-from ..taps.blocks import feature_blocks
-from ..taps.feature_tap import TIME_TAP, with_time_embedding_read
+from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
 
 
@@ -186,22 +185,16 @@ class ChunkReading:
         step, model = self.step, executor.class_obj
         time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
         taps, guiding_taps = map(step.taps, (step.settings.branches, step.settings.guiding_branches))
-        blocks = feature_blocks(model.diffusion_model)
-        layers = {name: blocks[name][0] for name in taps - {TIME_TAP}}
-        embedding: list[Tensor] = []
+        named = NamedFeatures(model.diffusion_model, taps)
 
         def products(features: Features) -> tuple[list[Tensor], list[Tensor]]:
-            named = {name: features[layer] for name, layer in layers.items()}
-            named |= {TIME_TAP: embedding[-1]} if embedding else {}
             seeded = torch.Generator().manual_seed(step.seed)
-            return step.products(named, time, x.shape[-2:], seeded)
+            return step.products(named.with_time(features), time, x.shape[-2:], seeded)
 
-        if TIME_TAP in taps:
-            transformer_options = with_time_embedding_read(transformer_options, embedding)
         out, gradient = evaluate_with_gradient(
             executor,
             rows,
-            tuple(layers.values()),
+            named.layers,
             products,
             {
                 "x": x,
@@ -209,10 +202,10 @@ class ChunkReading:
                 "c_concat": c_concat,
                 "c_crossattn": c_crossattn,
                 "control": control,
-                "transformer_options": transformer_options,
+                "transformer_options": named.options(transformer_options),
                 **kwargs,
             },
-            constant=[layers[name] for name in layers.keys() - guiding_taps],
+            constant=[layer for layer, name in named.names.items() if name not in guiding_taps],
             checkpointing=step.settings.checkpointing,
         )
         step.take(gradient)

@@ -19,9 +19,6 @@ from torch import Tensor
 from .blocks import FeatureLayer
 from .joint_models import Stack, Tokens, joint_model
 
-# The UNet's own embedding of the time, (B, C), among the features that a head reads.
-TIME_TAP = "time"
-
 
 class Stopped(Exception):  # noqa: N818 (not an error)
     """Ends a forward pass of which everything has been read."""
@@ -89,17 +86,6 @@ class FeatureTap:
         self.read(layer, found)
         if self.stop and not self.unread:
             raise Stopped
-
-
-def with_time_embedding_read(transformer_options: dict[str, Any], into: list[Tensor]) -> dict[str, Any]:
-    """A copy in which the UNet's embedding of the time, to which SDXL will add others, goes `into` a list."""
-
-    def read(embedding: Tensor, channels: int, transformer_options: dict[str, Any]) -> Tensor:
-        into.append(embedding.clone())
-        return embedding
-
-    patches = transformer_options.get("patches", {})
-    return transformer_options | {"patches": patches | {"emb_patch": [*patches.get("emb_patch", []), read]}}
 
 
 def _unet_module(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> torch.nn.Module:

@@ -27,12 +27,12 @@ workflows: setup    ## the API twins in workflows/api/ from the workflow files
 	@$(VENV) -m tools.api_twins
 
 bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour on two cores
-	@$(VENV) -m benchmarks.speed
+	@$(VENV) -m tools.run benchmarks.speed
 
-experiments: setup    ## the papers' tables on the demo world, into benchmarks/; hours on two cores
-	@$(VENV) -m benchmarks.attention_spectrum
-	@$(VENV) -m benchmarks.label_efficiency
-	@$(VENV) -m benchmarks.prior_levels
-	@$(VENV) -m benchmarks.prior_size
-	@$(VENV) -m benchmarks.depth_aware_guidance sweep
-	@$(VENV) -m benchmarks.depth_aware_guidance compare
+experiments: setup    ## the papers' tables on the demo world, into docs/results/; hours on two cores
+	@$(VENV) -m tools.run experiments.attention_spectrum
+	@$(VENV) -m tools.run experiments.label_efficiency
+	@$(VENV) -m tools.run experiments.prior_levels
+	@$(VENV) -m tools.run experiments.prior_size
+	@$(VENV) -m tools.run experiments.depth_aware_guidance sweep
+	@$(VENV) -m tools.run experiments.depth_aware_guidance compare

@@ -1,4 +1,4 @@
-"""What a sampler's evaluations of a model take, in seconds and bytes. Import after import_pack.
+"""What a sampler's evaluations of a model take, in seconds and bytes.
 
 Only the evaluations are measured, with all that a node adds to them: not the host's preparations for a run,
 nor what a sampler does with the result.

@@ -1,6 +1,6 @@
 """Prints the seconds that the pack takes to import, beside all that the host has imported by then.
 
-    python -m benchmarks.import_time
+    python -m tools.run benchmarks.import_time
 
 What the host's own extra nodes import is counted as the pack's, if the pack needs it: it is an upper bound.
 """
@@ -13,12 +13,9 @@ import importlib
 import sys
 import time
 
-from ..tools.in_process import import_pack
-
 
 def main() -> None:
     """In a fresh process: a second import costs nothing."""
-    import_pack("cpu")
     importlib.import_module("nodes")  # the host's
     pack = sys.modules["inner_guidance"]
     gc.collect()  # otherwise a full collection of the host's objects, 0.2 s, may fall among the pack's
@@ -26,7 +23,3 @@ def main() -> None:
     pack.__spec__.loader.exec_module(pack)
     asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())
     print(time.perf_counter() - started)
-
-
-if __name__ == "__main__":
-    main()

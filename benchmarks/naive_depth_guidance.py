@@ -2,7 +2,7 @@
 
 After the sampler's own evaluation the whole UNet runs a second time, for the prompt whose depth is read, with
 everything kept for the backward pass. Even so the weights are aliased
-and not copied, which somebody who starts from nothing would have to do. Import after import_pack.
+and not copied, which somebody who starts from nothing would have to do.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Models of the sizes of real checkpoints, of the host's own classes, with random weights.
 
-Time and memory do not depend on what weights say. Import after import_pack.
+Time and memory do not depend on what weights say.
 """
 
 from __future__ import annotations

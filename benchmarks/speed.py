@@ -1,6 +1,6 @@
 """What guidance costs: time and memory of a sampling step, beside a step without it, in one run.
 
-    python -m benchmarks.speed [--rows NAME ...] [--repeats N] [--device cuda]      writes speed.md
+    python -m tools.run benchmarks.speed [--rows NAME ...] [--repeats N]      writes speed.md
 
 On Stable Diffusion 1.5 at 512 px, and on what the middle of SDXL computes at 2048 px, with random weights. A
 step is one evaluation that the sampler asks for, with a positive and a negative prompt. The rows take turns:
@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from tqdm import tqdm
 
-from ..tools.in_process import ROOT, import_pack
+from ..tools.setup_host import ROOT
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 TABLE = Path(__file__).with_suffix(".md")
-COMMAND = "python -m benchmarks.speed"
+COMMAND = "python -m tools.run benchmarks.speed"
 PLAIN = "plain"
 EVERY = 2
 IMPORTS = 5
@@ -134,12 +134,10 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", help="only these rows, of the last table, and the plain step")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     started = time.monotonic()
     imported = import_seconds()
-    import_pack(options.device)
     with torch.inference_mode():
         attention = attention_memory()
         steps = measured_steps(options.rows, options.repeats)
@@ -147,8 +145,8 @@ def main() -> None:
     lines = [
         "# What guidance costs",
         "",
-        f"`{COMMAND} --repeats {options.repeats} --device {options.device}`: {minutes:.0f} minutes on "
-        f"{machine(options.device)}, PyTorch {torch.__version__}.",
+        f"`{COMMAND} --repeats {options.repeats}`: {minutes:.0f} minutes on "
+        f"{machine()}, PyTorch {torch.__version__}.",
         "",
         *ratios(steps, attention, imported),
         "",
@@ -236,7 +234,7 @@ def attention_memory() -> dict[str, float]:
 
 def import_seconds() -> float:
     """What the pack takes to import, once it is compiled: the first process does that."""
-    command = [sys.executable, "-m", "benchmarks.import_time"]
+    command = [sys.executable, "-m", "tools.run", "benchmarks.import_time"]
     with tempfile.TemporaryDirectory() as compiled:
         environment = os.environ | {"PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
         took = [
@@ -282,12 +280,10 @@ def all_rows(steps: Steps) -> Iterator[str]:
         )
 
 
-def machine(device: str) -> str:
+def machine() -> str:
     """What it ran on."""
-    if device == "cpu":
+    from comfy.model_management import get_torch_device
+
+    if get_torch_device().type == "cpu":
         return f"{os.cpu_count()} CPU cores, float32"
     return f"{torch.cuda.get_device_name()}, float16"
-
-
-if __name__ == "__main__":
-    main()

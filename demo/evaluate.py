@@ -1,4 +1,6 @@
-"""Measures the demo model on held-out scenes: `python -m demo.evaluate [--samples N] [--weights DIR]`.
+"""Measures the demo model on held-out scenes.
+
+    python -m tools.run demo.evaluate [--samples N] [--weights FOLDER]
 
 The model draws the captions of scenes that it never saw. A network trained on renders alone (demo.recogniser)
 says whether the prompts' objects are there, and gives the features for the Frechet distance to other renders.
@@ -22,7 +24,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..tools.in_process import import_host
 from .measures import frechet_distance, psnr
 from .recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, recognition_scores, scene_labels
 from .renders import HELD_OUT, to_uint8
@@ -120,14 +121,12 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=500, help="held-out captions to draw")
     parser.add_argument("--weights", type=Path, help="folder of the demo model's files, else demo/weights")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
         "--sheet", type=Path, help=f"PNG to write the first {SHEET_PICTURES} drawn pictures to"
     )
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
 
-    import_host(options.device)
     from .model import WEIGHTS, load_all, read_weights
     from .sheet import draw, save_sheet
 
@@ -163,7 +162,3 @@ def main() -> None:
             "seconds per image": seconds,
         }
         options.json.write_text(json.dumps(figures, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -31,7 +32,8 @@ def label_shards(renders: Path, folder: Path, scenes: int, workers: int, label: 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = shards(renders)[: -(-scenes // SHARD)]
     missing = [path for path in wanted if not (folder / f"{path.stem}.npz").exists()]
-    with ProcessPoolExecutor(workers) as pool:
+    # Forked: a new interpreter would not know the package `inner_guidance`.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
         jobs = pool.map(partial(_label_shard, folder, label), missing)
         for _ in tqdm(jobs, total=len(missing), desc="labelling", unit="shard"):
             pass

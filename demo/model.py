@@ -46,7 +46,7 @@ UNET_CONFIG = {
 }
 
 
-# The latent's linear preview, fitted by `python -m demo.train latents`.
+# The latent's linear preview, fitted by `python -m tools.run demo.train latents`.
 LATENT_RGB = [
     [0.2610, 0.0096, -0.0643],
     [0.0018, 0.0467, 0.2858],

@@ -5,6 +5,7 @@ Shard `start` holds the scenes of seeds start ... start + SHARD - 1 as a (SHARD,
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -24,7 +25,8 @@ def render_shards(folder: Path, scenes: int, workers: int) -> None:
     """Renders seeds 0 ... scenes - 1; finished shards are kept when called again."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [start for start in range(0, scenes, SHARD) if not shard_path(folder, start).exists()]
-    with ProcessPoolExecutor(workers) as pool:
+    # Forked: a new interpreter would not know the package `inner_guidance`.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
         jobs = pool.map(_render_shard, [folder] * len(missing), missing)
         for _ in tqdm(jobs, total=len(missing), desc="rendering", unit="shard"):
             pass

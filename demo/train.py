@@ -1,4 +1,6 @@
-"""Trains the demo model from nothing: `python -m demo.train STAGE --minutes M`, one stage after the other.
+"""Trains the demo model from nothing, one stage after the other.
+
+    python -m tools.run demo.train STAGE [--minutes M]
 
     renders      ray-casts the training scenes
     restore      makes checkpoints of demo/weights, so that training goes on from the published model
@@ -18,7 +20,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..tools.in_process import import_host
 from .renders import HELD_OUT, render_shards
 from .world import sample_scene
 
@@ -43,7 +44,6 @@ def main() -> None:
     )
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--minutes", type=float, default=60, help="training time of the stage in all")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument(
         "--scenes", type=int, default=12_000, help="training scenes to render, encode or label"
     )
@@ -54,11 +54,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     renders, latents = options.work / "renders", options.work / "latents"
     autoencoder, diffusion = options.work / "autoencoder.pt", options.work / "diffusion.pt"
-    if options.stage == "renders":
-        render_shards(renders, options.scenes, options.workers)
-        return
+    from comfy.model_management import get_torch_device
 
-    import_host(options.device)
     from .depth_judge import DEPTH_JUDGE_FILE
     from .diffusion import train_diffusion
     from .latents import encode_shards, linear_preview
@@ -70,7 +67,10 @@ def main() -> None:
     from .train_depth_judge import train_depth_judge
     from .train_recogniser import train_recogniser
 
+    device = get_torch_device().type
     match options.stage:
+        case "renders":
+            render_shards(renders, options.scenes, options.workers)
         case "restore":
             for checkpoint in (autoencoder, diffusion):
                 if checkpoint.exists():
@@ -82,13 +82,11 @@ def main() -> None:
                 renders,
                 autoencoder,
                 options.minutes,
-                options.device,
+                device,
                 train_encoder=options.stage == "autoencoder",
             )
         case "latents":
-            encode_shards(
-                renders, latents, read_checkpoint(autoencoder)["average"], options.scenes, options.device
-            )
+            encode_shards(renders, latents, read_checkpoint(autoencoder)["average"], options.scenes, device)
             print("LATENT_RGB and LATENT_RGB_BIAS for demo/model.py:", linear_preview(renders, latents))
         case "diffusion":
 
@@ -101,7 +99,7 @@ def main() -> None:
                     columns=8,
                 )
 
-            train_diffusion(latents, diffusion, options.minutes, options.device, write_sheet)
+            train_diffusion(latents, diffusion, options.minutes, device, write_sheet)
         case "recogniser":
             average = train_recogniser(
                 renders,
@@ -109,7 +107,7 @@ def main() -> None:
                 options.scenes,
                 options.work / "recogniser.pt",
                 options.minutes,
-                options.device,
+                device,
                 options.workers,
             )
             WEIGHTS.mkdir(exist_ok=True)
@@ -121,7 +119,7 @@ def main() -> None:
                 options.scenes,
                 options.work / "depth_judge.pt",
                 options.minutes,
-                options.device,
+                device,
                 options.workers,
             )
             WEIGHTS.mkdir(exist_ok=True)
@@ -131,7 +129,3 @@ def main() -> None:
             export_weights(
                 WEIGHTS, read_checkpoint(diffusion)["average"], read_checkpoint(autoencoder)["average"]
             )
-
-
-if __name__ == "__main__":
-    main()

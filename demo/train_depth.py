@@ -1,7 +1,7 @@
 """Trains the demo model's depth head and depth prior, through the code behind the nodes that do that.
 
-    python -m demo.train_depth head  [--scenes 1000] [--steps N]      into demo/weights
-    python -m demo.train_depth prior [--scenes 4000] [--steps N] [--size 64]
+    python -m tools.run demo.train_depth head  [--scenes 1000] [--steps N]      into demo/weights
+    python -m tools.run demo.train_depth prior [--scenes 4000] [--steps N] [--size 64]
 
 Anew from the first step; the UNet must be there. The scenes are of seeds that it never saw.
 """
@@ -15,8 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-
-from tools.in_process import import_pack
 
 from .renders import HELD_OUT
 from .world import FAR, NEAR
@@ -34,11 +32,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--size", type=int, default=64, help="pixels at which the prior sees depth maps")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out", type=Path, help="folder for the file, else demo/weights")
     parser.add_argument("--report", type=Path, help="PNG to write the report to")
     options = parser.parse_args()
-    import_pack(options.device)
     from inner_guidance.demo import model as demo
 
     folder = options.out or demo.WEIGHTS
@@ -107,7 +103,3 @@ def rendered(scenes: int, size: int) -> tuple[Tensor, Tensor]:
     from inner_guidance.nodes.demo_scenes import InnerDemoScenes
 
     return InnerDemoScenes.execute(FIRST_SCENE, scenes, size).result
-
-
-if __name__ == "__main__":
-    main()

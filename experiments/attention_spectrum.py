@@ -1,6 +1,6 @@
 """Does a model look where the detail and the objects are? The frequency analysis of the SAG paper, version 1.
 
-    python -m experiments.attention_spectrum [--samples N] [--renders N]      writes attention_spectrum.md
+    python -m tools.run experiments.attention_spectrum [--samples N] [--renders N]
 
 On the demo model, twice. *Samples*: pictures that it draws itself, with the attention of all steps averaged.
 *Renders*: scenes that it was never trained on, noised to a few t, one evaluation each; there the objects are
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..tools.in_process import RESULTS, import_pack
+from ..tools.setup_host import ROOT
 from .spectrum_figures import RESAMPLES, Excess, excess, inside, log_magnitudes, overlap_cell, table
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from inner_guidance.host.recording.records import AttentionRecord, AttentionStep, Run
 
-TABLE = RESULTS / "attention_spectrum.md"
-COMMAND = "python -m experiments.attention_spectrum"
+TABLE = ROOT / "docs" / "results" / "attention_spectrum.md"
+COMMAND = "python -m tools.run experiments.attention_spectrum"
 FIRST_SCENE = 1_080_000
 BLOCKS = "d0-d1,m0,u0-u3"
 THRESHOLDS = (1.0, 1.3)
@@ -59,10 +59,10 @@ def main() -> None:
     parser.add_argument("--renders", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=3.0)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
-    import_pack(options.device)
+    from comfy.model_management import get_torch_device
+
     started = time.monotonic()
     with torch.inference_mode():
         model = load()
@@ -72,7 +72,7 @@ def main() -> None:
         "",
         f"`{COMMAND} --samples {options.samples} --renders {options.renders}`: {options.samples} samples of "
         f"{options.steps} steps (dpmpp_2m, karras, CFG {options.cfg:g}), {options.renders} renders, "
-        f"{(time.monotonic() - started) / 60:.0f} minutes on {options.device}. The SHA-256 of "
+        f"{(time.monotonic() - started) / 60:.0f} minutes on {get_torch_device()}. The SHA-256 of "
         f"unet.safetensors begins {model.checksum}.",
         "",
         "Rows: block and threshold; area: the share of the image whose attention is above it.",
@@ -235,7 +235,3 @@ def received(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:
 def gathered(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Maps by block, all batches one after the other."""
     return {block: torch.cat([batch[block] for batch in batches]) for block in batches[0]}
-
-
-if __name__ == "__main__":
-    main()

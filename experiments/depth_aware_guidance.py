@@ -1,7 +1,7 @@
 """Does depth-aware guidance help (DAG, section 4)? And how strong should it be?
 
-    python -m experiments.depth_aware_guidance sweep      writes depth_aware_guidance_sweep.md
-    python -m experiments.depth_aware_guidance compare    writes depth_aware_guidance.md
+    python -m tools.run experiments.depth_aware_guidance sweep      writes depth_aware_guidance_sweep.md
+    python -m tools.run experiments.depth_aware_guidance compare    writes depth_aware_guidance.md
 
 Every row of a table draws the same seeds with the demo model, through the node. A depth network that was
 trained on renders alone (demo/depth_judge.py) estimates the depth of the pictures; it never saw the UNet.
@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..tools.in_process import RESULTS, import_pack
+from ..tools.setup_host import ROOT
 from .guidance_tables import LEGEND, table
 from .guided_pictures import BATCH, NONE, Drawings, Group, Row, aligned_consistency_loss, literal_prior_loss
 from .picture_judges import Judges
 
-COMMAND = "python -m experiments.depth_aware_guidance"
+COMMAND = "python -m tools.run experiments.depth_aware_guidance"
 TABLES = {
-    "sweep": RESULTS / "depth_aware_guidance_sweep.md",
-    "compare": RESULTS / "depth_aware_guidance.md",
+    "sweep": ROOT / "docs" / "results" / "depth_aware_guidance_sweep.md",
+    "compare": ROOT / "docs" / "results" / "depth_aware_guidance.md",
 }
 
 
@@ -170,7 +170,6 @@ def main() -> None:
     parser.add_argument(
         "--backwards", action="store_true", help="begin at the end, and write no table: for a second process"
     )
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path(".cache/depth_aware_guidance"))
     parser.add_argument("--out", type=Path, help="file for the tables")
     options = parser.parse_args()
@@ -182,7 +181,6 @@ def main() -> None:
     changed = {name: getattr(options, name) for name in ("samples", "steps") if getattr(options, name)}
     groups = {name: replace(group, **changed) for name, group in groups.items()}
     work = options.work.resolve()
-    import_pack(options.device)
     with torch.inference_mode():
         drawings = Drawings(work)
         jobs = [
@@ -209,6 +207,8 @@ def main() -> None:
 
 def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[str]:
     """What the tables say, and from what they are. scenes: on how many the judge is judged."""
+    from comfy.model_management import get_torch_device
+
     judged = judges.judge_accuracy(scenes)
     files = ("unet", "depth_head", "depth_prior", "depth_judge")
     title = "Strength of depth-aware guidance" if options.command == "sweep" else "Does depth guidance help?"
@@ -216,7 +216,7 @@ def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[st
     return [
         f"# {title}",
         "",
-        f"`{' '.join([COMMAND, options.command, *trial])}` on {options.device}; SHA-256 of "
+        f"`{' '.join([COMMAND, options.command, *trial])}` on {get_torch_device()}; SHA-256 of "
         + ", ".join(f"{name} begins {judges.drawings.checksums[name]}" for name in files)
         + ".",
         "",
@@ -227,7 +227,3 @@ def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[st
         + ".",
         "",
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """How many labels a depth head needs, and which blocks know depth (DAG, section 3.2 and figure 4a).
 
-    python -m experiments.label_efficiency [--steps N] [--device cuda]      writes label_efficiency.md
+    python -m tools.run experiments.label_efficiency [--steps N]      writes label_efficiency.md
 
 On the demo world: heads from 10, 50, 100 and 1,000 labelled renders, judged on 200 others at four noise
 levels. Beside them the same MLP on the noisy latent itself with pixel positions (features carry position
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..tools.in_process import RESULTS, import_pack
+from ..tools.setup_host import ROOT
 
 if TYPE_CHECKING:
     from comfy.sd import VAE
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from inner_guidance.depth_head.training import Features, TrainingSettings
     from inner_guidance.host.sampling.frozen_unet import FrozenUNet
 
-TABLE = RESULTS / "label_efficiency.md"
+TABLE = ROOT / "docs" / "results" / "label_efficiency.md"
 COUNTS = (10, 50, 100, 1000)
 FIRST_LABELLED, FIRST_JUDGED = 1_040_000, 1_060_000
-COMMAND = "python -m experiments.label_efficiency"
+COMMAND = "python -m tools.run experiments.label_efficiency"
 
 Row = dict[int, "DepthMetrics"]
 Reading = Callable[["Scenes"], "Features"]
@@ -60,10 +60,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--size", type=int, default=256, help="pixels of a render's side")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
-    import_pack(options.device)
     with torch.inference_mode():
         started = time.monotonic()
         rows, blocks = measure_all(options)
@@ -235,13 +233,15 @@ class Bench:
 
 def table(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, Row], minutes: float) -> str:
     """Both tables in Markdown."""
+    from comfy.model_management import get_torch_device
+
     arguments = "" if options.out == TABLE else " (a trial)"
     lines = [
         "# Label efficiency of depth heads on the demo world",
         "",
         f"`{COMMAND}`{arguments}, {options.steps} steps of {options.batch_size}, learning rate "
         f"{options.learning_rate:g}, renders of {options.size} px, {options.judged} judged scenes, "
-        f"{minutes:.0f} minutes on {options.device}.",
+        f"{minutes:.0f} minutes on {get_torch_device()}.",
         "",
         "Mean over the scenes of AbsRel / RMSE in metres / delta1, without alignment. A tenth of the "
         "labels, one at least, only chooses the best state.",
@@ -267,7 +267,3 @@ def of_levels(rows: dict[str, Row]) -> Iterator[str]:
 def cell(metrics: DepthMetrics) -> str:
     """Three figures."""
     return f"{metrics.abs_rel:.3f} / {metrics.rmse:.2f} / {metrics.delta1:.2f}"
-
-
-if __name__ == "__main__":
-    main()

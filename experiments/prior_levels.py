@@ -1,6 +1,6 @@
 """At which levels a depth prior tells real depth maps from broken ones (DAG, section 3.4), and how to ask it.
 
-    python -m experiments.prior_levels      writes prior_levels.md
+    python -m tools.run experiments.prior_levels      writes prior_levels.md
 
 L_dp is a denoising loss: what is easy to denoise has little of it, and blurred or flattened maps are easy.
 Guided at levels where these win, an image would lose its depth. The paper publishes no range of tau. And the
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..tools.in_process import RESULTS, import_pack
+from ..tools.setup_host import ROOT
 
 if TYPE_CHECKING:
     from inner_guidance.depth_head.prior import DepthPrior
 
-COMMAND = "python -m experiments.prior_levels"
-TABLE = RESULTS / "prior_levels.md"
+COMMAND = "python -m tools.run experiments.prior_levels"
+TABLE = ROOT / "docs" / "results" / "prior_levels.md"
 FIRST_SCENE = 1_070_000
 TIMESTEPS = (25, 50, 100, 150, 200, 300, 450, 600, 750)
 BENT, ROUGH, FLATTER = 0.08, 0.03, 0.5
@@ -40,10 +40,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--maps", type=int, default=100)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
-    import_pack(options.device)
     from inner_guidance.demo import model as demo
     from inner_guidance.depth_head.prior_files import load_depth_prior
     from inner_guidance.host.depth.priors import make_unet
@@ -179,7 +177,3 @@ def table_of_ways(led: Mapping[str, Sequence[Sequence[float]]]) -> Sequence[str]
         *rows,
         "",
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """At which size should a depth prior see depth maps (DAG, section 4)?
 
-    python -m experiments.prior_size [--work FOLDER]      writes prior_size.md
+    python -m tools.run experiments.prior_size [--work FOLDER]      writes prior_size.md
 
 The paper finds 128 x 128 best. Its heads read depth from the features of a model of 256 x 256 pixels; ours
 read an eighth of the image's side, 64 at 512 px, which a larger prior sees enlarged. Priors of three sizes
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ..tools.in_process import RESULTS, import_pack
+from ..tools.setup_host import ROOT
 from .guidance_tables import LEGEND, table
 from .guided_pictures import BATCH, NONE, Drawings, Group, Row, read_prior
 from .picture_judges import Judges
@@ -30,8 +30,8 @@ from .prior_levels import FIRST_SCENE, straightness, variants
 if TYPE_CHECKING:
     from inner_guidance.depth_head.prior import DepthPrior
 
-COMMAND = "python -m experiments.prior_size"
-TABLE = RESULTS / "prior_size.md"
+COMMAND = "python -m tools.run experiments.prior_size"
+TABLE = ROOT / "docs" / "results" / "prior_size.md"
 SCENES = 4000
 # Sides of the depth maps that heads read, at 256 and at 512 px.
 HEAD_SIZES = (32, 64)
@@ -60,12 +60,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=100, help="pictures that each prior guides")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, default=Path(".cache/prior_size"))
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     work = options.work.resolve()
-    import_pack(options.device)
     files = {training: trained(training, work) for training in TRAININGS}
     rows = {NONE: Row(None)} | {
         str(training): Row(ONLY_PRIOR, prior=file) for training, file in files.items()
@@ -178,7 +176,3 @@ def ways(priors: Mapping[Training, DepthPrior]) -> list[str]:
                 lines.append(f"| {training} | {' | '.join(f'{way:.2f}' for way in led)} |")
         lines.append("")
     return lines
-
-
-if __name__ == "__main__":
-    main()

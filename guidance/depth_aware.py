@@ -26,14 +26,14 @@ PAPER_WEIGHT = 40.0
 # A robust shift at strength 1, in posterior standard deviations of x0.
 ROBUST_STEP = 0.3
 # How much stronger than consistency and prior a target pulls in the robust mode: what it moves half the way
-# stays half formed (benchmarks/depth_aware_guidance.md).
+# stays half formed (docs/results/depth_aware_guidance.md).
 TARGET_WEIGHT = 3.0
 # How much a target depth map may be stretched or flattened to fit the estimate.
 TARGET_STRETCH = (0.5, 2.0)
 # Variance of a depth map below which it counts as flat.
 FLAT = 1e-8
 # The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map: above, its
-# loss is lower for blurred and flattened maps than for real ones (benchmarks/prior_levels.md).
+# loss is lower for blurred and flattened maps than for real ones (docs/results/prior_levels.md).
 PRIOR_LEVELS = (0.01, 0.05)
 # How many noises `denoised_prior_loss` is averaged over.
 PRIOR_NOISES = 4
@@ -88,7 +88,7 @@ def denoised_prior_loss(
 
     In the gradient of L_dp, the Jacobian of eps_phi stands in front of that difference. It mends what is
     rough; from maps that are bent or upside down it leads back less straight, with a cosine of 0.5 and 0.2
-    instead of 0.7 (benchmarks/prior_levels.md), and pictures drift to emptier scenes.
+    instead of 0.7 (docs/results/prior_levels.md), and pictures drift to emptier scenes.
     """
     noised = noised_depth(d.detach(), etas, abar)
     with torch.no_grad():

@@ -6,22 +6,14 @@ that imports `inner_guidance.nodes` belongs in tests/host.
 """
 
 import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tools.in_process import ROOT, register_pack
 
-# `python -m pytest` adds the checkout: its folder `nodes` would stand beside the host's nodes.py.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
-
-spec = importlib.util.spec_from_file_location(
-    "inner_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-)
-sys.modules["inner_guidance"] = importlib.util.module_from_spec(spec)
+register_pack()
 
 setup_host = importlib.import_module("inner_guidance.tools.setup_host")
 host_server = importlib.import_module("inner_guidance.tools.host_server")

@@ -89,7 +89,7 @@ class DepthAwareRun:
         """The settings, less the losses that do not act at this sigma.
 
         While composition is open, consistency and prior are met best by a scene with less in it, and drive
-        objects out (benchmarks/depth_aware_guidance_sweep.md). Once it stands, what a target still asks for
+        objects out (docs/results/depth_aware_guidance_sweep.md). Once it stands, what a target still asks for
         can only be painted over it, and it leaves blotches.
         """
         acting = self.settings

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from inner_guidance.tools.setup_host import SetupError, host_folder
-from inner_guidance.tools.torchvision_shim import import_torchvision
+from inner_guidance.tools.in_process import import_host
+from inner_guidance.tools.setup_host import SetupError
 
 try:
-    sys.path.insert(0, str(host_folder()))
+    import_host("cpu")
 except SetupError as error:
     pytest.exit(str(error), returncode=1)
-
-importlib.import_module("comfy.cli_args").args.cpu = True  # read when comfy.model_management is imported
-import_torchvision()
 
 pack = sys.modules["inner_guidance"]
 pack.__spec__.loader.exec_module(pack)

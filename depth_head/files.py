@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -66,7 +67,7 @@ def _require_kind(path: Path, kind: str, metadata: Mapping[str, str]) -> None:
         )
 
 
-def parse(path: Path, metadata: Mapping[str, str], name: str) -> object:
+def parse(path: Path, metadata: Mapping[str, str], name: str) -> Any:
     """The JSON value of a metadata entry. Raises ValueError where there is none."""
     try:
         return json.loads(metadata[name])

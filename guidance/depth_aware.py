@@ -16,6 +16,7 @@ knows the host.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -167,11 +168,11 @@ def pull(
     for strength, loss in losses:
         value = loss(maps[0], maps[1] if len(maps) > 1 else None).sum()
         found = torch.autograd.grad(value, maps, allow_unused=True)
-        size = rms(sum(g for g in found if g is not None)) if normalise else 1.0
+        size = rms(reduce(torch.add, [g for g in found if g is not None])) if normalise else 1.0
         for t, g in zip(total, found, strict=True):
             if g is not None:
                 t += strength * _divide(g, size)
-    return Pull(total[0], total[1] if len(total) > 1 else None, rms(sum(total)))
+    return Pull(total[0], total[1] if len(total) > 1 else None, rms(reduce(torch.add, total)))
 
 
 def _divide(t: Tensor, size: Tensor | float) -> Tensor:

@@ -7,6 +7,7 @@ by its mean over the image, so that 1 is the average there too.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import groupby
 
 import torch
@@ -23,16 +24,16 @@ BEYOND = 0.005
 LEAST_RANGE = (0.5, 2.0)
 
 
-def average(found: Sequence[Recorded], size: tuple[int, int], smooth: bool) -> Tensor:
+def average(found: Sequence[Recorded], size: Sequence[int], smooth: bool) -> Tensor:
     """The mean of maps of any grid at `size` (height, width): (B * frames, height, width), float32."""
     by_grid: dict[torch.Size, Tensor] = {}
     for one in found:
         grid = one.values.shape[1:]
         by_grid[grid] = by_grid.get(grid, 0) + one.values.float()
-    return sum(resized(total, size, smooth) for total in by_grid.values()) / len(found)
+    return reduce(torch.add, [resized(total, size, smooth) for total in by_grid.values()]) / len(found)
 
 
-def resized(values: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+def resized(values: Tensor, size: Sequence[int], smooth: bool) -> Tensor:
     """A map (B, h, w) or (B, frames, h, w) as (B * frames, *size), float32.
 
     smooth is bicubic, cut off below at 0, which attention never is; otherwise every token is a rectangle.

@@ -83,7 +83,7 @@ def font_size(width: int) -> int:
 
 
 @cache
-def font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font, which is there on every machine: Latin letters."""
     return ImageFont.load_default(size)
 

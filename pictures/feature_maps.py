@@ -8,6 +8,7 @@ regions. mu, V and the regions are those of all steps and images together, so a 
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,9 @@ def feature_pictures(
     of_blocks = []
     for block in grouped(found, each_block=True, each_step=False):
         steps = [_frames(one.values.float()) for one in block.members]
-        of_blocks.append(principal_components(steps if each_step else [sum(steps) / len(steps)]))
+        of_blocks.append(
+            principal_components(steps if each_step else [reduce(torch.add, steps) / len(steps)])
+        )
     if not each_block and len(of_blocks) > 1:
         of_blocks = [principal_components(joined(of_blocks))]
     titles = [group.title for group in grouped(found, each_block, each_step)]
@@ -71,8 +74,8 @@ def principal_components(features: Sequence[Tensor], count: int = COMPONENTS) ->
     library's whim.
     """
     tokens = sum(f[:, 0].numel() for f in features)
-    mean = sum(f.double().sum(dim=(0, 2, 3)) for f in features) / tokens
-    covariance = sum(_scatter(_centred(f, mean)) for f in features) / tokens
+    mean = reduce(torch.add, [f.double().sum(dim=(0, 2, 3)) for f in features]) / tokens
+    covariance = reduce(torch.add, [_scatter(_centred(f, mean)) for f in features]) / tokens
     axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]
     axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
     return [torch.einsum("bchw,ck->bkhw", _centred(f, mean), axes).float() for f in features]
@@ -138,12 +141,12 @@ def mean_colours(colours: Sequence[Tensor], regions: Sequence[Tensor], count: in
     return (total / region.bincount(minlength=count).clamp_min(1)).T
 
 
-def at_size(colours: Tensor, size: tuple[int, int], smooth: bool) -> Tensor:
+def at_size(colours: Tensor, size: Sequence[int], smooth: bool) -> Tensor:
     """Colours (B, 3, h, w) as images (B, height, width, 3); smooth is bicubic."""
     return F.interpolate(colours, size, mode="bicubic" if smooth else "nearest").clamp(0, 1).movedim(1, -1)
 
 
-def regions_at_size(region: Tensor, count: int, size: tuple[int, int], smooth: bool) -> Tensor:
+def regions_at_size(region: Tensor, count: int, size: Sequence[int], smooth: bool) -> Tensor:
     """Regions (B, h, w) as (B, height, width), numbers still; smooth rounds their borders."""
     share = F.one_hot(region, count).movedim(-1, 1).float()
     return F.interpolate(share, size, mode="bicubic" if smooth else "nearest").argmax(dim=1)

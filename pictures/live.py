@@ -15,7 +15,7 @@ LONGER_SIDE = 256  # of each picture, in pixels
 MOST_PICTURES = 4  # of a batch, side by side
 
 
-def attention_picture(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+def attention_picture(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
     """The mean of several layers' attention (B, *grid) in colour, in the shape of an image of this size.
 
     Returns (h, w, 3) in [0, 1], up to MOST_PICTURES side by side.
@@ -25,7 +25,7 @@ def attention_picture(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
     return side_by_side(colours(scaled(shown, *colour_range([shown])), COLOUR_MAPS["ember"]))
 
 
-def feature_picture(features: Tensor, size: tuple[int, int]) -> Tensor:
+def feature_picture(features: Tensor, size: Sequence[int]) -> Tensor:
     """The first three principal components of features (B, C, *grid) as red, green and blue: (h, w, 3).
 
     They are fitted to these features alone, by a random sketch of them: colours change from step to step.
@@ -48,9 +48,10 @@ def depth_picture(depth: Tensor) -> Tensor:
     return side_by_side(large.movedim(1, -1).expand(-1, -1, -1, 3))
 
 
-def small(size: tuple[int, int]) -> tuple[int, int]:
+def small(size: Sequence[int]) -> tuple[int, int]:
     """A size (height, width) with LONGER_SIDE as its longer side."""
-    return tuple(max(1, round(side * LONGER_SIDE / max(size))) for side in size)
+    height, width = (max(1, round(side * LONGER_SIDE / max(size))) for side in size)
+    return height, width
 
 
 def side_by_side(pictures: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ def limits(values: Iterable[float]) -> tuple[float, float]:
 
 def panel(box: tuple[float, float, float, float], y: tuple[float, float]) -> Panel:
     """A panel over all frequencies, its box in pixels of the finished plot."""
-    return Panel(tuple(side * SCALE for side in box), (0.0, 0.5), y)
+    left, top, right, bottom = (side * SCALE for side in box)
+    return Panel((left, top, right, bottom), (0.0, 0.5), y)
 
 
 def frame(draw: ImageDraw.ImageDraw, p: Panel, meaning: str) -> None:
@@ -129,7 +130,7 @@ def line(
 
 def legend(draw: ImageDraw.ImageDraw, entries: dict[str, str | tuple[int, ...]]) -> None:
     """Names and colours of the curves, in a row above all."""
-    x = LEFT
+    x: float = LEFT
     for name, colour in entries.items():
         draw.line([(x * SCALE, 28 * SCALE), ((x + 34) * SCALE, 28 * SCALE)], colour, 4 * SCALE)
         text(draw, x + 44, 28, name, INK, "lm")

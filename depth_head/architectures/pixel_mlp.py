@@ -13,8 +13,8 @@ with few images is in running_norm.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ class PixelBranch(nn.Module):
 
     def forward(self, features: Sequence[Tensor], embedding: Tensor, size: Sequence[int]) -> Tensor:
         """(B, C_i, h_i, w_i) each -> (B, 1, *size)."""
-        first, *others = self.layers
+        first, *others = cast("Iterable[PixelLayer]", self.layers)  # a ModuleList holds any Module
         # Resizing mixes pixels and Linear mixes channels, so they commute: multiplying each block at its own
         # resolution and adding up is the Linear of the resized, concatenated features, which never exist.
         parts = first.linear.weight.split(self.channels, dim=1)

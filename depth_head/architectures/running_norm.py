@@ -25,6 +25,10 @@ class RunningNorm(nn.Module):
     part of the variance. Up to 1 / momentum batches they are plain averages, then exponential ones.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    batches: Tensor
+
     def __init__(self, channels: int, affine: bool = True, momentum: float = 0.01) -> None:
         super().__init__()
         self.momentum = momentum

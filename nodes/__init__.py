@@ -1,4 +1,4 @@
-"""The nodes of the pack. One file a family of nodes; this list is what the host is given."""
+"""The nodes of the pack. NODES is the list that the host receives."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""The Attention Maps node: a recorded run as pictures."""
+"""The Attention Maps node: recorded attention as pictures and masks."""
 
 from typing import Any
 
@@ -19,28 +19,27 @@ AVERAGE_OR_EACH = ("average", "each")
 
 
 class InnerAttentionMaps(io.ComfyNode):
-    """Shows what Record Attention recorded."""
+    """Draws the attention that Record Attention recorded."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerAttentionMaps",
             display_name="Attention Maps",
             category="image/inspection",
             description=(
-                "Shows where the model looked while the image formed: what the image itself looks at, or the "
-                "places that belong to each word of the prompt. Needs a record and the LATENT of its sampler."
+                "Shows where the model looked while the image formed: which places the image attends to, or "
+                "which places belong to each word of the prompt. Connect a record and the LATENT of the "
+                "sampler that was recorded."
             ),
             inputs=[
-                ATTENTION_RECORD.Input(
-                    "record", tooltip="What Record Attention wrote down while its MODEL was sampled."
-                ),
+                ATTENTION_RECORD.Input("record", tooltip="The record output of Record Attention."),
                 io.Latent.Input(
                     "latent",
                     tooltip=(
-                        "The LATENT of the sampler whose attention is shown. It makes this node wait for "
-                        "that sampler, and tells it from others that use the same recorded model."
+                        "The LATENT output of the recorded sampler. It makes this node run after that "
+                        "sampler, and selects its run if several samplers share the model."
                     ),
                 ),
                 io.Combo.Input(
@@ -48,8 +47,9 @@ class InnerAttentionMaps(io.ComfyNode):
                     options=list(KINDS),
                     default="self",
                     tooltip=(
-                        "self: which places the rest of the image looks at, as Self-Attention Guidance uses "
-                        "it. cross: which places look at a word of the prompt; needs clip and prompt."
+                        "self: how much attention each place receives from the rest of the image, the map "
+                        "that Self-Attention Guidance uses. cross: how much attention each place pays to a "
+                        "word of the prompt; requires clip and prompt."
                     ),
                 ),
                 io.Combo.Input(
@@ -57,35 +57,40 @@ class InnerAttentionMaps(io.ComfyNode):
                     options=list(BRANCHES),
                     default="positive",
                     tooltip=(
-                        "Whose attention: that of the positive prompt or of the negative one, which is there "
-                        "where cfg is above 1."
+                        "Which prompt's attention to show. There is attention of the negative prompt only "
+                        "if CFG is above 1."
                     ),
                 ),
                 io.Combo.Input(
                     "steps",
                     options=list(AVERAGE_OR_EACH),
                     default="average",
-                    tooltip="average: one picture of all recorded steps. each: a picture a step, as a film.",
+                    tooltip=(
+                        "average: one picture, the mean of all recorded steps. each: one picture per step, "
+                        "to play as a film."
+                    ),
                 ),
                 io.Combo.Input(
                     "blocks",
                     options=list(AVERAGE_OR_EACH),
                     default="average",
-                    tooltip="average: one picture of all recorded blocks. each: a picture a block.",
+                    tooltip=(
+                        "average: one picture, the mean of all recorded blocks. each: one picture per block."
+                    ),
                 ),
                 io.String.Input(
                     "words",
                     default="",
                     tooltip=(
-                        "For cross: which words of the prompt, separated by commas; several in a row ('red "
-                        "sphere') make one picture. Empty shows every word."
+                        "For cross: the words to show, separated by commas. Consecutive words ('red "
+                        "sphere') make one map. Leave empty to show every word of the prompt."
                     ),
                 ),
                 io.String.Input(
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="For cross: the prompt that the image was sampled with, exactly.",
+                    tooltip="For cross: the exact prompt that the image was sampled with.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -94,28 +99,29 @@ class InnerAttentionMaps(io.ComfyNode):
                     max=100.0,
                     step=0.05,
                     tooltip=(
-                        "The MASK is white where attention is above this; 1 is the average of the picture. "
-                        "Higher masks less. 0 gives a soft mask that grows with the attention."
+                        "The MASK is white where attention is above this value; 1 is the average of the "
+                        "picture. Higher values mask a smaller area. 0 gives a soft mask that is brighter "
+                        "where there is more attention."
                     ),
                 ),
                 io.Combo.Input(
                     "colours",
                     options=list(COLOUR_MAPS),
                     default=next(iter(COLOUR_MAPS)),
-                    tooltip="The colours, from dark for no attention to light for the most.",
+                    tooltip="The colour map, from dark for no attention to light for the most.",
                 ),
                 io.Boolean.Input(
                     "legend",
                     default=True,
                     tooltip=(
-                        "Adds a caption above each picture and the colours with their numbers below. Off: "
+                        "On: add a caption above each picture and a colour bar with numbers below it. Off: "
                         "the map alone, at the size of the image."
                     ),
                 ),
                 io.Boolean.Input(
                     "smooth",
                     default=True,
-                    tooltip="On: soft transitions. Off: every token is the rectangle that it covers.",
+                    tooltip="On: smooth transitions. Off: show each token as the rectangle that it covers.",
                     extra_dict=ADVANCED,
                 ),
                 io.Float.Input(
@@ -125,8 +131,8 @@ class InnerAttentionMaps(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "How much an image that is wired gives way to the map. Higher dims it more and lays "
-                        "the colours thicker where attention is; 0 is the image alone."
+                        "How strongly the map covers a connected image. Higher values dim the image more "
+                        "and make the colours denser where there is attention; 0 shows the image alone."
                     ),
                     extra_dict=ADVANCED,
                 ),
@@ -137,9 +143,9 @@ class InnerAttentionMaps(io.ComfyNode):
                     max=1000.0,
                     step=0.1,
                     tooltip=(
-                        "The attention that has the lightest colour, 0 having the darkest. Higher makes the "
-                        "pictures darker; set the same number in two nodes to compare them. 0 chooses both "
-                        "ends from the maps."
+                        "The attention value shown in the lightest colour; 0 is then the darkest. Higher "
+                        "values make the pictures darker. Use the same value in two nodes to compare them. "
+                        "0 chooses both ends from the maps."
                     ),
                     extra_dict=ADVANCED,
                 ),
@@ -149,33 +155,38 @@ class InnerAttentionMaps(io.ComfyNode):
                     min=1,
                     max=100,
                     tooltip=(
-                        "For cross, where several prompts are combined: which of them `prompt` is. Higher "
-                        "numbers were combined later."
+                        "For cross, if several prompts are combined: which of them the prompt input holds. "
+                        "Higher numbers were combined later."
                     ),
                     extra_dict=ADVANCED,
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The decoded image, to lay the maps over it.",
+                    tooltip=(
+                        "The decoded image to draw the maps on. Leave unconnected to show the maps alone."
+                    ),
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="For cross: the CLIP that encoded the prompt. It knows which tokens are a word.",
+                    tooltip=(
+                        "For cross: the CLIP that encoded the prompt. It tells which tokens belong to each "
+                        "word."
+                    ),
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     tooltip=(
-                        "A picture a word, block and step, in this order, and of each of these one for "
-                        "every image of the batch."
+                        "One picture for each word, block and step, in that order, and for each of these "
+                        "one per image of the batch."
                     )
                 ),
                 io.Mask.Output(
                     tooltip=(
-                        "The masks of the same maps in the same order, at the size of the image: white where "
-                        "attention is above the threshold."
+                        "The masks of the same maps, in the same order and at the size of the image: white "
+                        "where attention is above the threshold."
                     )
                 ),
             ],
@@ -203,14 +214,14 @@ class InnerAttentionMaps(io.ComfyNode):
         image: Tensor | None = None,
         clip: Any = None,
     ) -> io.NodeOutput:
-        """IMAGE and MASK. Raises ValueError, with what to wire, where there is nothing to show."""
+        """IMAGE (N, H, W, 3) and MASK (N, H, W). Raises ValueError if there is nothing to show."""
         run = wired_run(record, cls.hidden)
         if attention == "self":
             by_word = {"self-attention": received_maps(run, branch)}
         elif clip is None or not prompt.strip():
             raise ValueError(
-                "Attention Maps: for cross-attention, wire the CLIP and write the prompt that the image was "
-                "sampled with."
+                "Attention Maps: to show cross-attention, connect clip and enter the prompt that the image "
+                "was sampled with."
             )
         else:
             by_word = word_maps(run, branch, prompt_number - 1, clip, prompt, words)

@@ -1,4 +1,4 @@
-"""The Attention Spectrum node: does the model look where the detail and the objects are?"""
+"""The Attention Spectrum node: whether the model looks where the detail and the objects are."""
 
 import json
 from typing import Any
@@ -17,32 +17,30 @@ from .schema import ADVANCED, ATTENTION_RECORD
 
 
 class InnerAttentionSpectrum(io.ComfyNode):
-    """The frequency analysis of the SAG paper, of one run."""
+    """The frequency analysis of the SAG paper (arXiv:2210.00939v1), for one recorded run."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerAttentionSpectrum",
             display_name="Attention Spectrum",
             category="image/inspection",
             description=(
-                "Measures whether the model looks where the detail is: how much of every frequency, from "
-                "coarse to fine, the looked-at parts of the image have, against all of it. With a mask of "
-                "objects, also whether it looks at these."
+                "Measures whether the model looks where the detail is: compares the parts of the image that "
+                "it looks at with the whole image, at every frequency from coarse to fine. With a mask of "
+                "the objects, also measures whether it looks at them."
             ),
             inputs=[
-                ATTENTION_RECORD.Input(
-                    "record", tooltip="What Record Attention wrote down while its MODEL was sampled."
-                ),
+                ATTENTION_RECORD.Input("record", tooltip="The record output of Record Attention."),
                 io.Latent.Input(
                     "latent",
                     tooltip=(
-                        "The LATENT of the sampler that drew the image. It makes this node wait for that "
-                        "sampler, and tells it from others that use the same recorded model."
+                        "The LATENT output of the sampler that drew the image. It makes this node run after "
+                        "that sampler, and selects its run if several samplers share the model."
                     ),
                 ),
-                io.Image.Input("image", tooltip="The decoded image of the same sampler, to be measured."),
+                io.Image.Input("image", tooltip="The decoded image of the same sampler."),
                 io.Float.Input(
                     "threshold",
                     default=1.0,
@@ -50,8 +48,9 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     max=100.0,
                     step=0.05,
                     tooltip=(
-                        "Looked at is where attention is above this; 1 is the average of the image. Higher "
-                        "measures fewer places, those looked at most."
+                        "The model is said to look at a place if attention there is above this value; 1 is "
+                        "the average of the image. Higher values measure fewer places, those with the most "
+                        "attention."
                     ),
                 ),
                 io.Float.Input(
@@ -61,7 +60,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     max=100.0,
                     step=0.05,
                     tooltip=(
-                        "A second threshold to compare with; higher measures fewer places. The paper "
+                        "A second threshold, for comparison. Higher values measure fewer places. The paper "
                         "compares 1 and 1.3."
                     ),
                 ),
@@ -70,8 +69,8 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     options=list(BRANCHES),
                     default="positive",
                     tooltip=(
-                        "Whose attention: that of the positive prompt or of the negative one, which is there "
-                        "where cfg is above 1."
+                        "Which prompt's attention to measure. There is attention of the negative prompt "
+                        "only if CFG is above 1."
                     ),
                 ),
                 io.Int.Input(
@@ -80,8 +79,8 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     min=1,
                     max=10000,
                     tooltip=(
-                        "With objects: how many random masks their overlap is compared with. Higher is more "
-                        "exact and takes longer."
+                        "The number of random masks to compare the overlap with objects against. Higher "
+                        "values are more precise and take longer. Used only if objects is connected."
                     ),
                     extra_dict=ADVANCED,
                 ),
@@ -91,24 +90,27 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="Chooses the random masks; higher is another choice, not a better one.",
+                    tooltip="The seed for the random masks. A higher value is different, not better.",
                     extra_dict=ADVANCED,
                 ),
                 io.Mask.Input(
                     "objects",
                     optional=True,
-                    tooltip="A mask, white on the objects in the image: does the model look at them?",
+                    tooltip=(
+                        "A mask that is white on the objects in the image, to measure whether the model "
+                        "looks at them. Leave unconnected to skip this."
+                    ),
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="plot",
                     tooltip=(
-                        "Above, how much of each frequency there is, for patches of 8, 16 and 32 pixels; "
-                        "below, how much more where the model looks. Higher is more."
+                        "Top: the magnitude of each frequency, for patches of 8, 16 and 32 pixels. Bottom: "
+                        "how much more of it there is where the model looks. Higher means more."
                     ),
                 ),
-                io.String.Output(display_name="numbers", tooltip="Everything in the plot as JSON."),
+                io.String.Output(display_name="numbers", tooltip="All values in the plot, as JSON."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
@@ -126,7 +128,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
         seed: int,
         objects: Tensor | None = None,
     ) -> io.NodeOutput:
-        """The plot and its numbers. Raises ValueError, with what to wire, if there is nothing to measure."""
+        """The plot (1, H, W, 3) and its numbers as JSON. Raises ValueError if there is nothing to measure."""
         run = wired_run(record, cls.hidden)
         recorded = [one.values.float() for one in received_maps(run, branch)]
         attention = average_on_finest_grid(recorded).flatten(0, -3)
@@ -138,8 +140,8 @@ class InnerAttentionSpectrum(io.ComfyNode):
         if objects is not None:
             if len(objects) not in (1, len(image)):
                 raise ValueError(
-                    f"objects: {len(objects)} masks do not fit {len(image)} images. Wire one, or one for "
-                    "each."
+                    f"objects: {len(objects)} masks do not match {len(image)} images. Connect one mask, or "
+                    "one for each image."
                 )
             marked = (resize_nearest(objects, image.shape[1:3]) > 0.5).float().expand(len(image), -1, -1)
             overlaps = {psi: overlap(attention, psi, marked, random_masks, seed) for psi in thresholds}

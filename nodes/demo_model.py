@@ -1,4 +1,4 @@
-"""The demo model that ships with the pack, for trying the guidance nodes without a download."""
+"""The Load Demo Model node: a small model that ships with the pack."""
 
 import hashlib
 
@@ -12,50 +12,60 @@ from .schema import DEPTH_HEAD, DEPTH_PRIOR
 
 
 class InnerLoadDemoModel(io.ComfyNode):
-    """Hands out the demo model in the host's own kinds of objects.
+    """Loads the demo model as the MODEL, CLIP and VAE objects of the host.
 
-    demo/model.py, which makes them, is imported when the node runs: it needs `comfy.sd`, and the start of the
-    host must not wait for it.
+    demo/model.py is imported only when the node runs: it imports `comfy.sd`, which would delay the start of
+    the host.
     """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """No inputs: there is one demo model."""
+        """Outputs only. Shared workflow files depend on them: add at the end, never rename."""
         return io.Schema(
             node_id="InnerLoadDemoModel",
             display_name="Load Demo Model",
             category="model/loaders",
             description=(
-                "A small diffusion model that ships with the pack: rooms with coloured spheres, boxes and "
-                "cylinders, 256 x 256 px, drawn in seconds without a GPU. Connect it like a checkpoint."
+                "Loads a small diffusion model that ships with the pack. It draws rooms with coloured "
+                "spheres, boxes and cylinders at 256 x 256 px, in seconds and without a GPU. Connect it "
+                "like a checkpoint."
             ),
             outputs=[
                 io.Model.Output(
-                    tooltip="The diffusion model, for samplers and guidance nodes. It learned on "
-                    "256 x 256 px; other sizes hold together less well. Try 20 steps, CFG 3, dpmpp_2m, "
-                    "karras: a higher CFG keeps closer to the prompt, in harsher colours."
+                    tooltip=(
+                        "The diffusion model, for samplers and guidance nodes. It was trained at 256 x 256 "
+                        "px; other sizes are less coherent. Start with 20 steps, CFG 3, dpmpp_2m and "
+                        "karras. A higher CFG follows the prompt more closely, with harsher colours."
+                    )
                 ),
                 io.Clip.Output(
-                    tooltip="Its text encoder, for CLIP Text Encode. It knows 21 words, for prompts such as "
-                    "'red sphere, blue box, grey checker floor, white wall'; the log says which it ignores."
+                    tooltip=(
+                        "The text encoder, for CLIP Text Encode. It knows 21 words, for prompts such as "
+                        "'red sphere, blue box, grey checker floor, white wall'. The log lists the words "
+                        "that it ignores."
+                    )
                 ),
-                io.Vae.Output(tooltip="Its autoencoder, for VAE Encode and VAE Decode, tiled or not."),
+                io.Vae.Output(tooltip="The autoencoder, for VAE Encode and VAE Decode, tiled or not."),
                 DEPTH_HEAD.Output(
                     display_name="DEPTH_HEAD",
-                    tooltip="Its depth head, which reads from its features how far things are: for Depth "
-                    "Estimate, Record Features and Depth-Aware Guidance.",
+                    tooltip=(
+                        "The depth head, which reads depth from the model's features. Connect it to Depth "
+                        "Estimate, Record Features or Depth-Aware Guidance."
+                    ),
                 ),
                 DEPTH_PRIOR.Output(
                     display_name="DEPTH_PRIOR",
-                    tooltip="A depth prior, which knows the depth maps of such rooms: for "
-                    "Depth-Aware Guidance.",
+                    tooltip=(
+                        "A depth prior trained on depth maps of such rooms. Connect it to Depth-Aware "
+                        "Guidance."
+                    ),
                 ),
             ],
         )
 
     @classmethod
     def fingerprint_inputs(cls) -> str:
-        """A hash of the weight files: the node runs again when they were replaced."""
+        """A hash of the weight files, so that the node runs again after they are replaced."""
         from ..demo import model as demo
 
         content = hashlib.sha256()
@@ -68,7 +78,7 @@ class InnerLoadDemoModel(io.ComfyNode):
         """MODEL, CLIP, VAE, DEPTH_HEAD and DEPTH_PRIOR.
 
         Raises:
-            ValueError: when a weight file is missing or damaged; the sentence says how to get it back.
+            ValueError: a weight file is missing or damaged; the message says how to restore it.
         """
         from ..demo import model as demo
 

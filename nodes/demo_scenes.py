@@ -1,4 +1,4 @@
-"""Renders of the demo world with their exact depth: labelled images for trying what trains on them."""
+"""The Demo Scenes node: renders of the demo world with exact depth, as labelled training images."""
 
 import comfy.model_management
 import comfy.utils
@@ -8,23 +8,23 @@ from comfy_api.latest import io
 from ..demo.world import FAR, NEAR, render, sample_scene
 from ..depth_head.metrics import DepthRange
 
-# Scenes from here on are new to the demo model.
+# The demo model was not trained on scenes from this number on.
 FIRST_UNSEEN = 1_000_000
 
 
 class InnerDemoScenes(io.ComfyNode):
-    """Draws scenes of the demo world by ray casting, without any network."""
+    """Renders scenes of the demo world by ray casting; no network is involved."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerDemoScenes",
             display_name="Demo Scenes",
             category="image",
             description=(
-                "Rooms as the demo model draws them, but computed, and with their exact depth. For training "
-                "depth heads and priors for the demo model, and as pictures to start from."
+                "Renders rooms like those that the demo model draws, with their exact depth. Use them to "
+                "train depth heads and priors for the demo model, or as sample images."
             ),
             inputs=[
                 io.Int.Input(
@@ -33,15 +33,21 @@ class InnerDemoScenes(io.ComfyNode):
                     min=0,
                     max=2**31,
                     control_after_generate=False,
-                    tooltip="Number of the first scene; the others are the next ones. A number is a scene: "
-                    "the demo model learned from 0 to 11999, higher ones are new to it.",
+                    tooltip=(
+                        "The number of the first scene; the others follow it. The same number always gives "
+                        "the same scene. The demo model was trained on scenes 0 to 11999; it has not seen "
+                        "higher numbers."
+                    ),
                 ),
                 io.Int.Input(
                     "count",
                     default=32,
                     min=1,
                     max=4096,
-                    tooltip="How many scenes. Higher takes longer, a tenth of a second each at 256 pixels.",
+                    tooltip=(
+                        "The number of scenes. Higher values take longer, about 0.1 s per scene at 256 "
+                        "pixels."
+                    ),
                 ),
                 io.Int.Input(
                     "size",
@@ -49,23 +55,27 @@ class InnerDemoScenes(io.ComfyNode):
                     min=32,
                     max=2048,
                     step=8,
-                    tooltip="Side of the square pictures in pixels. The demo model learned on 256; higher is "
-                    "sharper and takes longer.",
+                    tooltip=(
+                        "The side length of the square images, in pixels. Higher values are sharper and "
+                        "take longer. The demo model was trained at 256."
+                    ),
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="images", tooltip="The pictures, one for each scene."),
+                io.Image.Output(display_name="images", tooltip="The rendered images, one per scene."),
                 io.Image.Output(
                     display_name="depths",
-                    tooltip="Their depth maps, near = white: relative inverse depth, white is 1.5 m and "
-                    "black 12 m from the camera.",
+                    tooltip=(
+                        "The depth maps of the scenes, near = white: relative inverse depth, where white is "
+                        "1.5 m and black is 12 m from the camera."
+                    ),
                 ),
             ],
         )
 
     @classmethod
     def execute(cls, first_seed: int, count: int, size: int) -> io.NodeOutput:
-        """Pictures and depth maps."""
+        """Images and depth maps, (count, size, size, 3) each."""
         progress = comfy.utils.ProgressBar(count)
         depth_range = DepthRange(NEAR, FAR)
         images, depths = [], []

@@ -19,42 +19,48 @@ SELF_START = TARGET_END = 0.6
 
 
 class InnerDepthAwareGuidance(io.ComfyNode):
-    """Patches a model so that every sampler guides by the depth that is readable from its features."""
+    """Attaches Depth-Aware Guidance (arXiv:2212.08861) to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerDepthAwareGuidance",
             display_name="Depth-Aware Guidance",
             category="model/patch/unet",
             description=(
-                "Reads the depth of the image that is forming from the model's own features, and steers by "
-                "it: to depth that is consistent, plausible, or like a depth map of yours. Put it between "
-                "the model and the sampler."
+                "Reads depth from the model's own features while the image forms, and steers towards depth "
+                "that is consistent, plausible, or close to a depth map that you provide. Connect it "
+                "between the model and the sampler."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),
                 DEPTH_HEAD.Input(
                     "depth_head",
-                    tooltip="What reads the depth. It must have been made for this model family.",
+                    tooltip=(
+                        "The network that reads depth from the model's features. It must have been trained "
+                        "for this model family."
+                    ),
                 ),
                 strength(
                     "consistency_scale",
-                    "How strongly to make the depth agree with itself, as it is read from many and from few "
-                    "of the model's blocks (DCG). Higher steers more; 0 switches it off, at no cost.",
+                    "How strongly to make the depth self-consistent: the depth read from a few of the "
+                    "model's blocks should match the depth read from many (DCG). Higher values steer more; "
+                    "0 turns it off at no cost.",
                     default=0.5,
                 ),
                 strength(
                     "prior_scale",
-                    "How strongly to make the depth plausible, in the eyes of the depth prior (DPG). Acts "
-                    "only where depth_prior is connected. Higher steers more; 0 switches it off, at no cost.",
+                    "How strongly to make the depth plausible, as judged by the depth prior (DPG). Has an "
+                    "effect only if depth_prior is connected. Higher values steer more; 0 turns it off at "
+                    "no cost.",
                     default=0.5,
                 ),
                 strength(
                     "target_scale",
-                    "How strongly to draw the depth to target_depth. Acts only where that is connected. "
-                    "Higher follows it more closely, too high harms textures; 0 switches it off, at no cost.",
+                    "How strongly to pull the depth towards target_depth. Has an effect only if "
+                    "target_depth is connected. Higher values follow it more closely, but too high a value "
+                    "damages textures; 0 turns it off at no cost.",
                     default=1.0,
                 ),
                 io.Combo.Input(
@@ -62,21 +68,22 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     options=list(MODES),
                     default=MODES[0],
                     tooltip=(
-                        "robust: a strength means the same with every sampler, scheduler and number of "
-                        "steps. paper: the published rule, which wants an ancestral sampler and many steps, "
-                        "and where 1 is the published weight of 40."
+                        "robust: the same strength means the same with every sampler, scheduler and number "
+                        "of steps. paper: the published rule, which needs an ancestral sampler and many "
+                        "steps; there, a strength of 1 is the published weight of 40."
                     ),
                 ),
                 percent(
                     "start_percent",
                     0.0,
-                    "Where in the sampling guidance begins. Higher leaves the composition alone.",
+                    "The point in the sampling, from 0 to 1, at which guidance starts. Higher values leave "
+                    "the composition alone.",
                 ),
                 percent(
                     "end_percent",
                     1.0,
-                    "Where in the sampling guidance ends. Lower saves time and leaves details alone; higher "
-                    "guides them too, by ever smaller steps.",
+                    "The point in the sampling, from 0 to 1, at which guidance ends. Lower values save time "
+                    "and leave details alone; higher values guide details too, in ever smaller steps.",
                 ),
                 io.Int.Input(
                     "every_n_steps",
@@ -84,61 +91,65 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     min=1,
                     max=100,
                     tooltip=(
-                        "A guided step needs a backward pass. Higher values do that only at every n-th step "
-                        "and steer in the last direction in between: faster, less exact."
+                        "A guided step needs a backward pass. Higher values run it only at every n-th step "
+                        "and reuse the last direction in between: faster, but less exact."
                     ),
                     extra_dict=ADVANCED,
                 ),
                 DEPTH_PRIOR.Input(
                     "depth_prior",
                     optional=True,
-                    tooltip="What knows plausible depth maps, for prior_scale.",
+                    tooltip="The network that knows plausible depth maps. Needed only for prior_scale.",
                 ),
                 io.Image.Input(
                     "target_depth",
                     optional=True,
                     tooltip=(
-                        "A depth map to steer to, near = white, such as depth ControlNets take. Its contrast "
-                        "and brightness are fitted to the image; a batch serves the images of a batch."
+                        "A depth map to steer towards, near = white, as for depth ControlNets. Its contrast "
+                        "and brightness are fitted to the image. A batch of maps is matched to the batch of "
+                        "images in order."
                     ),
                 ),
                 io.Mask.Input(
                     "target_mask",
                     optional=True,
-                    tooltip="Where target_depth counts: white fully, black not at all. None is everywhere.",
+                    tooltip=(
+                        "Where target_depth applies: fully in white areas, not at all in black ones. Leave "
+                        "unconnected to use the whole image."
+                    ),
                 ),
                 io.Boolean.Input(
                     "checkpointing",
                     default=False,
                     optional=True,
                     tooltip=(
-                        "On: blocks are computed a second time in the backward pass, which needs much less "
-                        "memory and some more time. The image is the same."
+                        "On: compute blocks a second time in the backward pass. This needs much less memory "
+                        "and takes somewhat longer. The image is the same."
                     ),
                     extra_dict=ADVANCED,
                 ),
                 percent(
                     "self_start_percent",
                     SELF_START,
-                    "Where in the sampling consistency and prior begin, if later than start_percent; in the "
-                    "robust mode only. Lower lets them change the composition too, mostly to emptier scenes; "
-                    "higher leaves more of it alone.",
+                    "The point in the sampling at which consistency and prior start, if it is later than "
+                    "start_percent. Robust mode only. Lower values let them change the composition too, "
+                    "mostly towards emptier scenes; higher values leave more of it alone.",
                     optional=True,
                     extra_dict=ADVANCED,
                 ),
                 percent(
                     "target_end_percent",
                     TARGET_END,
-                    "Where in the sampling the target ends, if earlier than end_percent; in the robust mode "
-                    "only. Higher meets it more closely, but what it asks of a finished composition becomes "
-                    "blotches; lower is faster and leaves more freedom.",
+                    "The point in the sampling at which the target ends, if it is earlier than end_percent. "
+                    "Robust mode only. Higher values match the target more closely, but leave blotches once "
+                    "the composition is settled; lower values are faster and leave more freedom.",
                     optional=True,
                     extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The guided model. Connect it to a sampler, or to more model patches."
+                    tooltip="The guided model. Connect it to a sampler or to further model patches."
                 )
             ],
         )
@@ -156,7 +167,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         target_end_percent: float = TARGET_END,
         **settings: Any,
     ) -> io.NodeOutput:
-        """Check the head against the model and attach the guidance to a clone of it."""
+        """A guided clone of the model. Raises ValueError if the head does not fit the model."""
         require_head_fits(depth_head.head, model)
         guidance = DepthAwareGuidance(
             DepthAwareSettings(
@@ -177,5 +188,5 @@ class InnerDepthAwareGuidance(io.ComfyNode):
 
 
 def strength(name: str, tooltip: str, default: float) -> io.Float.Input:
-    """The input of a loss's strength."""
+    """The input for the strength of one loss."""
     return io.Float.Input(name, default=default, min=0.0, max=STRONGEST, step=0.01, tooltip=tooltip)

@@ -18,42 +18,49 @@ SMOOTH, EDGES = "smooth", "along edges"
 
 
 class InnerDepthEstimate(io.ComfyNode):
-    """Reads the depth of images from inside a diffusion model."""
+    """Reads the depth of images from the features of a diffusion model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerDepthEstimate",
             display_name="Depth Estimate",
             category="image/geometry estimation",
             description=(
-                "Reads how far things are from inside a diffusion model, which looks at the image once, with "
-                "a little noise. Connect a latent, or an image and the VAE. The picture is ready for a depth "
-                "ControlNet. With a record of Record Features: the depth at each step, while the image forms."
+                "Reads depth from inside a diffusion model, which evaluates the image with a little noise "
+                "added. Connect a latent, or an image and its VAE. The picture is ready for a depth "
+                "ControlNet. With a record from Record Features, shows the depth at each step while the "
+                "image forms."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The model that looks at the image."),
+                io.Model.Input("model", tooltip="The model to read depth from."),
                 DEPTH_HEAD.Input(
-                    "depth_head", tooltip="The head that reads the depth, made for this model's family."
+                    "depth_head", tooltip="The depth head. It must have been trained for this model family."
                 ),
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="What to look at. Counts before image where both are given.",
+                    tooltip=(
+                        "The latent to read depth from. Takes precedence over image if both are connected."
+                    ),
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="What to look at instead of a latent; needs vae. Any size and shape; best at "
-                    "the size that the model draws well.",
+                    tooltip=(
+                        "The image to read depth from if no latent is connected; requires vae. Any size and "
+                        "shape; best at a size that the model draws well."
+                    ),
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The model's VAE, which encodes the image."),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="What the model is told meanwhile: the same that it was told when the head was "
-                    "trained, an empty prompt as a rule. Without one it is told zeros.",
+                    tooltip=(
+                        "The prompt for the model: the same as in the training of the head, usually an "
+                        "empty one. Leave unconnected to use zeros instead."
+                    ),
                 ),
                 io.Float.Input(
                     "noise_level",
@@ -61,16 +68,21 @@ class InnerDepthEstimate(io.ComfyNode):
                     min=0.0,
                     max=0.99,
                     step=0.01,
-                    tooltip="How much noise the model sees the image through. Higher reads the scene as a "
-                    "whole and forgets detail; above 0.8 little can be read. 0.05 to 0.3 is usual.",
+                    tooltip=(
+                        "How much noise is added to the image before the model evaluates it. Higher values "
+                        "read the scene as a whole and lose detail; above 0.8 little can be read. 0.05 to "
+                        "0.3 is usual."
+                    ),
                 ),
                 io.Int.Input(
                     "ensemble",
                     default=4,
                     min=1,
                     max=256,
-                    tooltip="How many noises are looked through and averaged. Higher is steadier and takes "
-                    "as many times longer.",
+                    tooltip=(
+                        "The number of noise samples to average over. Higher values are steadier and take "
+                        "proportionally longer."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -78,46 +90,59 @@ class InnerDepthEstimate(io.ComfyNode):
                     min=0,
                     max=2**53 - 1,
                     control_after_generate=False,
-                    tooltip="Which noises. It matters little, and less with a higher ensemble.",
+                    tooltip=(
+                        "The seed for the noise. It makes little difference, and less with a higher ensemble."
+                    ),
                 ),
                 io.Combo.Input(
                     "style",
                     options=list(STYLES),
                     default=NORMALISED,
                     optional=True,
-                    tooltip="The picture: each image stretched from black (farthest) to white (nearest), "
-                    "which ControlNets expect; raw, as it was read; or in colours, from dark (far) "
-                    "to light (near).",
+                    tooltip=(
+                        "normalised: stretch each image from black (farthest) to white (nearest), as "
+                        "ControlNets expect. raw: the values as they were read. The others are colour maps, "
+                        "from dark (far) to light (near)."
+                    ),
                 ),
                 io.Combo.Input(
                     "enlarge",
                     options=[SMOOTH, EDGES],
                     default=SMOOTH,
                     optional=True,
-                    tooltip="How the depth, read at the latent's size, is brought to the image's: smooth, or "
-                    "along edges of the image, which must be connected for that.",
+                    tooltip=(
+                        "How to enlarge the depth from the latent's size to the size of the image. smooth: "
+                        "evenly. along edges: follow the edges of the image, which must be connected."
+                    ),
                 ),
                 FEATURE_RECORD.Input(
                     "record",
                     optional=True,
-                    tooltip="What Record Features wrote down, to show the depth of every recorded step as "
-                    "the head connected there read it. Needs latent: that of the sampler, whose run it is. "
-                    "Counts before latent and image; the model does not look again, so noise_level, ensemble "
-                    "and seed do nothing.",
+                    tooltip=(
+                        "The record output of Record Features, to show the depth at every recorded step, as "
+                        "read by the depth head connected there. Requires the LATENT of the recorded "
+                        "sampler. Takes precedence over latent and image; the model is not evaluated again, "
+                        "so noise_level, ensemble and seed have no effect."
+                    ),
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="The depth as a picture, near = white, at the image's size. Of a record: one a "
-                    "step, in this order, and of each step one for every image of the batch.",
+                    tooltip=(
+                        "The depth as a picture, near = white, at the size of the image. With a record: one "
+                        "picture per step, in order, and for each step one per image of the batch."
+                    ),
                 ),
                 io.Mask.Output(
-                    display_name="mask", tooltip="The depth as a mask, raw: 1 is nearest, 0 farthest."
+                    display_name="mask", tooltip="The raw depth as a mask: 1 is nearest, 0 is farthest."
                 ),
                 DEPTH.Output(
                     display_name="depth",
-                    tooltip="Relative inverse depth, raw, at the latent's size: 1 is nearest, 0 farthest.",
+                    tooltip=(
+                        "The raw relative inverse depth, at the size of the latent: 1 is nearest, 0 is "
+                        "farthest."
+                    ),
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -139,16 +164,18 @@ class InnerDepthEstimate(io.ComfyNode):
         enlarge: str = SMOOTH,
         record: FeatureRecord | None = None,
     ) -> io.NodeOutput:
-        """Picture, mask and depth. Raises ValueError where nothing to look at is connected."""
+        """IMAGE (N, H, W, 3), MASK (N, H, W), DEPTH (N, h, w). Raises ValueError if an input is missing."""
         if record is not None and latent is None:
-            raise ValueError("Depth Estimate: to show a record, connect the LATENT of its sampler as well.")
+            raise ValueError(
+                "Depth Estimate: to show a record, also connect the LATENT of its sampler to latent."
+            )
         if latent is None and (image is None or vae is None):
             raise ValueError(
-                "Depth Estimate needs something to look at: connect a latent, or an image and a vae."
+                "Depth Estimate has nothing to read depth from: connect latent, or image and vae."
             )
         if enlarge == EDGES and image is None:
             raise ValueError(
-                f"enlarge is '{EDGES}', but no image is connected: connect it, or choose '{SMOOTH}'."
+                f"enlarge is '{EDGES}', but no image is connected: connect one, or choose '{SMOOTH}'."
             )
         if record is not None:
             steps = depths_of(wired_run(record, cls.hidden))
@@ -163,7 +190,7 @@ class InnerDepthEstimate(io.ComfyNode):
 
     @classmethod
     def enlarged(cls, depth: torch.Tensor, image: torch.Tensor | None, how: str, ratio: int) -> torch.Tensor:
-        """Depth at the size of the image, or of what the latent would be decoded to."""
+        """Depth (N, 1, H, W) at the size of the image, or at the size that the latent would decode to."""
         if image is None:
             return enlarge(depth, [ratio * side for side in depth.shape[-2:]])
         if how == EDGES:

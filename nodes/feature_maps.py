@@ -1,4 +1,4 @@
-"""The Feature Maps node: what the blocks of a model computed, as colours and regions."""
+"""The Feature Maps node: recorded features as colours and as regions."""
 
 from typing import Any
 
@@ -19,50 +19,48 @@ SHOWN = ("colours", "regions")
 
 
 class InnerFeatureMaps(io.ComfyNode):
-    """Shows what Record Features recorded."""
+    """Draws the features that Record Features recorded."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerFeatureMaps",
             display_name="Feature Maps",
             category="image/inspection",
             description=(
-                "Shows what the model tells apart inside while the image forms: places that are alike to it "
-                "have the same colour. Also cuts the image into such regions, as masks."
+                "Shows what the model distinguishes while the image forms: places with similar features "
+                "have the same colour. Also splits the image into such regions, as masks."
             ),
             inputs=[
-                FEATURE_RECORD.Input(
-                    "record", tooltip="What Record Features wrote down while its MODEL was sampled."
-                ),
+                FEATURE_RECORD.Input("record", tooltip="The record output of Record Features."),
                 io.Latent.Input(
                     "latent",
                     tooltip=(
-                        "The LATENT of the sampler whose features are shown. It makes this node wait for "
-                        "that sampler, and tells it from others that use the same recorded model."
+                        "The LATENT output of the recorded sampler. It makes this node run after that "
+                        "sampler, and selects its run if several samplers share the model."
                     ),
                 ),
                 io.Combo.Input(
                     "branch",
                     options=list(BRANCHES),
                     default="positive",
-                    tooltip="Whose features: those with the positive prompt or with the negative one.",
+                    tooltip="Which prompt's features to show: the positive one's or the negative one's.",
                 ),
                 io.Combo.Input(
                     "steps",
                     options=list(AVERAGE_OR_EACH),
                     default="average",
                     tooltip=(
-                        "average: one picture of all recorded steps. each: a picture a step, in colours that "
-                        "mean the same in all, as a film."
+                        "average: one picture, the mean of all recorded steps. each: one picture per step, "
+                        "to play as a film; colours mean the same in all of them."
                     ),
                 ),
                 io.Combo.Input(
                     "blocks",
                     options=list(BLOCKS),
                     default=BLOCKS[0],
-                    tooltip="each: a picture a block. together: one picture of all recorded blocks.",
+                    tooltip="each: one picture per block. together: one picture of all recorded blocks.",
                 ),
                 io.Combo.Input(
                     "show",
@@ -70,7 +68,7 @@ class InnerFeatureMaps(io.ComfyNode):
                     default=SHOWN[0],
                     tooltip=(
                         "colours: the three directions in which features differ most, as red, green and "
-                        "blue. regions: every region in one colour."
+                        "blue. regions: each region in one colour."
                     ),
                 ),
                 io.Int.Input(
@@ -79,22 +77,22 @@ class InnerFeatureMaps(io.ComfyNode):
                     min=2,
                     max=64,
                     tooltip=(
-                        "Into how many regions the picture is cut, by likeness. Higher tells more parts "
-                        "apart; lower keeps whole things together."
+                        "The number of regions to split the picture into, by similarity. Higher values "
+                        "separate more parts; lower values keep whole objects together."
                     ),
                 ),
                 io.Boolean.Input(
                     "legend",
                     default=True,
                     tooltip=(
-                        "Adds a caption with block and step above each picture. Off: the picture alone, at "
-                        "the size of the image."
+                        "On: add a caption with block and step above each picture. Off: the picture alone, "
+                        "at the size of the image."
                     ),
                 ),
                 io.Boolean.Input(
                     "smooth",
                     default=True,
-                    tooltip="On: soft transitions. Off: every token is the rectangle that it covers.",
+                    tooltip="On: smooth transitions. Off: show each token as the rectangle that it covers.",
                     extra_dict=ADVANCED,
                 ),
                 io.Float.Input(
@@ -104,8 +102,8 @@ class InnerFeatureMaps(io.ComfyNode):
                     max=1.0,
                     step=0.05,
                     tooltip=(
-                        "How much the colours cover the image, where one is wired. Higher shows more of the "
-                        "colours, 1 these alone."
+                        "How strongly the colours cover a connected image. Higher values show more of the "
+                        "colours; 1 shows only the colours."
                     ),
                     extra_dict=ADVANCED,
                 ),
@@ -113,29 +111,34 @@ class InnerFeatureMaps(io.ComfyNode):
                     "seed",
                     default=0,
                     min=0,
-                    max=2**32 - 1,  # scipy takes no more
+                    max=2**32 - 1,  # the largest seed that scipy accepts
                     control_after_generate=False,
                     tooltip=(
-                        "Where the search for regions begins; another number, higher or lower, may cut the "
+                        "The seed for the search for regions. Another value, higher or lower, may split the "
                         "picture differently."
                     ),
                     extra_dict=ADVANCED,
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The decoded image, to lay the colours over it."
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The decoded image to draw the colours on. Leave unconnected to show the colours "
+                        "alone."
+                    ),
                 ),
             ],
             outputs=[
                 io.Image.Output(
                     tooltip=(
-                        "A picture a block and step, in this order, and of each of these one for every image "
-                        "of the batch."
+                        "One picture for each block and step, in that order, and for each of these one per "
+                        "image of the batch."
                     )
                 ),
                 io.Mask.Output(
                     tooltip=(
-                        "The regions of each picture, one mask a region, at the size of the image; the "
-                        "largest region comes first, and a region has the same place in the order of every "
+                        "The regions of each picture, one mask per region, at the size of the image. The "
+                        "largest region comes first; each region keeps its place in this order in every "
                         "picture."
                     )
                 ),
@@ -159,7 +162,7 @@ class InnerFeatureMaps(io.ComfyNode):
         seed: int,
         image: Tensor | None = None,
     ) -> io.NodeOutput:
-        """IMAGE and MASK. Raises ValueError, with what to wire, where there is nothing to show."""
+        """IMAGE (N, H, W, 3) and MASK (N * regions, H, W). Raises ValueError if there is nothing to show."""
         run = wired_run(record, cls.hidden)
         found = maps.feature_pictures(
             features_of(run, branch), blocks == "each", steps == "each", regions, seed

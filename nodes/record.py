@@ -1,4 +1,4 @@
-"""The nodes that record what a model sees while any sampler runs."""
+"""The Record Attention and Record Features nodes."""
 
 from typing import Any
 
@@ -16,17 +16,19 @@ BRANCHES = {"positive": ("positive",), "negative": ("negative",), "both": ()}
 
 
 def schedule_inputs(max_steps: int, memory: str) -> list[io.Input]:
-    """The inputs that say which steps are recorded."""
+    """The inputs that choose which steps are recorded. memory: a sentence on how much RAM they take."""
     return [
         percent(
             "start_percent",
             0.0,
-            "Where in the sampling recording begins. Higher leaves out the first, noisy steps.",
+            "The point in the sampling, from 0 to 1, at which recording starts. Higher values skip the "
+            "first, noisy steps.",
         ),
         percent(
             "end_percent",
             1.0,
-            "Where in the sampling recording ends. Higher records the last, fine steps too.",
+            "The point in the sampling, from 0 to 1, at which recording ends. Higher values include the "
+            "last steps, which form fine detail.",
         ),
         io.Int.Input(
             "max_steps",
@@ -34,8 +36,8 @@ def schedule_inputs(max_steps: int, memory: str) -> list[io.Input]:
             min=1,
             max=1000,
             tooltip=(
-                "How many steps are kept at most, evenly spread over the range. Higher shows the sampling in "
-                f"finer steps and takes more memory (RAM): {memory}"
+                "The maximum number of steps to keep, spread evenly over the range. Higher values show the "
+                f"sampling in finer steps and take more memory (RAM): {memory}"
             ),
             extra_dict=ADVANCED,
         ),
@@ -45,49 +47,53 @@ def schedule_inputs(max_steps: int, memory: str) -> list[io.Input]:
 PREVIEW = io.Boolean.Input(
     "preview",
     default=True,
-    tooltip="Show what is recorded on this node while a sampler runs, twice a second. Off saves some time.",
+    tooltip=(
+        "Show what is recorded on this node while a sampler runs, twice a second. Turn it off to save some "
+        "time."
+    ),
 )
 
 
 class InnerRecordAttention(io.ComfyNode):
-    """Patches a model so that what it attends to is recorded while any sampler runs."""
+    """Attaches a recording of the attention to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerRecordAttention",
             display_name="Record Attention",
             category="model/patch/unet",
             description=(
-                "Writes down where the model looks while it samples, without changing the image: how much "
-                "each place is looked at, and which words each place listens to. Wire the model through it "
-                "into a sampler, and the record into Attention Maps."
+                "Records where the model looks while it samples, without changing the image: how much "
+                "attention each place receives, and which words each place attends to. Connect the model "
+                "through this node to a sampler, and the record to Attention Maps."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The model to watch, after its LoRAs and other patches."),
+                io.Model.Input("model", tooltip="The model to record, after its LoRAs and other patches."),
                 io.String.Input(
                     "blocks",
                     default="m0",
                     tooltip=(
-                        "Whose attention is recorded: m0 the middle block, d0, d1, ... going down, u0, u1, "
-                        "... going up, ranges (u0-u2), one transformer of a block (m0.0), several with "
-                        "commas. The middle sees the composition; higher u numbers see finer detail, at more "
-                        "time and memory. Flux, SD3 and their like have b0, b1, ..., of which m0 is the one "
-                        "at half depth."
+                        "The blocks to record attention from. m0 is the middle block; d0, d1, ... are the "
+                        "blocks going down, u0, u1, ... those going up. u0-u2 is a range, m0.0 one "
+                        "transformer of a block; separate several with commas. The middle sees the "
+                        "composition; higher u numbers see finer detail and take more time and memory. "
+                        "Flux, SD3 and similar models have b0, b1, ... instead, and m0 is the one at half "
+                        "depth."
                     ),
                 ),
                 *schedule_inputs(
                     50,
-                    "for m0, each step and image takes 20 kB with SD 1.5 at 512 px and 3 MB with SDXL at "
-                    "1024 px. The runs of the last 8 samplers are kept.",
+                    "for m0, 20 kB per step and image with SD 1.5 at 512 px and 3 MB with SDXL at 1024 px. "
+                    "The runs of the last 8 samplers are kept.",
                 ),
                 io.Boolean.Input(
                     "prompt",
                     default=True,
                     tooltip=(
-                        "Record the attention to the words of the prompt too. Off records self-attention "
-                        "alone, in less time and a fraction of the memory."
+                        "Also record the attention to the words of the prompt. Turn it off to record "
+                        "self-attention only, in less time and a fraction of the memory."
                     ),
                     extra_dict=ADVANCED,
                 ),
@@ -95,13 +101,13 @@ class InnerRecordAttention(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The model that is watched. Connect it to a sampler, or to more model patches."
+                    tooltip="The model with recording. Connect it to a sampler or to further model patches."
                 ),
                 ATTENTION_RECORD.Output(
                     display_name="record",
                     tooltip=(
-                        "What was recorded, filled by every sampler that the model goes to. Connect it to "
-                        "Attention Maps or Attention Spectrum, together with the sampler's LATENT."
+                        "The record, filled by every sampler that uses this model. Connect it to Attention "
+                        "Maps or Attention Spectrum, together with the sampler's LATENT."
                     ),
                 ),
             ],
@@ -119,7 +125,7 @@ class InnerRecordAttention(io.ComfyNode):
         prompt: bool,
         preview: bool,
     ) -> io.NodeOutput:
-        """Check the blocks against the model and attach the recording to a clone of it."""
+        """A recorded clone of the model, and the record. Raises ValueError for unknown blocks."""
         reader = AttentionReader(
             named_layers(blocks, attention_blocks(model.get_model_object("diffusion_model"))),
             (RECEIVED, PROMPT) if prompt else (RECEIVED,),
@@ -131,32 +137,33 @@ class InnerRecordAttention(io.ComfyNode):
 
 
 class InnerRecordFeatures(io.ComfyNode):
-    """Patches a model so that what its blocks compute is recorded while any sampler runs."""
+    """Attaches a recording of the features to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerRecordFeatures",
             display_name="Record Features",
             category="model/patch/unet",
             description=(
-                "Writes down what the blocks of the model compute while it samples, without changing the "
-                "image: features that tell objects and their parts apart, and with a depth head the depth. "
-                "Wire the model through it into a sampler, and the record into Feature Maps or Depth "
+                "Records what the blocks of the model compute while it samples, without changing the image: "
+                "features that distinguish objects and their parts and, with a depth head, depth. Connect "
+                "the model through this node to a sampler, and the record to Feature Maps or Depth "
                 "Estimate."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The model to watch, after its LoRAs and other patches."),
+                io.Model.Input("model", tooltip="The model to record, after its LoRAs and other patches."),
                 io.String.Input(
                     "blocks",
                     default="m0",
                     tooltip=(
-                        "Whose output is recorded: i0, i1, ... the blocks going down, m0 the middle, o0, o1, "
-                        "... going up, with attention or without; r0, r1, ... what the residual block in o0, "
-                        "o1, ... adds to its input. Ranges (o3-o6), several with commas. Lower o numbers are "
-                        "coarser and tell objects apart, higher ones show texture. Flux, SD3 and their like "
-                        "have b0, b1, ..., of which m0 is the one at half depth."
+                        "The blocks whose output to record. i0, i1, ... are the blocks going down, m0 is "
+                        "the middle, o0, o1, ... are the blocks going up, with or without attention; r0, "
+                        "r1, ... are what the residual block in o0, o1, ... adds to its input. o3-o6 is a "
+                        "range; separate several with commas. Lower o numbers are coarser and distinguish "
+                        "objects; higher ones show texture. Flux, SD3 and similar models have b0, b1, ... "
+                        "instead, and m0 is the one at half depth."
                     ),
                 ),
                 io.Combo.Input(
@@ -164,34 +171,35 @@ class InnerRecordFeatures(io.ComfyNode):
                     options=list(BRANCHES),
                     default="positive",
                     tooltip=(
-                        "Whose features are recorded: those with the positive prompt, with the negative one, "
-                        "or both, which takes twice the memory."
+                        "Which prompt's features to record: the positive one's, the negative one's, or "
+                        "both, which takes twice the memory."
                     ),
                 ),
                 *schedule_inputs(
                     10,
-                    "each step and image takes 0.2 MB for m0 and 3 MB for the finest block of SD 1.5 at "
-                    "512 px, 3 MB and 10 MB of SDXL at 1024 px. The runs of the last 8 samplers are kept.",
+                    "per step and image, 0.2 MB for m0 and 3 MB for the finest block with SD 1.5 at 512 px; "
+                    "3 MB and 10 MB with SDXL at 1024 px. The runs of the last 8 samplers are kept.",
                 ),
                 PREVIEW,
                 DEPTH_HEAD.Input(
                     "depth_head",
                     optional=True,
                     tooltip=(
-                        "Reads the depth at every recorded step, for Depth Estimate, and shows it on this "
-                        "node instead of the features. It must have been made for this model family."
+                        "Reads depth at every recorded step, for Depth Estimate, and shows it on this node "
+                        "instead of the features. It must have been trained for this model family. Leave "
+                        "unconnected to record features only."
                     ),
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The model that is watched. Connect it to a sampler, or to more model patches."
+                    tooltip="The model with recording. Connect it to a sampler or to further model patches."
                 ),
                 FEATURE_RECORD.Output(
                     display_name="record",
                     tooltip=(
-                        "What was recorded, filled by every sampler that the model goes to. Connect it to "
-                        "Feature Maps or Depth Estimate, together with the sampler's LATENT."
+                        "The record, filled by every sampler that uses this model. Connect it to Feature "
+                        "Maps or Depth Estimate, together with the sampler's LATENT."
                     ),
                 ),
             ],
@@ -210,7 +218,7 @@ class InnerRecordFeatures(io.ComfyNode):
         preview: bool,
         depth_head: HostedDepthHead | None = None,
     ) -> io.NodeOutput:
-        """Check blocks and head against the model and attach the recording to a clone of it."""
+        """A recorded clone of the model, and the record. Raises ValueError if blocks or head do not fit."""
         reader = FeatureReader(
             named_layers(blocks, feature_blocks(model.get_model_object("diffusion_model")))
         )
@@ -231,6 +239,6 @@ class InnerRecordFeatures(io.ComfyNode):
 
 
 def named_layers(text: str, available: Blocks[Layer]) -> dict[Layer, str]:
-    """The layers that a `blocks` input names, with their names. Raises ValueError for what is not there."""
+    """The layers that a `blocks` input names, and their names. Raises ValueError for unknown blocks."""
     names = layer_names(available)
     return {layer: names[layer] for layer in parse_blocks(text, available)}

@@ -1,4 +1,4 @@
-"""The types of this pack, and what the inputs of several nodes share."""
+"""The types of this pack, and an input that several nodes share."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ FEATURE_RECORD = io.Custom("FEATURE_RECORD")
 DEPTH_HEAD = io.Custom("DEPTH_HEAD")
 DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
 
-ADVANCED = {"advanced": True}  # as a keyword it is unknown to ComfyUI 0.9.2
+ADVANCED = {"advanced": True}  # ComfyUI 0.9.2 does not accept it as a keyword argument
 
 
 def percent(name: str, default: float, tooltip: str, **further: Any) -> io.Float.Input:
-    """A place in the sampling, from 0, its first step, to 1, its last."""
+    """A point in the sampling, from 0 (first step) to 1 (last step)."""
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip, **further)

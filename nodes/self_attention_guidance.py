@@ -12,18 +12,19 @@ from .schema import ADVANCED, percent
 
 
 class InnerSelfAttentionGuidance(io.ComfyNode):
-    """Patches a model so that every sampler guides by its self-attention."""
+    """Attaches Self-Attention Guidance (arXiv:2210.00939) to a model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerSelfAttentionGuidance",
             display_name="Self-Attention Guidance (Inner)",
             category="model/patch/unet",
             description=(
-                "Looks at what the model itself pays attention to, blurs just that, and steers away from the "
-                "blurred result: crisper structure and detail. Put it between the model and the sampler."
+                "Finds where the model's own attention is high, blurs a copy of the image there, and steers "
+                "away from the blurred result, for crisper structure and detail. Connect it between the "
+                "model and the sampler."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),
@@ -34,8 +35,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip=(
-                        "How strongly to steer away from the blurred image. Higher is crisper, too high is "
-                        "harsh and distorted; 0 switches the node off, negative values soften."
+                        "How strongly to steer away from the blurred image. Higher values are crisper; too "
+                        "high a value looks harsh and distorted. 0 turns the node off; negative values "
+                        "soften."
                     ),
                 ),
                 io.Float.Input(
@@ -45,8 +47,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.1,
                     tooltip=(
-                        "Width of the blur, in latent pixels (8 image pixels). Higher works on larger "
-                        "structures, lower on fine detail; 0 is no blur and next to no effect."
+                        "The width of the blur, in latent pixels (8 image pixels). Higher values affect "
+                        "larger structures, lower values fine detail; 0 does not blur and has almost no "
+                        "effect."
                     ),
                 ),
                 io.Float.Input(
@@ -56,18 +59,20 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip=(
-                        "Attention at which a place is blurred; 1 is the average of the image. Higher guides "
-                        "fewer places, those looked at most; 0 guides the whole image."
+                        "Places with attention above this value are blurred; 1 is the average of the image. "
+                        "Higher values guide fewer places, those with the most attention; 0 guides the "
+                        "whole image."
                     ),
                 ),
                 io.String.Input(
                     "blocks",
                     default="m0",
                     tooltip=(
-                        "Whose attention is read: m0 the middle block, d0, d1, ... going down, u0, u1, ... "
-                        "going up, ranges (u0-u2), one transformer of a block (m0.0), several with commas. "
-                        "The middle sees the composition; higher u numbers see finer detail. Flux, SD3 and "
-                        "their like have b0, b1, ..., of which m0 is the one at half depth."
+                        "The blocks to read attention from. m0 is the middle block; d0, d1, ... are the "
+                        "blocks going down, u0, u1, ... those going up. u0-u2 is a range, m0.0 one "
+                        "transformer of a block; separate several with commas. The middle sees the "
+                        "composition; higher u numbers see finer detail. Flux, SD3 and similar models have "
+                        "b0, b1, ... instead, and m0 is the one at half depth."
                     ),
                 ),
                 io.Combo.Input(
@@ -75,8 +80,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     options=list(BRANCHES),
                     default="auto",
                     tooltip=(
-                        "Whose attention and estimate are used: the negative prompt's or the positive one's. "
-                        "auto takes the negative where there is one and cfg is above 1, as the paper does."
+                        "Which prompt's attention and estimate to use. auto uses the negative prompt if "
+                        "there is one and CFG is above 1, as in the paper, and the positive prompt "
+                        "otherwise."
                     ),
                 ),
                 io.Combo.Input(
@@ -84,21 +90,22 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     options=list(SPACES),
                     default="eps",
                     tooltip=(
-                        "What is extrapolated: the noise (eps, the paper) or the velocity (v, as diffusers "
-                        "does on v-prediction models, weaker where there is much noise)."
+                        "What to extrapolate. eps: the noise, as in the paper. v: the velocity, as "
+                        "diffusers does for v-prediction models; weaker at high noise."
                     ),
                     extra_dict=ADVANCED,
                 ),
                 percent(
                     "start_percent",
                     0.0,
-                    "Where in the sampling guidance begins. Higher leaves the composition alone.",
+                    "The point in the sampling, from 0 to 1, at which guidance starts. Higher values leave "
+                    "the composition alone.",
                 ),
                 percent(
                     "end_percent",
                     1.0,
-                    "Where in the sampling guidance ends. Lower saves time and leaves the last, fine details "
-                    "alone; higher guides them too.",
+                    "The point in the sampling, from 0 to 1, at which guidance ends. Lower values save time "
+                    "and leave the last, fine details alone; higher values guide them too.",
                 ),
                 io.Int.Input(
                     "every_n_steps",
@@ -106,8 +113,8 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     min=1,
                     max=100,
                     tooltip=(
-                        "A guided step needs one more evaluation of the model. Higher values do that only at "
-                        "every n-th step and use the last guidance again in between: faster, less exact."
+                        "A guided step needs one more evaluation of the model. Higher values run it only at "
+                        "every n-th step and reuse the last guidance in between: faster, but less exact."
                     ),
                     extra_dict=ADVANCED,
                 ),
@@ -117,16 +124,16 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     default="attention",
                     optional=True,
                     tooltip=(
-                        "Where to blur: where the attention is, or, to compare with it, everywhere (global), "
-                        "where there is most detail (high frequency) or at random; these two over as much "
-                        "area as the attention."
+                        "Where to blur. attention: where attention is above the threshold. The others are "
+                        "for comparison: global blurs everywhere, high frequency where there is most "
+                        "detail, random at random. The last two cover the same area as attention."
                     ),
                     extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
                 io.Model.Output(
-                    tooltip="The guided model. Connect it to a sampler, or to more model patches."
+                    tooltip="The guided model. Connect it to a sampler or to further model patches."
                 )
             ],
         )
@@ -135,7 +142,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
     def execute(
         cls, model: Any, blocks: str, scale: float, mask: str = "attention", **settings: Any
     ) -> io.NodeOutput:
-        """Check the blocks against the model and attach the guidance to a clone of it."""
+        """A guided clone of the model. Raises ValueError for unknown blocks."""
         layers = parse_blocks(blocks, attention_blocks(model.get_model_object("diffusion_model")))
         if scale == 0:
             return io.NodeOutput(model.clone())

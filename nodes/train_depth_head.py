@@ -16,57 +16,76 @@ class InnerTrainDepthHead(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerTrainDepthHead",
             display_name="Train Depth Head",
             category="model/training",
             description=(
-                "Teaches a small network to read depth from inside a diffusion model, from images with depth "
-                "maps. The model itself is not changed. Ten pairs work, a hundred work well. Interrupting "
-                "keeps the best head so far."
+                "Trains a small network to read depth from a diffusion model's features, using images with "
+                "depth maps. The model itself is not changed. Ten pairs are enough, a hundred work well. "
+                "Interrupting keeps the best head so far."
             ),
             inputs=[
-                io.Model.Input("model", tooltip="The model to read. A head fits all models of its family."),
+                io.Model.Input(
+                    "model",
+                    tooltip=("The model to read depth from. The head works with every model of its family."),
+                ),
                 io.Vae.Input("vae", tooltip="The model's VAE, which encodes the images."),
                 io.Image.Input(
                     "images",
-                    tooltip="A batch of images, of the kind that the head will see. More are better.",
+                    tooltip=(
+                        "A batch of images like those that the head will be used on. More images give a "
+                        "better head."
+                    ),
                 ),
                 io.Image.Input(
                     "depths",
-                    tooltip="A depth map for every image, in the same order, near = white: from Depth "
-                    "Anything, MoGe, Lotus or a renderer. Any resolution.",
+                    tooltip=(
+                        "One depth map for each image, in the same order, near = white: from Depth "
+                        "Anything, MoGe, Lotus or a renderer. Any resolution."
+                    ),
                 ),
                 io.Combo.Input(
                     "architecture",
                     options=list(ARCHITECTURES),
                     default="pixel_mlp",
-                    tooltip="pixel_mlp judges every place by itself: small, quick, content with few images. "
-                    "readout also looks around: larger and slower, better with many images.",
+                    tooltip=(
+                        "pixel_mlp judges each place by itself: small, fast, works with few images. readout "
+                        "also takes the surroundings into account: larger and slower, better with many "
+                        "images."
+                    ),
                 ),
                 io.String.Input(
                     "blocks",
                     default=AUTO,
-                    tooltip="The blocks that are read. auto takes the middle of the decoder, for readout "
-                    "all of it. o0, o1, ... are the decoder's blocks, deepest first, r0, r1, ... "
-                    "the residual branches in them, which readout needs; ranges (o3-o8), several "
-                    "with commas. Higher numbers see finer detail, lower ones more of the scene.",
+                    tooltip=(
+                        "The blocks to read. auto uses the middle of the decoder, or all of it for readout. "
+                        "o0, o1, ... are the blocks of the decoder, deepest first; r0, r1, ... are their "
+                        "residual branches, which readout requires. o3-o8 is a range; separate several with "
+                        "commas. Higher numbers see finer detail, lower ones more of the scene."
+                    ),
                 ),
                 io.Int.Input(
                     "steps",
                     default=1000,
                     min=1,
                     max=100_000,
-                    tooltip="Training steps, each one pass of the model. More fit the depth maps closer; "
-                    "with few images the gain soon ends.",
+                    tooltip=(
+                        "The number of training steps, each of which is one pass of the model. Higher "
+                        "values fit the depth maps more closely; with few images there is soon no more "
+                        "gain."
+                    ),
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=4,
                     min=1,
                     max=256,
-                    tooltip="Images a step. Higher is steadier, slower, and needs more memory; 1 works.",
+                    tooltip=(
+                        "Images per step. Higher values are steadier, but slower and need more memory; 1 "
+                        "works."
+                    ),
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -74,7 +93,10 @@ class InnerTrainDepthHead(io.ComfyNode):
                     min=0.000001,
                     max=1.0,
                     step=0.000001,
-                    tooltip="How far a step goes. Higher learns faster; too high, and the loss jumps about.",
+                    tooltip=(
+                        "How far each step goes. Higher values learn faster; if the value is too high, the "
+                        "loss jumps."
+                    ),
                     extra_dict=ADVANCED,
                 ),
                 io.Int.Input(
@@ -83,30 +105,39 @@ class InnerTrainDepthHead(io.ComfyNode):
                     min=0,
                     max=2**53 - 1,
                     control_after_generate=False,
-                    tooltip="Decides the first weights, the order, the noise and which pairs are held out. "
-                    "The same seed gives the same head.",
+                    tooltip=(
+                        "The seed for the initial weights, the order of the images, the noise and the "
+                        "choice of held-out pairs. The same seed gives the same head."
+                    ),
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="What the model is told while it is read, an empty prompt at best; the first "
-                    "prompt counts, for whole images. Without one it is told zeros.",
+                    tooltip=(
+                        "The prompt for the model during training, ideally an empty one. If there are "
+                        "several, the first is used for the whole image. Leave unconnected to use zeros "
+                        "instead."
+                    ),
                 ),
                 io.String.Input(
                     "weak_blocks",
                     default=AUTO,
                     optional=True,
-                    tooltip="The blocks of the weak branch, which Depth-Aware Guidance compares with the "
-                    "strong one. auto is the middle block of the decoder. More blocks make it less "
-                    "weak.",
+                    tooltip=(
+                        "The blocks of the weak branch, which Depth-Aware Guidance compares with the strong "
+                        "one. auto uses the middle block of the decoder. More blocks make the branch less "
+                        "weak."
+                    ),
                     extra_dict=ADVANCED,
                 ),
                 io.Boolean.Input(
                     "align",
                     default=False,
                     optional=True,
-                    tooltip="On: scale and shift of every depth map are free, in training and in the "
-                    "figures. For maps that were stretched from black to white one by one.",
+                    tooltip=(
+                        "On: ignore scale and shift of each depth map, in training and in the report. For "
+                        "depth maps that were each stretched from black to white."
+                    ),
                     extra_dict=ADVANCED,
                 ),
                 io.Float.Input(
@@ -116,8 +147,10 @@ class InnerTrainDepthHead(io.ComfyNode):
                     max=10_000.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Metres that white means in the depth maps. Higher moves everything away; only "
-                    "the figures of the report depend on it.",
+                    tooltip=(
+                        "The distance in metres that white stands for in the depth maps. Higher values move "
+                        "everything away. Affects only the figures in the report."
+                    ),
                     extra_dict=ADVANCED,
                 ),
                 io.Float.Input(
@@ -127,20 +160,27 @@ class InnerTrainDepthHead(io.ComfyNode):
                     max=100_000.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Metres that black means in the depth maps. Higher counts errors in the "
-                    "distance for more; only the figures of the report depend on it.",
+                    tooltip=(
+                        "The distance in metres that black stands for in the depth maps. Higher values give "
+                        "errors in the distance more weight. Affects only the figures in the report."
+                    ),
                     extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
                 DEPTH_HEAD.Output(
                     display_name="depth_head",
-                    tooltip="The head, for Save Depth Head, Depth Estimate and Depth-Aware Guidance.",
+                    tooltip=(
+                        "The trained head. Connect it to Save Depth Head, Depth Estimate, Record Features "
+                        "or Depth-Aware Guidance."
+                    ),
                 ),
                 io.Image.Output(
                     display_name="report",
-                    tooltip="The loss, how far off the head is at each noise level on held-out images, and "
-                    "its estimates beside the depth maps.",
+                    tooltip=(
+                        "The loss, the error at each noise level on held-out images, and the head's "
+                        "estimates next to the depth maps."
+                    ),
                 ),
             ],
         )
@@ -164,7 +204,7 @@ class InnerTrainDepthHead(io.ComfyNode):
         near: float = 1.0,
         far: float = 10.0,
     ) -> io.NodeOutput:
-        """Head and report. Raises ValueError, before anything long begins, for what cannot be trained on."""
+        """Head and report. Raises ValueError before training if the inputs do not match or cannot be used."""
         settings = TrainingSettings(steps, batch_size, learning_rate, seed, DepthRange(near, far), align)
         trained = train_depth_head(
             model, vae, images, depths, architecture, blocks, weak_blocks, settings, positive

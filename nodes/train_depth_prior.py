@@ -11,40 +11,46 @@ from .schema import ADVANCED, DEPTH_PRIOR
 
 
 class InnerTrainDepthPrior(io.ComfyNode):
-    """Trains a depth prior on depth maps alone."""
+    """Trains a depth prior on depth maps; needs no images and no model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Shared workflow files hold these inputs: what is added has a default, nothing is renamed."""
+        """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerTrainDepthPrior",
             display_name="Train Depth Prior",
             category="model/training",
             description=(
-                "Teaches a small diffusion network what depth maps look like, from a batch of them. "
-                "Depth-Aware Guidance asks it whether the depth of the image that is forming is plausible. "
-                "Interrupting keeps what it has learned so far."
+                "Trains a small diffusion network to learn what depth maps look like. Depth-Aware Guidance "
+                "uses it to judge whether the depth of the forming image is plausible. Interrupting keeps "
+                "what it has learned so far."
             ),
             inputs=[
                 io.Image.Input(
                     "depths",
-                    tooltip="Depth maps, near = white, as Depth Anything nodes and depth ControlNets have "
-                    "them. More of them, and more different ones, teach more; a hundred is a beginning.",
+                    tooltip=(
+                        "Depth maps, near = white, as from Depth Anything or for depth ControlNets. More "
+                        "maps, and more varied ones, teach more; start with about a hundred."
+                    ),
                 ),
                 io.Int.Input(
                     "steps",
                     default=5000,
                     min=1,
                     max=1_000_000,
-                    tooltip="Training steps. Higher takes longer and learns more, up to a point that the "
-                    "report shows: where its curve is flat.",
+                    tooltip=(
+                        "The number of training steps. Higher values take longer and learn more, until the "
+                        "curve in the report is flat."
+                    ),
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=16,
                     min=1,
                     max=256,
-                    tooltip="Depth maps a step. Higher is steadier, slower and needs more memory.",
+                    tooltip=(
+                        "Depth maps per step. Higher values are steadier, but slower and need more memory."
+                    ),
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -52,7 +58,10 @@ class InnerTrainDepthPrior(io.ComfyNode):
                     min=1e-6,
                     max=1.0,
                     step=1e-6,
-                    tooltip="How far each step goes. Higher learns faster, too high does not learn at all.",
+                    tooltip=(
+                        "How far each step goes. Higher values learn faster; if the value is too high, "
+                        "nothing is learned."
+                    ),
                 ),
                 io.Int.Input(
                     "seed",
@@ -60,28 +69,36 @@ class InnerTrainDepthPrior(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Chooses the starting weights, the order of the maps and the noise.",
+                    tooltip=(
+                        "The seed for the initial weights, the order of the maps and the noise. A higher "
+                        "value is different, not better."
+                    ),
                 ),
                 io.Combo.Input(
                     "size",
                     options=[str(size) for size in SIZES],
                     default=str(DEFAULT_SIZE),
                     optional=True,
-                    tooltip="Side of the square, in pixels, at which the prior sees depth maps. Higher sees "
-                    "finer detail and takes about four times as long, in training and in every guided step. "
-                    "A depth head reads an eighth of the image's size: 64 is all there is at 512 pixels.",
+                    tooltip=(
+                        "The side length, in pixels, of the square at which the prior sees depth maps. Each "
+                        "higher value sees finer detail and takes about four times as long, in training and "
+                        "in every guided step. A depth head reads at an eighth of the image's size, so 64 "
+                        "covers all there is at 512 pixels."
+                    ),
                     extra_dict=ADVANCED,
                 ),
             ],
             outputs=[
                 DEPTH_PRIOR.Output(
                     display_name="depth_prior",
-                    tooltip="The depth prior, for Depth-Aware Guidance or Save Depth Prior.",
+                    tooltip="The trained prior. Connect it to Depth-Aware Guidance or Save Depth Prior.",
                 ),
                 io.Image.Output(
                     display_name="report",
-                    tooltip="The loss over the steps, and depth maps that the prior makes up. A loss that is "
-                    "still falling asks for more steps, and so do maps that do not look like yours.",
+                    tooltip=(
+                        "The loss over the steps, and depth maps that the prior generates. If the loss is "
+                        "still falling, or the maps do not look like yours, train for more steps."
+                    ),
                 ),
             ],
         )
@@ -96,7 +113,7 @@ class InnerTrainDepthPrior(io.ComfyNode):
         seed: int,
         size: str = str(DEFAULT_SIZE),
     ) -> io.NodeOutput:
-        """Train. Raises ValueError, before it, for depth maps that say nothing."""
+        """Prior and report. Raises ValueError before training for uniform or non-finite depth maps."""
         maps = depth_maps(depths)
         watch = TrainingWatch("Train Depth Prior", comfy.utils.ProgressBar(steps))
         prior, report = train(

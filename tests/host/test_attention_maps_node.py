@@ -132,7 +132,7 @@ class TestAttentionMaps:
     @pytest.mark.parametrize(
         ("values", "sentence"),
         [
-            ({"attention": "cross"}, "wire the CLIP and write the prompt"),
+            ({"attention": "cross"}, "connect clip and enter the prompt"),
             (
                 {"branch": "negative"},
                 r"of the negative prompt .* Set branch to positive. At cfg 1 the sampler",

@@ -123,8 +123,8 @@ def test_a_patched_model_is_read_as_patched():
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"latent": None}, "needs something to look at: connect a latent, or an image and a vae"),
-        ({"image": torch.rand(1, 64, 64, 3)}, "needs something to look at"),
+        ({"latent": None}, "has nothing to read depth from: connect latent, or image and vae"),
+        ({"image": torch.rand(1, 64, 64, 3)}, "has nothing to read depth from"),
         ({"enlarge": "along edges"}, "no image is connected"),
         ({"latent": latent(1, 16, 8, 8)}, "is 1 x 16 x 8 x 8, but this model needs images of 4 channels"),
         ({"latent": latent(1, 4, 3, 8, 8)}, "is 1 x 4 x 3 x 8 x 8, but"),

@@ -122,7 +122,7 @@ class TestAttentionSpectrum:
         ("values", "sentence"),
         [
             ({"image": torch.rand(1, 64, 64, 3)}, "1 image cannot belong to 2 maps"),
-            ({"objects": torch.zeros(3, 64, 64)}, "3 masks do not fit 2 images. Wire one"),
+            ({"objects": torch.zeros(3, 64, 64)}, "3 masks do not match 2 images. Connect one"),
             ({"branch": "negative"}, "Set branch to positive"),
         ],
     )

@@ -9,6 +9,6 @@ readout_files.py  the public Readout heads
 prior.py          the depth prior: its schedule, training, and maps that it makes up
 prior_files.py, prior_report.py
                   its file; the picture that tells how its training went
-training.py       training on features that somebody else reads; report.py draws it
+training.py       training on features that somebody else reads; head_report.py draws it
 rendering.py      depth as a picture, at image size
 """

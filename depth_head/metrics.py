@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Least variance of a map that is aligned: below a standard deviation of 1e-4 it counts as flat.
-FLAT = 1e-8
+FLAT_VARIANCE = 1e-8
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def normalise(inverse_depth: Tensor) -> Tensor:
     return (inverse_depth - far) / (near - far).clamp_min(torch.finfo(inverse_depth.dtype).tiny)
 
 
-def align(depth: Tensor, label: Tensor) -> Tensor:
+def fit_to_label(depth: Tensor, label: Tensor) -> Tensor:
     """depth, scaled and shifted per image to the label: a * depth + b with the least squared difference.
 
     For labels of unknown scale and shift, such as those of most depth networks. Differentiable; the result
@@ -62,7 +62,7 @@ def align(depth: Tensor, label: Tensor) -> Tensor:
     mean, goal = (t.mean(dim=(-2, -1), keepdim=True) for t in (depth, label))
     covariance = ((depth - mean) * (label - goal)).mean(dim=(-2, -1), keepdim=True)
     variance = (depth - mean).square().mean(dim=(-2, -1), keepdim=True)
-    return covariance / variance.clamp_min(FLAT) * (depth - mean) + goal
+    return covariance / variance.clamp_min(FLAT_VARIANCE) * (depth - mean) + goal
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class DepthMetrics:
 
 
 def measure(depth: Tensor, label: Tensor, depth_range: DepthRange, aligned: bool = False) -> DepthMetrics:
-    """Judge relative inverse depth against labels. aligned: after `align`."""
+    """Judge relative inverse depth against labels. aligned: after `fit_to_label`."""
     if aligned:
-        depth = align(depth, label).clamp(0, 1)
+        depth = fit_to_label(depth, label).clamp(0, 1)
     z, truth = depth_range.metres(depth.double()), depth_range.metres(label.double())
     ratio = torch.maximum(z / truth, truth / z)
     return DepthMetrics(

@@ -1,49 +1,29 @@
-"""The picture that tells how the training of a depth prior went: its loss, and depth maps it makes up."""
+"""The report of a depth prior's training: its loss, and depth maps that it draws from noise."""
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..pictures.captions import INK, captioned, pixels
+from ..pictures.captions import PAPER, captioned, pixels
+from ..pictures.loss_curve import draw_loss_curve
 
-WIDTH, HEIGHT, MARGIN = 768, 256, 12
-MOST_POINTS = 200
+WIDTH, HEIGHT = 768, 320
+PLOT = (56, 36, 752, 276)
+LOSS = "mean squared error of the predicted noise"
+LAST_STEPS = 100
 
 
-def report(losses: list[float], maps: Tensor) -> Tensor:
+def draw_prior_report(losses: list[float], maps: Tensor) -> Tensor:
     """losses: of every step; maps (N, 1, s, s) in [0, 1]. Returns (1, H, WIDTH, 3) in [0, 1]."""
-    smooth = smoothed(losses)
-    # The first losses are near 1, that of predicting nothing, whatever there is to learn.
-    top = max(smooth[len(smooth) // 20 :])
-    curve = captioned(
-        draw_curve(smooth, top)[None],
-        [f"Loss after {len(losses)} steps: {smooth[-1]:.4f} (top of the curve: {top:.4f})"],
-    )
+    image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw_loss_curve(ImageDraw.Draw(image), PLOT, losses, LOSS)
+    last = losses[-LAST_STEPS:]
+    heading = f"Loss after {len(losses)} steps: {sum(last) / len(last):.4f}"
+    curve = captioned(pixels(image)[None], [heading])
     tile = WIDTH // len(maps)
     tiles = F.interpolate(maps.cpu().float(), (tile, tile), mode="nearest")
     row = torch.cat(list(tiles), dim=2).permute(1, 2, 0).expand(-1, -1, 3)
     row = F.pad(row, (0, 0, 0, WIDTH - row.shape[1]))
-    below = captioned(row[None], ["Depth maps that the prior makes up from noise (near = white)"])
+    below = captioned(row[None], ["Depth maps drawn by the prior from noise (near = white)"])
     return torch.cat([curve, below], dim=1)
-
-
-def smoothed(losses: list[float]) -> list[float]:
-    """Means of at most MOST_POINTS stretches of equal length; the last one may be shorter."""
-    length = -(-len(losses) // MOST_POINTS)
-    stretches = [losses[i : i + length] for i in range(0, len(losses), length)]
-    return [sum(stretch) / len(stretch) for stretch in stretches]
-
-
-def draw_curve(values: list[float], top: float) -> Tensor:
-    """A curve from 0 to `top`, (HEIGHT, WIDTH, 3)."""
-    image = Image.new("RGB", (WIDTH, HEIGHT))
-    across, up = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
-    points = [
-        (MARGIN + across * i / max(1, len(values) - 1), HEIGHT - MARGIN - up * min(value / top, 1.0))
-        for i, value in enumerate(values)
-    ]
-    if len(points) == 1:
-        points *= 2
-    ImageDraw.Draw(image).line(points, INK, 2, joint="curve")
-    return pixels(image)

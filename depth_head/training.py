@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .architectures import DepthNetwork
-from .metrics import DepthMetrics, DepthRange, align, measure
+from .metrics import DepthMetrics, DepthRange, fit_to_label, measure
 
 LAST_TIME = 800
 LEVELS = (50, 200, 500, 800)
@@ -39,7 +39,7 @@ class TrainingStopped(Exception):  # noqa: N818 (not an error)
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """aligned: compare after scale and shift (metrics.align). held_out: share of the pairs, at least one."""
+    """aligned: compare after metrics.fit_to_label. held_out: share of the pairs, at least one."""
 
     steps: int
     batch_size: int
@@ -158,7 +158,7 @@ def loss_of(
     for depth in network.branches(features, time, label.shape[-2:], tuple(network.branch_taps)):
         plain = (depth - label).abs().mean()
         if settings.aligned:
-            plain = (align(depth, label) - label).abs().mean() + ANCHOR * plain
+            plain = (fit_to_label(depth, label) - label).abs().mean() + ANCHOR * plain
         loss = loss + plain
     return loss
 

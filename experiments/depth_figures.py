@@ -63,17 +63,17 @@ def planarity(depth: Tensor, surfaces: Tensor) -> Tensor:
 
 def distance_after_alignment(estimate: Tensor, truth: Tensor) -> Tensor:
     """Mean absolute difference (N,) of depth, the estimate's scale and shift fitted to the truth."""
-    from inner_guidance.depth_head.metrics import align
+    from inner_guidance.depth_head.metrics import fit_to_label
 
-    return (align(estimate, truth) - truth).abs().mean((1, 2, 3))
+    return (fit_to_label(estimate, truth) - truth).abs().mean((1, 2, 3))
 
 
 def abs_rel_after_alignment(estimate: Tensor, truth: Tensor, near: float, far: float) -> Tensor:
     """AbsRel (N,) in metres of each image, after the estimate's scale and shift are fitted to the truth."""
-    from inner_guidance.depth_head.metrics import DepthRange, align
+    from inner_guidance.depth_head.metrics import DepthRange, fit_to_label
 
     metres = DepthRange(near, far).metres
-    z, expected = metres(align(estimate, truth).clamp(0, 1)), metres(truth)
+    z, expected = metres(fit_to_label(estimate, truth).clamp(0, 1)), metres(truth)
     return ((z - expected).abs() / expected).mean((1, 2, 3))
 
 

@@ -249,9 +249,9 @@ def literal_prior_loss(d: Tensor, etas: Tensor, abar: float, eps_phi: Callable[[
 
 def aligned_consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
     """L_dc with the strong map fitted to the weak one, in the place of depth_aware.consistency_loss."""
-    from inner_guidance.guidance.depth_aware import align, per_image_mean
+    from inner_guidance.guidance.depth_aware import fit_target, per_image_mean
 
-    return per_image_mean((align(d_strong, d_weak) - d_weak).square())
+    return per_image_mean((fit_target(d_strong, d_weak) - d_weak).square())
 
 
 def read_prior(path: Path) -> DepthPrior:

@@ -32,7 +32,7 @@ TARGET_WEIGHT = 3.0
 # How much a target depth map may be stretched or flattened to fit the estimate.
 TARGET_STRETCH = (0.5, 2.0)
 # Variance of a depth map below which it counts as flat.
-FLAT = 1e-8
+FLAT_VARIANCE = 1e-8
 # The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map: above, its
 # loss is lower for blurred and flattened maps than for real ones (docs/results/prior_levels.md).
 PRIOR_LEVELS = (0.01, 0.05)
@@ -98,7 +98,7 @@ def denoised_prior_loss(
     return per_image_mean((d - denoised.mean(dim=0)).square())
 
 
-def align(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
+def fit_target(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
     """The target as a target + b, closest to d by least squares inside the mask, for each image; a constant.
 
     Depth of a single picture is known up to a scale and a shift. The scale a stays within TARGET_STRETCH:
@@ -115,15 +115,15 @@ def align(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """|| d - align(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
+    """|| d - fit_target(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
 
     The share of the depth's variance that the target does not explain. Without the denominator a flatter
     image would be a better one, as its target is flattened with it, and guidance drains depth of contrast.
     """
     share = _shares(d, mask)
-    unexplained = _mean((d - align(target, d, mask)).square(), share)
+    unexplained = _mean((d - fit_target(target, d, mask)).square(), share)
     spread = _mean((d - _mean(d, share)).square(), share)
-    return (unexplained / spread.clamp_min(FLAT)).flatten()
+    return (unexplained / spread.clamp_min(FLAT_VARIANCE)).flatten()
 
 
 def _shares(d: Tensor, mask: Tensor | None) -> Tensor:

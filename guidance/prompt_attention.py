@@ -1,9 +1,9 @@
-"""The attention that the tokens of an image give to the tokens of the prompt, where A is never held whole."""
+"""The attention that the tokens of an image give to the tokens of the prompt."""
 
 import torch
 from torch import Tensor
 
-from .self_attention import CHUNK_ELEMENTS
+from .attention_chunks import attention_chunks
 
 
 def prompt_attention(
@@ -11,29 +11,12 @@ def prompt_attention(
 ) -> Tensor:
     """The columns of A that belong to the prompt, averaged over the heads: mean_h A[b, h, i, j].
 
-    A = softmax_j(q[b, h, i] . k[b, h, j] * softmax_scale) over all keys j; `keys` are the prompt's. Where
-    there are no others, as in a UNet, the weights of an image token i sum to 1.
-
-    q (B, H, n_q, d), k (B, H_k, n_k, d) with H a multiple of H_k. attn_mask as for scaled dot-product
-    attention: boolean, or added to the logits; broadcast to (B, H, n_q, n_k). softmax_scale: None is d^-1/2.
-    Returns (B, tokens of the prompt, n_q), float32. The softmax is float32, in chunks of queries of
-    CHUNK_ELEMENTS logits.
+    keys: the prompt's tokens among the keys. Where there are no others, as in a UNet, the weights of an image
+    token i sum to 1. The other arguments are those of `attention_chunks`.
+    Returns (B, tokens of the prompt, n_q), float32.
     """
-    batch, heads, n_q, d = q.shape
-    n_k = k.shape[2]
-    if k.shape[1] != heads:
-        k = k.repeat_interleave(heads // k.shape[1], dim=1)
-    k = k.transpose(2, 3)
-    scale = d**-0.5 if softmax_scale is None else softmax_scale
-    queries = max(1, CHUNK_ELEMENTS // (batch * heads * n_k))
-    if attn_mask is not None:
-        attn_mask = attn_mask.expand(batch, heads, n_q, n_k)
-
-    given = []
-    for i in range(0, n_q, queries):
-        logits = ((q[:, :, i : i + queries] * scale) @ k).float()
-        if attn_mask is not None:
-            part = attn_mask[:, :, i : i + queries]
-            logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
-        given.append(logits.softmax(dim=-1)[..., keys].mean(dim=1).transpose(1, 2))
-    return torch.cat(given, dim=2)
+    tokens = len(range(*keys.indices(k.shape[2])))
+    given = torch.empty(q.shape[0], tokens, q.shape[2], dtype=torch.float32, device=q.device)
+    for rows, queries, weights in attention_chunks(q, k, attn_mask, softmax_scale):
+        given[rows, :, queries] = weights[..., keys].mean(dim=1).transpose(1, 2)
+    return given

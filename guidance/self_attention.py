@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits held at once by received_attention: 32 MiB in float32, whatever the resolution.
-CHUNK_ELEMENTS = 2**23
+from .attention_chunks import attention_chunks
 
 
 def received_attention(
@@ -32,29 +31,13 @@ def received_attention(
     The rows of A sum to 1, so the mean over the keys is exactly 1 for every token count; n_k / n_q keeps that
     where token merging leaves fewer queries than keys.
 
-    q (B, H, n_q, d), k (B, H_k, n_k, d) with H a multiple of H_k. attn_mask as for scaled dot-product
-    attention: boolean, or added to the logits; broadcast to (B, H, n_q, n_k). softmax_scale: None is d^-1/2.
-    Returns (B, n_k), float32. Softmax and sums are float32, in chunks of CHUNK_ELEMENTS logits.
+    The arguments are those of `attention_chunks`. Returns (B, n_k), float32.
     """
-    batch, heads, n_q, d = q.shape
+    batch, heads, n_q, _ = q.shape
     n_k = k.shape[2]
-    if k.shape[1] != heads:
-        k = k.repeat_interleave(heads // k.shape[1], dim=1)
-    k = k.transpose(2, 3)
-    scale = d**-0.5 if softmax_scale is None else softmax_scale
-    rows = max(1, CHUNK_ELEMENTS // (heads * n_q * n_k))
-    queries = max(1, CHUNK_ELEMENTS // (heads * n_k))
-    if attn_mask is not None:
-        attn_mask = attn_mask.expand(batch, heads, n_q, n_k)
-
     received = torch.zeros(batch, n_k, dtype=torch.float32, device=q.device)
-    for r in range(0, batch, rows):
-        for i in range(0, n_q, queries):
-            logits = ((q[r : r + rows, :, i : i + queries] * scale) @ k[r : r + rows]).float()
-            if attn_mask is not None:
-                part = attn_mask[r : r + rows, :, i : i + queries]
-                logits = logits.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else logits + part
-            received[r : r + rows] += logits.softmax(dim=-1).sum(dim=(1, 2))
+    for rows, _, weights in attention_chunks(q, k, attn_mask, softmax_scale):
+        received[rows] += weights.sum(dim=(1, 2))
     return received * (n_k / (n_q * heads))
 
 
@@ -109,19 +92,19 @@ def renoise(x: Tensor, x0: Tensor, x0_bar: Tensor, signal: Tensor | float) -> Te
 
 
 def guidance(
-    x0: Tensor, x0_bar: Tensor, d_bar: Tensor, scale: float, velocity: Tensor | None = None
+    x0: Tensor, x0_bar: Tensor, d_bar: Tensor, scale: float, v_coefficient: Tensor | None = None
 ) -> Tensor:
     """What is added to the denoised result. d_bar = D(x_bar).
 
     eps space (the paper, e + s (e - e_bar)):  s (x0_bar - d_bar)
     v space (v + s (v - v_bar)):               s [(x0_bar - d_bar) - b^2 (x0_bar - x0)]
 
-    velocity: b^2, the squared share of the noise in x (1 - abar for variance-preserving models, sigma for
-    flow models), chooses v space; None is eps space.
+    v_coefficient: b^2 (1 - abar for variance-preserving models, sigma for flow models) chooses v space; None
+    is eps space.
     """
     difference = x0_bar - d_bar
-    if velocity is not None:
-        difference = difference - velocity * (x0_bar - x0)
+    if v_coefficient is not None:
+        difference = difference - v_coefficient * (x0_bar - x0)
     return scale * difference
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .colour_map import ColourMap, colours
-from .layer_maps import Group, Recorded, grouped
+from .layer_maps import Group, LayerMap, grouped
 
 # This share of a picture is darker than the darkest colour, and as much is lighter than the lightest: the few
 # tokens there would leave no colours for the rest.
@@ -24,7 +24,7 @@ BEYOND = 0.005
 LEAST_RANGE = (0.5, 2.0)
 
 
-def average(found: Sequence[Recorded], size: Sequence[int], smooth: bool) -> Tensor:
+def average(found: Sequence[LayerMap], size: Sequence[int], smooth: bool) -> Tensor:
     """The mean of maps of any grid at `size` (height, width): (B * frames, height, width), float32."""
     by_grid: dict[torch.Size, Tensor] = {}
     for one in found:
@@ -95,7 +95,7 @@ def images_of(images: Tensor, count: int) -> Tensor:
 
 
 def series(
-    by_word: dict[str, list[Recorded]], each_block: bool, each_step: bool
+    by_word: dict[str, list[LayerMap]], each_block: bool, each_step: bool
 ) -> Iterator[tuple[str, list[Group]]]:
     """Which pictures have a colour bar in common: those of a word and block."""
     for word, recorded in by_word.items():

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layer_maps import Recorded, grouped
+from .layer_maps import LayerMap, grouped
 
 COMPONENTS = 16
 # This share of the tokens is darker than black in each colour channel, and as many are brighter than light.
@@ -38,9 +38,9 @@ class FeaturePicture(NamedTuple):
 
 
 def feature_pictures(
-    found: Sequence[Recorded], each_block: bool, each_step: bool, regions: int, seed: int
+    found: Sequence[LayerMap], each_block: bool, each_step: bool, regions: int, seed: int
 ) -> list[FeaturePicture]:
-    """Recorded features (B, C, *grid) as pictures, in the order of the blocks, then of the steps.
+    """LayerMap features (B, C, *grid) as pictures, in the order of the blocks, then of the steps.
 
     each_block False: one picture of all blocks together, each with the same weight. each_step False: of the
     mean over the steps. seed: of the k-means.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Recorded(NamedTuple):
+class LayerMap(NamedTuple):
     """A map (B, *grid) or features (B, C, *grid); grid is (h, w), or (frames, h, w) for videos."""
 
     step: int
@@ -24,7 +24,7 @@ class Group(NamedTuple):
 
     block: str | None
     step: int | None
-    members: list[Recorded]
+    members: list[LayerMap]
 
     @property
     def title(self) -> str:
@@ -35,9 +35,9 @@ class Group(NamedTuple):
         return f"{blocks[0] if len(blocks) == 1 else f'{len(blocks)} blocks'}, {steps}"
 
 
-def grouped(found: Iterable[Recorded], each_block: bool, each_step: bool) -> list[Group]:
+def grouped(found: Iterable[LayerMap], each_block: bool, each_step: bool) -> list[Group]:
     """By block and step, or all blocks or steps in one; in the order of the blocks, then of the steps."""
-    groups: dict[tuple[str | None, int | None], list[Recorded]] = {}
+    groups: dict[tuple[str | None, int | None], list[LayerMap]] = {}
     for one in found:
         key = (one.block if each_block else None, one.step if each_step else None)
         groups.setdefault(key, []).append(one)

@@ -9,7 +9,7 @@ from torch import Tensor
 from .attention_maps import average, colour_range, scaled
 from .colour_map import COLOUR_MAPS, colours
 from .feature_maps import as_colours
-from .layer_maps import Recorded
+from .layer_maps import LayerMap
 
 LONGER_SIDE = 256  # of each picture, in pixels
 MOST_PICTURES = 4  # of a batch, side by side
@@ -20,7 +20,7 @@ def attention_picture(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 
     Returns (h, w, 3) in [0, 1], up to MOST_PICTURES side by side.
     """
-    shown = average([Recorded(0, "", one[:MOST_PICTURES]) for one in maps], small(size), smooth=True)
+    shown = average([LayerMap(0, "", one[:MOST_PICTURES]) for one in maps], small(size), smooth=True)
     shown = shown[:MOST_PICTURES]
     return side_by_side(colours(scaled(shown, *colour_range([shown])), COLOUR_MAPS["ember"]))
 

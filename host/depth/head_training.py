@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...depth_head.architectures import DepthNetwork, build
 from ...depth_head.head import DepthHead, middle_blocks
-from ...depth_head.head_report import report
+from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
 from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
@@ -58,7 +58,7 @@ def train_depth_head(
     require_depth(labels)
 
     def work(unet: FrozenUNet) -> TrainingResult:
-        watch = TrainingWatch("Train Depth Head", progress, len(images))
+        watch = TrainingWatch("Train Depth Head", LOSS, progress, len(images))
         return train(
             network,
             features_of(unet, latents, list(network.taps)),
@@ -76,7 +76,7 @@ def train_depth_head(
         f"{architecture} on {', '.join(network.branch_taps['strong'])}; weak {network.branch_taps['weak'][0]}"
     )
     heading += f"; {len(result.losses)} steps on {len(images) - len(result.held_out)} images of {family}"
-    picture = report(result, images[result.shown, ..., :3], labels[result.shown], heading)
+    picture = draw_head_report(result, images[result.shown, ..., :3], labels[result.shown], heading)
     return Trained(HostedDepthHead.of(head), picture[None])
 
 

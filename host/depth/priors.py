@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ...depth_head.prior import DepthPrior, draw, train_prior
-from ...depth_head.prior_report import report
+from ...depth_head.prior_report import draw_prior_report
 
 # No attention: at 64 px the middle block sees 8 x 8 tokens, all of the map through its convolutions.
 UNET_CONFIG = {
@@ -92,6 +92,6 @@ def train(
         "loss": sum(last) / len(last),
     }
     prior = DepthPrior(unet, size, summary)
-    picture = report(losses, draw(prior, SHOWN, seed % 2**63))
+    picture = draw_prior_report(losses, draw(prior, SHOWN, seed % 2**63))
     unet.to(comfy.model_management.unet_offload_device())
     return prior, picture

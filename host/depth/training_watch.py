@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import comfy.model_management
 import comfy.utils
 
-from ...depth_head.head_report import loss_preview
 from ...depth_head.training import TrainingStopped
+from ...pictures.loss_curve import loss_preview
 
 PREVIEW_SECONDS = 1.0
 
 
 @dataclass
 class TrainingWatch:
-    """node: for messages. before: how much of the progress was done before the first step."""
+    """node: its name in messages. loss: the name of the loss. before: progress made before the first step."""
 
     node: str
+    loss: str
     progress: comfy.utils.ProgressBar
     before: int = 0
     shown_at: float = 0.0
@@ -27,7 +28,7 @@ class TrainingWatch:
         preview = None
         if done and time.monotonic() > self.shown_at + PREVIEW_SECONDS:
             self.shown_at = time.monotonic()
-            preview = ("JPEG", loss_preview(losses), None)
+            preview = ("JPEG", loss_preview(losses, self.loss), None)
         try:
             self.progress.update_absolute(self.before + done, preview=preview)
             comfy.model_management.throw_exception_if_processing_interrupted()

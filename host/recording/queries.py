@@ -5,31 +5,31 @@ from typing import Any
 
 from torch import Tensor
 
-from ...pictures.layer_maps import Recorded
+from ...pictures.layer_maps import LayerMap
 from .prompt_words import prompt_words
 from .records import AttentionStep, FeatureStep, Run
 
 
-def received_maps(run: Run[AttentionStep], branch: str) -> list[Recorded]:
+def received_maps(run: Run[AttentionStep], branch: str) -> list[LayerMap]:
     """The self-attention received in a branch, (B, *grid), step by step. Raises ValueError: there is none."""
     return _of_branch(
         branch,
         "Record Attention: no self-attention",
         (
-            (of, Recorded(step.number, layer, values))
+            (of, LayerMap(step.number, layer, values))
             for step in run.steps
             for (of, layer), values in step.received.items()
         ),
     )
 
 
-def features_of(run: Run[FeatureStep], branch: str) -> list[Recorded]:
+def features_of(run: Run[FeatureStep], branch: str) -> list[LayerMap]:
     """The features of a branch, (B, C, *grid), step by step. Raises ValueError: there are none."""
     return _of_branch(
         branch,
         "Record Features: no features",
         (
-            (of, Recorded(step.number, layer, values))
+            (of, LayerMap(step.number, layer, values))
             for step in run.steps
             for (of, layer), values in step.features.items()
         ),
@@ -49,7 +49,7 @@ def depths_of(run: Run[FeatureStep]) -> list[Tensor]:
 
 def word_maps(
     run: Run[AttentionStep], branch: str, condition: int, clip: Any, prompt: str, wanted: str
-) -> dict[str, list[Recorded]]:
+) -> dict[str, list[LayerMap]]:
     """The share of attention that each place gives to each wanted word, (B, *grid) in [0, 1], step by step.
 
     condition: the number of the prompt among those of the branch. clip, prompt, wanted: prompt_words. Raises
@@ -59,7 +59,7 @@ def word_maps(
         branch,
         "Record Attention: no cross-attention",
         (
-            (of, (number, Recorded(step.number, layer, values)))
+            (of, (number, LayerMap(step.number, layer, values)))
             for step in run.steps
             for (of, layer, number), values in step.prompt.items()
         ),

@@ -41,20 +41,25 @@ def has_timesteps(model_sampling: Any) -> bool:
     )
 
 
-def signal_and_velocity(model_sampling: Any, sigma: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-    """a_t, the coefficient of x0 in x, and b^2, the squared share of the noise in it.
+def signal_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
+    """a_t, the coefficient of x0 in x: (B, 1, ...) of `ndim` dimensions, for sigma (B,).
 
-    Both (B, 1, ...) of `ndim` dimensions, for sigma (B,).
-    a_t is asked of the host's own noising, so it is right for a parametrisation that this pack has never
-    heard of: 1 for eps, v and EDM, 1 - sigma for flow models. b^2 = sigma^2 / (sigma^2 + sigma_data^2), which
-    is 1 - abar, and sigma for flow models.
+    Taken from the host's own noising, so it is right for every parametrisation: 1 for eps, v and EDM,
+    1 - sigma for flow models.
     """
     zeros = torch.zeros(sigma.shape[0], *[1] * (ndim - 1), device=sigma.device)
-    signal = model_sampling.noise_scaling(sigma, zeros, torch.ones_like(zeros))
-    sigma = sigma.view_as(zeros).float()
+    return model_sampling.noise_scaling(sigma, zeros, torch.ones_like(zeros))
+
+
+def v_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
+    """b^2 in v space: (B, 1, ...) of `ndim` dimensions, for sigma (B,).
+
+    sigma^2 / (sigma^2 + sigma_data^2), which is 1 - abar; sigma for flow models.
+    """
+    sigma = sigma.view(-1, *[1] * (ndim - 1)).float()
     if isinstance(model_sampling, comfy.model_sampling.CONST):
-        return signal, sigma
-    return signal, sigma**2 / (sigma**2 + model_sampling.sigma_data**2)
+        return sigma
+    return sigma**2 / (sigma**2 + model_sampling.sigma_data**2)
 
 
 def noise_share(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:

@@ -1,12 +1,11 @@
-"""Depth-Aware Guidance in a sampling run.
+"""Depth-Aware Guidance in a sampling run, built like sag_run.py.
 
-As self_attention_guidance.py: the node attaches DepthAwareGuidance, which is immutable, to the model. As an
-OUTER_SAMPLE wrapper it makes this run's DepthAwareRun, which as a PREDICT_NOISE wrapper makes a
-DepthAwareStep where the sampler's evaluation is to be guided, and passes every other one on untouched.
+The node attaches DepthAwareGuidance, which is immutable, to the model. As an OUTER_SAMPLE wrapper it makes
+this run's DepthAwareRun. As a PREDICT_NOISE wrapper, that makes a DepthAwareStep for each evaluation to be
+guided, and passes every other evaluation through untouched.
 """
 
 import copy
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +20,10 @@ from ..gradients.forward import refuse_uncontrollable_compiler
 from ..gradients.weights import refuse_quantised
 from ..keys import for_this_run
 from ..live_preview import LivePreview
-from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step, step_of
+from ..sampling.schedule import step_of
 from .dag_losses import PAPER, DepthAwareSettings, Networks
 from .dag_step import DepthAwareStep
+from .guided_run import GuidedRun
 
 NODE = "Depth-Aware Guidance"
 # Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
@@ -63,34 +63,30 @@ class DepthAwareGuidance:
             run.preview.end()
 
 
-class DepthAwareRun:
+class DepthAwareRun(GuidedRun):
     """What a run remembers: the last gradient, the loss scale, head and prior on the model's device."""
 
     def __init__(
         self, settings: DepthAwareSettings, guider: Any, denoise_mask: Tensor | None, steps: int
     ) -> None:
+        super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
         self.settings = settings
         self.preview = LivePreview(settings.preview_node, steps)
-        self.guider = guider
-        self.denoise_mask = denoise_mask
-        model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        self.within = SigmaRange.from_percent(model_sampling, settings.start_percent, settings.end_percent)
-        self.self_start = model_sampling.percent_to_sigma(settings.self_start_percent)
-        self.target_end = model_sampling.percent_to_sigma(settings.target_end_percent)
+        self.self_start = self.model_sampling.percent_to_sigma(settings.self_start_percent)
+        self.target_end = self.model_sampling.percent_to_sigma(settings.target_end_percent)
         model = guider.model_patcher.model
         computed_in = model.manual_cast_dtype or model.get_dtype()
         self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.last: Tensor | None = None
         self.last_scales: tuple[float, ...] = ()
-        self.warned: set[str] = set()
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
         """The settings, less the losses that do not act at this sigma.
 
-        While composition is open, consistency and prior are met best by a scene with less in it, and drive
-        objects out (docs/results/depth_aware_guidance_sweep.md). Once it stands, what a target still asks for
-        can only be painted over it, and it leaves blotches.
+        Early in the sampling, consistency and prior are satisfied most easily by an emptier scene, and remove
+        objects. Late in it, a target can no longer change the composition, and leaves blotches
+        (docs/results/depth_aware_guidance_sweep.md).
         """
         acting = self.settings
         if acting.mode == PAPER:
@@ -118,22 +114,20 @@ class DepthAwareRun:
         step = DepthAwareStep(
             settings,
             self.networks,
-            denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
+            self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             loss_scale=self.loss_scale,
             previous=self.last,
             fresh=self.last is None
             or self.last_scales != settings.scales
-            or is_nth_step(sigma, schedule, self.within, settings.every_n_steps),
+            or self.is_nth_step(sigma, schedule, settings.every_n_steps),
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
             self.last, self.last_scales = step.gradient, settings.scales
         if step.depth is not None:
             self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(step.depth))
-        if step.problem and step.problem not in self.warned:
-            logging.warning("%s has no effect at sigma %.3f: %s.", NODE, sigma, step.problem)
-            self.warned.add(step.problem)
+        self.warn(step.problem, sigma)
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised

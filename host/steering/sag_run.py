@@ -1,12 +1,11 @@
 """Self-Attention Guidance in a sampling run.
 
 The node attaches SelfAttentionGuidance, which is immutable, to the model. As an OUTER_SAMPLE wrapper it makes
-this run's SelfAttentionRun, which as a PREDICT_NOISE wrapper makes a SelfAttentionStep where the sampler's
-evaluation is to be guided, and passes every other evaluation on untouched. What a run remembers is dropped
-with it, so a cached MODEL, or two branches of a graph, never share anything.
+this run's SelfAttentionRun. As a PREDICT_NOISE wrapper, that makes a SelfAttentionStep for each evaluation to
+be guided, and passes every other evaluation through untouched. What a run remembers is dropped at its end, so
+a cached MODEL and the branches of a graph never share anything.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..keys import for_this_run
-from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step
+from .guided_run import GuidedRun
 from .sag_step import SelfAttentionSettings, SelfAttentionStep
+
+NODE = "Self-Attention Guidance"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class SelfAttentionGuidance:
         guider = executor.class_obj
         if self.settings.branch == "negative" and not guider.conds.get("negative"):
             raise ValueError(
-                "Self-Attention Guidance: branch is 'negative', but the guider has no negative conditioning. "
+                f"{NODE}: branch is 'negative', but the guider has no negative conditioning. "
                 "Set branch to 'auto' or 'positive'."
             )
         run = SelfAttentionRun(self.settings, guider, denoise_mask)
@@ -48,20 +49,13 @@ class SelfAttentionGuidance:
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
 
-class SelfAttentionRun:
+class SelfAttentionRun(GuidedRun):
     """What a run remembers: the guidance of the last extra pass, and its sigma."""
 
     def __init__(self, settings: SelfAttentionSettings, guider: Any, denoise_mask: Tensor | None) -> None:
+        super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
         self.settings = settings
-        self.guider = guider
-        self.denoise_mask = denoise_mask
-        self.within = SigmaRange.from_percent(
-            guider.model_patcher.get_model_object("model_sampling"),
-            settings.start_percent,
-            settings.end_percent,
-        )
         self.last: tuple[Tensor, float] | None = None
-        self.warned = False
 
     def predict_noise(
         self,
@@ -78,17 +72,15 @@ class SelfAttentionRun:
         schedule = model_options["transformer_options"]["sample_sigmas"]
         step = SelfAttentionStep(
             self.settings,
-            denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options),
+            self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             previous=self.previous(sigma),
-            fresh=self.last is None or is_nth_step(sigma, schedule, self.within, self.settings.every_n_steps),
+            fresh=self.last is None or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
             self.last = None if step.guidance is None else (step.guidance, sigma)
-        if step.problem and step.guidance is None and not self.warned:
-            logging.warning("Self-Attention Guidance has no effect at sigma %.3f: %s.", sigma, step.problem)
-            self.warned = True
+        self.warn(step.problem if step.guidance is None else None, sigma)
         return denoised
 
     def previous(self, sigma: float) -> Tensor | None:

@@ -24,7 +24,7 @@ from ..keys import add_wrapper
 from ..sampling.attention_recorder import AttentionRecorder
 from ..sampling.chunks import Conditions
 from ..sampling.extra_pass import extra_pass
-from ..sampling.schedule import signal_and_velocity
+from ..sampling.schedule import signal_coefficient, v_coefficient
 from ..taps.blocks import AttentionLayer
 
 GUIDANCE = "self_attention_guidance"
@@ -168,12 +168,11 @@ class SelfAttentionStep:
         if torch.equal(x0_bar, x0):  # the second pass would be the first
             self.guidance = torch.zeros_like(x0)
             return
-        signal, velocity = signal_and_velocity(model.model_sampling, sigma, x.ndim)
+        signal = signal_coefficient(model.model_sampling, sigma, x.ndim)
         x_bar = sag.renoise(x, x0, x0_bar, signal)
         d_bar = extra_pass(GUIDANCE, model, conds[branch], label, x_bar, sigma, args["model_options"])
-        guidance = sag.guidance(
-            x0, x0_bar, d_bar, settings.scale, velocity if settings.space == "v" else None
-        )
+        in_v = v_coefficient(model.model_sampling, sigma, x.ndim) if settings.space == "v" else None
+        guidance = sag.guidance(x0, x0_bar, d_bar, settings.scale, in_v)
         if guidance.isfinite().all():
             self.guidance = guidance
         else:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from inner_guidance.guidance import self_attention
+from inner_guidance.guidance import attention_chunks
 from inner_guidance.host.keys import TAG
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from inner_guidance.tests.support import tiny_models as tiny
@@ -151,7 +151,7 @@ def test_fault_18_whole_attention_matrix_in_memory(sag, monkeypatch):
 
     model = tiny.patcher()
     model.model_options["transformer_options"]["optimized_attention_override"] = fused
-    monkeypatch.setattr(self_attention, "CHUNK_ELEMENTS", 2**18)
+    monkeypatch.setattr(attention_chunks, "CHUNK_ELEMENTS", 2**18)
     latent = torch.zeros(1, 4, 64, 64)
     tokens, heads = 32 * 32, 4
 

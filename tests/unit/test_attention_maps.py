@@ -5,7 +5,7 @@ import torch
 
 from inner_guidance.guidance.self_attention import resize_nearest
 from inner_guidance.pictures import attention_maps as am
-from inner_guidance.pictures.layer_maps import Recorded
+from inner_guidance.pictures.layer_maps import LayerMap
 
 
 def random(*shape, seed=0):
@@ -15,8 +15,8 @@ def random(*shape, seed=0):
 class TestAverage:
     def test_is_the_mean_over_maps_of_any_grid(self):
         maps = [
-            Recorded(0, "m0.0", torch.full((1, 2, 2), 1.0).half()),
-            Recorded(1, "u0.0", torch.full((1, 4, 4), 4.0).half()),
+            LayerMap(0, "m0.0", torch.full((1, 2, 2), 1.0).half()),
+            LayerMap(1, "u0.0", torch.full((1, 4, 4), 4.0).half()),
         ]
 
         for smooth in (False, True):
@@ -25,7 +25,7 @@ class TestAverage:
     def test_tokens_are_the_rectangles_that_self_attention_guidance_masks(self):
         values = random(3, 5, 7)
 
-        blocky = am.average([Recorded(0, "m0.0", values)], (40, 56), smooth=False)
+        blocky = am.average([LayerMap(0, "m0.0", values)], (40, 56), smooth=False)
 
         assert torch.equal(blocky, resize_nearest(values, (40, 56)))
 
@@ -33,7 +33,7 @@ class TestAverage:
         values = torch.zeros(1, 8, 8)
         values[0, 2, 5] = 3.0
 
-        smooth = am.average([Recorded(0, "m0.0", values)], (64, 64), smooth=True)[0]
+        smooth = am.average([LayerMap(0, "m0.0", values)], (64, 64), smooth=True)[0]
 
         row, column = divmod(int(smooth.argmax()), 64)
         assert 16 <= row < 24
@@ -46,7 +46,7 @@ class TestAverage:
     def test_frames_of_a_video_follow_one_another(self):
         values = torch.arange(6.0).view(2, 3, 1, 1).expand(2, 3, 4, 4)
 
-        frames = am.average([Recorded(0, "m0.0", values)], (8, 8), smooth=True)
+        frames = am.average([LayerMap(0, "m0.0", values)], (8, 8), smooth=True)
 
         assert frames[:, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 

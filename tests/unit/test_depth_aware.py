@@ -120,7 +120,7 @@ class TestLosses:
         d = 1.3 * target - 0.2 + 0.05 * random(2, 1, 6, 7, seed=3)
         mask = (depth(2, 1, 6, 7, seed=4) > 0.4).double() if masked else None
 
-        aligned = dag.align(target, d, mask)
+        aligned = dag.fit_target(target, d, mask)
 
         for i in range(2):
             inside = mask[i].bool().numpy() if masked else np.ones((1, 6, 7), bool)
@@ -134,7 +134,7 @@ class TestLosses:
     @pytest.mark.parametrize(("slope", "scale"), [(-1.0, 0.5), (0.0, 0.5), (9.0, 2.0)])
     def test_an_alignment_neither_flattens_nor_inverts_the_target(self, slope, scale):
         target = depth(1, 1, 6, 7)
-        aligned = dag.align(target, slope * target + 0.1)
+        aligned = dag.fit_target(target, slope * target + 0.1)
 
         torch.testing.assert_close(aligned - aligned.mean(), scale * (target - target.mean()))
         torch.testing.assert_close(aligned.mean(), (slope * target + 0.1).mean())
@@ -149,7 +149,7 @@ class TestLosses:
         torch.testing.assert_close(gradient, torch.zeros_like(d), rtol=0, atol=1e-12)
 
     def test_the_gradient_of_the_target_loss_is_that_of_its_optimum(self):
-        # The optimal a and b are constants in align; at an optimum that is no approximation.
+        # The optimal a and b are constants in fit_target; at an optimum that is no approximation.
         target, d = depth(1, 1, 3, 4), depth(1, 1, 3, 4, seed=5) * 0.2 + depth(1, 1, 3, 4)
         expected = finite_differences(lambda d: dag.target_loss(d, target).sum(), d)
 

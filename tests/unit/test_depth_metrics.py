@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from inner_guidance.demo.world import render, sample_scene
-from inner_guidance.depth_head.metrics import DepthMetrics, DepthRange, align, average, measure, normalise
+from inner_guidance.depth_head.metrics import (
+    DepthMetrics,
+    DepthRange,
+    average,
+    fit_to_label,
+    measure,
+    normalise,
+)
 
 RANGE = DepthRange(near=1.5, far=12.0)
 
@@ -71,7 +78,7 @@ def test_a_range_that_is_none_is_refused(near, far):
 
 def test_alignment_is_least_squares():
     depth, label = maps(0), maps(1)
-    for image, goal, aligned in zip(depth, label, align(depth, label), strict=True):
+    for image, goal, aligned in zip(depth, label, fit_to_label(depth, label), strict=True):
         design = np.stack([image.double().flatten().numpy(), np.ones(35)], axis=1)
         solution, *_ = np.linalg.lstsq(design, goal.double().flatten().numpy(), rcond=None)
         assert aligned.flatten().tolist() == pytest.approx((design @ solution).tolist(), abs=1e-5)
@@ -80,7 +87,9 @@ def test_alignment_is_least_squares():
 def test_alignment_undoes_scale_and_shift():
     label = maps(0)
     change = torch.tensor([0.3, 2.0, -0.5]).view(3, 1, 1, 1), torch.tensor([0.1, -1.0, 0.7]).view(3, 1, 1, 1)
-    torch.testing.assert_close(align(label * change[0] + change[1], label), label, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        fit_to_label(label * change[0] + change[1], label), label, rtol=1e-4, atol=1e-5
+    )
     assert measure(0.5 * label + 0.1, label, RANGE, aligned=True).abs_rel < 1e-5
     assert measure(0.5 * label + 0.1, label, RANGE).abs_rel > 0.1
 
@@ -88,7 +97,7 @@ def test_alignment_undoes_scale_and_shift():
 def test_a_flat_estimate_aligns_to_the_mean_with_a_finite_gradient():
     depth = torch.full((1, 1, 4, 4), 0.3, requires_grad=True)
     label = maps(0, batch=1, size=(4, 4))
-    aligned = align(depth, label)
+    aligned = fit_to_label(depth, label)
     torch.testing.assert_close(aligned, label.mean().expand_as(aligned))
     (aligned - label).abs().sum().backward()
     assert depth.grad.isfinite().all()

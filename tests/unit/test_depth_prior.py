@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inner_guidance.depth_head import prior
-from inner_guidance.depth_head.prior_report import report
+from inner_guidance.depth_head.prior_report import draw_prior_report
 from inner_guidance.depth_head.training import TrainingStopped
 
 
@@ -120,7 +120,7 @@ def test_the_report_shows_the_curve_and_the_maps(steps):
     losses = [1 / (1 + i / 50) for i in range(steps)]
     maps = torch.linspace(0, 1, 3).view(3, 1, 1, 1).expand(3, 1, 8, 8)
 
-    picture = report(losses, maps)
+    picture = draw_prior_report(losses, maps)
 
     assert picture.shape[0] == 1
     assert picture.shape[2:] == (768, 3)

@@ -5,7 +5,7 @@ import torch
 
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
-from inner_guidance.depth_head.metrics import DepthRange, align
+from inner_guidance.depth_head.metrics import DepthRange, fit_to_label
 from inner_guidance.depth_head.training import (
     LAST_TIME,
     LEVELS,
@@ -193,7 +193,7 @@ def test_the_loss_is_l1_of_both_branches(labels):
     aligned = loss_of(net, read, label, settings(aligned=True))
     torch.testing.assert_close(
         aligned,
-        0.1 * expected + sum((align(depth, label) - label).abs().mean() for depth in (strong, weak)),
+        0.1 * expected + sum((fit_to_label(depth, label) - label).abs().mean() for depth in (strong, weak)),
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from inner_guidance.pictures import feature_maps as fm
-from inner_guidance.pictures.layer_maps import Recorded
+from inner_guidance.pictures.layer_maps import LayerMap
 
 
 def random(*shape, seed=0):
@@ -138,7 +138,7 @@ class TestFeaturePictures:
         for step in (2, 5):
             fine, _ = quarters(seed=step)
             coarse = torch.nn.functional.avg_pool2d(fine, 2)[:, :6]
-            found += [Recorded(step, "m0", coarse.half()), Recorded(step, "o3", fine.half())]
+            found += [LayerMap(step, "m0", coarse.half()), LayerMap(step, "o3", fine.half())]
         return found
 
     @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ class TestFeaturePictures:
     def test_frames_of_a_video_are_pictures(self):
         frames = torch.stack([quarters(seed=i)[0] for i in range(3)], dim=2)  # (1, 12, 3, 8, 8)
 
-        (picture,) = fm.feature_pictures([Recorded(0, "m0", frames)], True, True, 4, seed=0)
+        (picture,) = fm.feature_pictures([LayerMap(0, "m0", frames)], True, True, 4, seed=0)
 
         assert picture.region.shape == (3, 8, 8)
         assert torch.equal(picture.region[2], quarters()[1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inner_guidance.guidance import prompt_attention as module
+from inner_guidance.guidance import attention_chunks
 from inner_guidance.guidance.prompt_attention import prompt_attention
 
 
@@ -29,7 +29,7 @@ def reference(q, k, keys, mask=None):
 @pytest.mark.parametrize("chunk", [2**23, 200, 1], ids=["at once", "chunks", "query by query"])
 @pytest.mark.parametrize("keys", [slice(None), slice(0, 5), slice(3, 7)], ids=str)
 def test_weights_are_the_softmax(monkeypatch, chunk, keys):
-    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(attention_chunks, "CHUNK_ELEMENTS", chunk)
     q, k = 2 * noise(2, 4, 12, 8), 2 * noise(2, 4, 9, 8, seed=1)
 
     given = prompt_attention(q, k, keys)

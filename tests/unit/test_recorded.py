@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from inner_guidance.pictures.layer_maps import Recorded, grouped
+from inner_guidance.pictures.layer_maps import LayerMap, grouped
 
 
 def flat(step, layer):
-    return Recorded(step, layer, torch.ones(1, 2, 2))
+    return LayerMap(step, layer, torch.ones(1, 2, 2))
 
 
 class TestGrouped:

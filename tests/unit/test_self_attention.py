@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from inner_guidance.guidance import attention_chunks
 from inner_guidance.guidance import self_attention as sag
 
 
@@ -54,7 +55,7 @@ class TestReceivedAttention:
     @pytest.mark.parametrize("chunk", [1, 7, 60, 61, 1200])
     def test_does_not_depend_on_the_chunks(self, monkeypatch, chunk):
         q, k = random(3, 2, 30, 4), random(3, 2, 10, 4, seed=1)
-        monkeypatch.setattr(sag, "CHUNK_ELEMENTS", chunk)
+        monkeypatch.setattr(attention_chunks, "CHUNK_ELEMENTS", chunk)
 
         received = sag.received_attention(q.float(), k.float())
 
@@ -68,7 +69,7 @@ class TestReceivedAttention:
         monkeypatch.setattr(
             torch.Tensor, "__matmul__", lambda a, b: sizes.append((r := matmul(a, b)).numel()) or r
         )
-        monkeypatch.setattr(sag, "CHUNK_ELEMENTS", 4 * 256 * 8)
+        monkeypatch.setattr(attention_chunks, "CHUNK_ELEMENTS", 4 * 256 * 8)
 
         sag.received_attention(torch.randn(2, 4, 256, 8), torch.randn(2, 4, 256, 8))
 
@@ -159,18 +160,18 @@ class TestOneStep:
     def blend(self, x0):
         return self.mask * reference_blur(x0, self.blur_sigma) + (1 - self.mask) * x0
 
-    def ours(self, denoise, signal, velocity):
+    def ours(self, denoise, signal, v_coefficient):
         """The update through guidance/self_attention.py, in float32."""
         x, mask = self.x.float(), self.mask.float()
         self.weight = self.weight.float()
         x0 = denoise(x)
         x0_bar = sag.degrade(x0, mask, self.blur_sigma)
         d_bar = denoise(sag.renoise(x, x0, x0_bar, signal))
-        return x0 + sag.guidance(x0, x0_bar, d_bar, self.scale, velocity)
+        return x0 + sag.guidance(x0, x0_bar, d_bar, self.scale, v_coefficient)
 
-    def check(self, expected, denoise, signal, velocity):
+    def check(self, expected, denoise, signal, v_coefficient):
         torch.testing.assert_close(
-            self.ours(denoise, signal, velocity).double(), expected, rtol=2e-5, atol=2e-5
+            self.ours(denoise, signal, v_coefficient).double(), expected, rtol=2e-5, atol=2e-5
         )
 
     @pytest.mark.parametrize("sigma", [0.3, 2.0, 14.6])
@@ -194,7 +195,7 @@ class TestOneStep:
             expected,
             denoise=lambda z: z - sigma * self.network(z / math.sqrt(1 + sigma**2)),
             signal=1.0,
-            velocity=None if space == "eps" else sigma**2 / (1 + sigma**2),
+            v_coefficient=None if space == "eps" else sigma**2 / (1 + sigma**2),
         )
 
     @pytest.mark.parametrize("sigma", [0.02, 0.5, 80.0])
@@ -218,8 +219,8 @@ class TestOneStep:
             f, f_bar = self.network(c_in * self.x), self.network(c_in * x_bar)
             expected = c_skip * self.x + c_out * (f + self.scale * (f - f_bar))
 
-        velocity = None if space == "eps" else sigma**2 / (sigma**2 + data**2)
-        self.check(expected, denoise, 1.0, velocity)
+        v_coefficient = None if space == "eps" else sigma**2 / (sigma**2 + data**2)
+        self.check(expected, denoise, 1.0, v_coefficient)
 
     @pytest.mark.parametrize("sigma", [0.05, 0.5, 0.95])
     @pytest.mark.parametrize("space", ["eps", "v"])
@@ -238,7 +239,7 @@ class TestOneStep:
             expected,
             denoise=lambda z: z - sigma * self.network(z),
             signal=1 - sigma,
-            velocity=None if space == "eps" else sigma,
+            v_coefficient=None if space == "eps" else sigma,
         )
 
 

@@ -1,0 +1,44 @@
+"""What the runs of Self-Attention Guidance and Depth-Aware Guidance have in common."""
+
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step
+
+
+class GuidedRun:
+    """One guided sampling run: where in the schedule it is guided, and what it has warned of.
+
+    node: its name in warnings. denoise_mask: of the sampler, None without one.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        guider: Any,
+        denoise_mask: Tensor | None,
+        start_percent: float,
+        end_percent: float,
+    ) -> None:
+        self.node = node
+        self.guider = guider
+        self.denoise_mask = denoise_mask
+        self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self.within = SigmaRange.from_percent(self.model_sampling, start_percent, end_percent)
+        self.warned: set[str] = set()
+
+    def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
+        """The denoise mask at this timestep."""
+        return denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options)
+
+    def is_nth_step(self, sigma: float, sample_sigmas: Tensor, n: int) -> bool:
+        """Whether the step of sigma is the first that is guided, or the n-th, 2n-th, ... after it."""
+        return is_nth_step(sigma, sample_sigmas, self.within, n)
+
+    def warn(self, problem: str | None, sigma: float) -> None:
+        """Log why there is no guidance at this sigma; once in a run for each problem, None for none."""
+        if problem and problem not in self.warned:
+            logging.warning("%s has no effect at sigma %.3f: %s.", self.node, sigma, problem)
+            self.warned.add(problem)

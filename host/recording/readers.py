@@ -1,8 +1,9 @@
 """What the records are made of: attention received, attention to the prompt, features, and depth."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -63,20 +64,21 @@ class AttentionReader:
         """Reader.reading."""
         maps: Maps = {}
 
-        def read(attention: Attention, *kinds: str) -> None:
+        def read(kinds: Sequence[str], attention: Attention) -> None:
             for kind in kinds:
                 maps[MapKey(kind, self.names[attention.layer])] = MAP_OF[kind](attention, rows)
 
         transformer_options = forward.transformer_options
         diffusion_model = forward.model.diffusion_model
-        if joint_model(diffusion_model):
-            tap = JointAttentionTap(
-                self.names, diffusion_model, forward.x, forward.context, lambda a: read(a, *self.kinds)
+        joint = joint_model(diffusion_model)
+        if joint is not None:
+            joint_tap = JointAttentionTap(
+                self.names, joint, diffusion_model, forward.x, forward.context, partial(read, self.kinds)
             )
-            yield tap.install(transformer_options), maps
+            yield joint_tap.install(transformer_options), maps
             return
         for kind in self.kinds:
-            tap = UNetAttentionTap(self.names, lambda a, kind=kind: read(a, kind), UNET_ATTENTION[kind])
+            tap = UNetAttentionTap(self.names, partial(read, (kind,)), UNET_ATTENTION[kind])
             transformer_options = tap.install(transformer_options)
         yield transformer_options, maps
 

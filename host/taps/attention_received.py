@@ -16,12 +16,13 @@ def attention_tap(
     layers: Sequence[AttentionLayer],
     diffusion_model: torch.nn.Module,
     x: Tensor,
-    context: Tensor,
+    context: Tensor | None,
     read: Callable[[Attention], None],
 ) -> UNetAttentionTap | JointAttentionTap:
     """The tap for the self-attention in one forward pass of a model."""
-    if joint_model(diffusion_model):
-        return JointAttentionTap(layers, diffusion_model, x, context, read)
+    joint = joint_model(diffusion_model)
+    if joint is not None:
+        return JointAttentionTap(layers, joint, diffusion_model, x, context, read)
     return UNetAttentionTap(layers, read)
 
 

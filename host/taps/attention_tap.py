@@ -15,7 +15,7 @@ A tap is made for one forward pass (recording.py) and has no memory beyond it; t
 on two GPUs even, have two taps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class UNetAttentionTap:
     """
 
     def __init__(
-        self, layers: Sequence[AttentionLayer], read: Callable[[Attention], None], kind: str = "attn1"
+        self, layers: Iterable[AttentionLayer], read: Callable[[Attention], None], kind: str = "attn1"
     ) -> None:
         self.unread = set(layers)
         self.read = read
@@ -101,7 +101,8 @@ class UNetAttentionTap:
 
         Video UNets attend over the frames under the same name, after the image: it is read by then.
         """
-        layer = AttentionLayer(*extra_options["block"], extra_options["block_index"])
+        part, number = extra_options["block"]
+        layer = AttentionLayer(part, number, extra_options["block_index"])
         self.armed = layer if layer in self.unread else None
         return n, context, value
 

@@ -5,11 +5,11 @@ Attention is named by the blocks that have some, features by all blocks: `i3`, `
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .joint_models import joint_model
+from .joint_models import JointModel, joint_model
 
 TERM = re.compile(r"([a-z])(\d+)(?:\.(\d+)|-([a-z])(\d+))?")
 UNET_PARTS = {
@@ -57,8 +57,11 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
 
     Raises ValueError for models whose attention cannot be read.
     """
-    if joint_model(diffusion_model):
-        return _joint_blocks(diffusion_model, lambda *block: AttentionLayer(*block, 0))
+    joint = joint_model(diffusion_model)
+    if joint is not None:
+        return _joint_blocks(
+            diffusion_model, joint, lambda block_type, number: AttentionLayer(block_type, number, 0)
+        )
     if not hasattr(diffusion_model, "input_blocks"):
         raise ValueError(
             f"The attention of this model, {type(diffusion_model).__name__}, cannot be read: use {MODELS}."
@@ -82,7 +85,7 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
     return found
 
 
-def feature_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[FeatureLayer, ...]]:
+def feature_blocks(diffusion_model: Any) -> dict[str, tuple[FeatureLayer, ...]]:
     """What features a model has, by name, in the order of the forward pass.
 
     UNets: the outputs of all blocks, with or without attention: i0, i1, ... down, m0, o0, o1, ... up, where
@@ -91,13 +94,16 @@ def feature_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[FeatureL
 
     Raises ValueError for models whose features cannot be read.
     """
-    if joint_model(diffusion_model):
-        return _joint_blocks(diffusion_model, FeatureLayer)
+    joint = joint_model(diffusion_model)
+    if joint is not None:
+        return _joint_blocks(diffusion_model, joint, FeatureLayer)
     if not hasattr(diffusion_model, "input_blocks"):
         raise ValueError(
             f"The features of this model, {type(diffusion_model).__name__}, cannot be read: use {MODELS}."
         )
-    found = {f"i{i}": (FeatureLayer("input", i),) for i in range(len(diffusion_model.input_blocks))}
+    found: dict[str, tuple[FeatureLayer, ...]] = {
+        f"i{i}": (FeatureLayer("input", i),) for i in range(len(diffusion_model.input_blocks))
+    }
     if getattr(diffusion_model, "middle_block", None) is not None:
         found["m0"] = (FeatureLayer("middle", 0),)
     for i in range(len(diffusion_model.output_blocks)):
@@ -106,15 +112,15 @@ def feature_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[FeatureL
 
 
 def _joint_blocks(
-    diffusion_model: torch.nn.Module, layer: Callable[[str, int], Layer]
+    diffusion_model: torch.nn.Module, joint: JointModel, layer: Callable[[str, int], Layer]
 ) -> dict[str, tuple[Layer, ...]]:
     """b0, b1, ... and m0 of a joint model; layer(block type, number)."""
     layers = [
         layer(stack.block_type, number)
-        for stack in joint_model(diffusion_model).stacks
+        for stack in joint.stacks
         for number in range(len(getattr(diffusion_model, stack.attribute)))
     ]
-    found = {f"b{i}": (layer,) for i, layer in enumerate(layers)}
+    found: dict[str, tuple[Layer, ...]] = {f"b{i}": (layer,) for i, layer in enumerate(layers)}
     return found | {"m0": found[f"b{len(layers) // 2}"]}
 
 
@@ -143,7 +149,7 @@ def parse_blocks(text: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
 
 def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     match = TERM.fullmatch(term)
-    last_name = next((name for name in reversed(available) if name != "m0"), "u0")
+    last_name = next((name for name in reversed(list(available)) if name != "m0"), "u0")
     example = f"{last_name[0]}0-{last_name[0]}2"
     if match is None:
         raise ValueError(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .blocks import FeatureLayer
-from .joint_models import Stack, Tokens, joint_model
+from .joint_models import JointModel, Stack, Tokens, joint_model
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -54,12 +54,14 @@ class FeatureTap:
         """
         hooks = []
         try:
+            joint = joint_model(diffusion_model)
             for layer in self.unread:
-                if joint_model(diffusion_model):
-                    block, stack = _joint_block(diffusion_model, layer)
-                    features = partial(_of_the_image, stack, Tokens(diffusion_model, x, context))
+                features: Callable[[Any], Tensor | None] | None = None
+                if joint is not None:
+                    block, stack = _joint_block(diffusion_model, joint, layer)
+                    features = partial(_of_the_image, stack, Tokens(joint, diffusion_model, x, context))
                 else:
-                    block, features = _unet_module(diffusion_model, layer), None
+                    block = _unet_module(diffusion_model, layer)
                 hooks.append(block.register_forward_hook(partial(self.hook, layer, features)))
             yield
         except Stopped:
@@ -88,7 +90,7 @@ class FeatureTap:
             raise Stopped
 
 
-def _unet_module(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> torch.nn.Module:
+def _unet_module(diffusion_model: Any, layer: FeatureLayer) -> torch.nn.Module:
     """The module whose output is the feature. The host calls the modules in a block, never the block."""
     if layer.part == "input":
         return diffusion_model.input_blocks[layer.number][-1]
@@ -98,8 +100,10 @@ def _unet_module(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> torch
     return block[0].out_layers[-1] if layer.part == "residual" else block[-1]
 
 
-def _joint_block(diffusion_model: torch.nn.Module, layer: FeatureLayer) -> tuple[torch.nn.Module, Stack]:
-    stack = next(s for s in joint_model(diffusion_model).stacks if s.block_type == layer.part)
+def _joint_block(
+    diffusion_model: torch.nn.Module, joint: JointModel, layer: FeatureLayer
+) -> tuple[torch.nn.Module, Stack]:
+    stack = next(s for s in joint.stacks if s.block_type == layer.part)
     return getattr(diffusion_model, stack.attribute)[layer.number], stack
 
 

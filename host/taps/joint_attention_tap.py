@@ -5,7 +5,7 @@ softmax is over the keys of the image alone (recording.py), so that its mean is 
 goes to the prompt or to reference images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .attention_tap import Attention
 from .blocks import AttentionLayer
-from .joint_models import Tokens, joint_model
+from .joint_models import JointModel, Tokens
 
 
 class JointAttentionTap:
@@ -22,16 +22,17 @@ class JointAttentionTap:
 
     def __init__(
         self,
-        layers: Sequence[AttentionLayer],
+        layers: Iterable[AttentionLayer],
+        joint: JointModel,
         diffusion_model: torch.nn.Module,
         x: Tensor,
-        context: Tensor,
+        context: Tensor | None,
         read: Callable[[Attention], None],
     ) -> None:
         self.unread = set(layers)
         self.read = read
-        self.names_blocks = joint_model(diffusion_model).names_blocks
-        self.tokens = Tokens(diffusion_model, x, context)
+        self.names_blocks = joint.names_blocks
+        self.tokens = Tokens(joint, diffusion_model, x, context)
         self.override: Callable[..., Tensor] | None = None
 
     def install(self, transformer_options: dict[str, Any]) -> dict[str, Any]:

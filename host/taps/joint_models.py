@@ -1,7 +1,7 @@
 """The transformers of the host whose blocks attend over text and image at once, and can be read."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,13 +59,13 @@ class Tokens:
     x (B, C, *spatial) and context (B, tokens, d) are the input of the pass; grid is the image's.
     """
 
-    def __init__(self, diffusion_model: torch.nn.Module, x: Tensor, context: Tensor) -> None:
+    def __init__(self, joint: JointModel, diffusion_model: Any, x: Tensor, context: Tensor | None) -> None:
         patch = diffusion_model.patch_size
         *frames, height, width = x.shape[2:]
-        self.grid = (*frames, -(-height // patch), -(-width // patch))
+        self.grid: tuple[int, ...] = (*frames, -(-height // patch), -(-width // patch))
         self.count = torch.Size(self.grid).numel()
-        self.prompt = slice(0, context.shape[1])
-        self.image_last = joint_model(diffusion_model).image_last
+        self.prompt = slice(0, 0 if context is None else context.shape[1])
+        self.image_last = joint.image_last
         # Z-Image fills the image up to a multiple of its tokens.
         self.multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
 

@@ -51,7 +51,7 @@ class InnerTrainDepthHead(io.ComfyNode):
                     options=list(ARCHITECTURES),
                     default="pixel_mlp",
                     tooltip=(
-                        "pixel_mlp judges each place by itself: small, fast, works with few images. readout "
+                        "pixel_mlp reads each place by itself: small, fast, works with few images. readout "
                         "also takes the surroundings into account: larger and slower, better with many "
                         "images."
                     ),

@@ -2,8 +2,10 @@
 
 PYTHON ?= python3
 VENV := .venv/bin/python
+WORKERS ?= 2
+PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test lint format workflows bench experiments
+.PHONY: setup demo test quick lint format workflows bench experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -13,7 +15,10 @@ demo: setup    ## images without and with guidance, from a real server, into .de
 
 test: lint    ## every test, in the real host and its page
 	@$(VENV) -m tools.setup_chromium
-	$(VENV) -m pytest
+	$(PYTEST)
+
+quick: lint    ## the tests that need neither a server nor a minute of their own: for every change
+	$(PYTEST) -m "not slow" tests/unit tests/host
 
 lint: setup
 	$(VENV) -m ruff check

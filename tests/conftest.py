@@ -6,17 +6,32 @@ that imports `inner_guidance.nodes` belongs in tests/host.
 """
 
 import importlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tools.in_process import ROOT, register_pack
+
+# Tiny models gain nothing from a second thread, here and in the processes that tests start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 register_pack()
 
 setup_host = importlib.import_module("inner_guidance.tools.setup_host")
 host_server = importlib.import_module("inner_guidance.tools.host_server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers share the tests (`pytest -n`): one has the server and the page, and the longest start first."""
+    for item in items:
+        if "server" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("server"))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # of several hundred megabytes.
 LEFT_OUT = frozenset({"torch", "torchvision", "torchaudio", "comfyui-workflow-templates"})
 # torchsde is imported by the host's samplers; the host of a user may list it or not.
-OURS = ("torchsde", "pytest==9.2.0", "playwright==1.65.2", "ruff==0.17.6")
+OURS = ("torchsde", "pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", "ruff==0.17.6")
 
 
 class SetupError(Exception):

@@ -11,6 +11,8 @@ from inner_guidance.host.recording.records import AttentionRecord, AttentionStep
 from inner_guidance.nodes.attention_maps import InnerAttentionMaps
 from inner_guidance.tests.support.recorded_runs import WORDS, attention_record, filled, shown
 
+pytestmark = pytest.mark.oldest_host
+
 PROMPT = "red sphere, white wall"
 
 

@@ -5,9 +5,10 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from inner_guidance.host.taps.blocks import AttentionLayer, attention_blocks, parse_blocks
-from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.tiny_configs import SD15, SDXL
+
+pytestmark = pytest.mark.oldest_host
 
 
 def unet(config):
@@ -105,7 +106,5 @@ def test_model_of_another_kind():
 
 
 def test_node_refuses_before_any_sampling():
-    schema = {i.id: i.default for i in InnerSelfAttentionGuidance.define_schema().inputs if i.id != "model"}
-
     with pytest.raises(ValueError, match=r"no block u7. It has d0-d1, m0, u0-u3"):
-        InnerSelfAttentionGuidance.execute(tiny.patcher(), **schema | {"blocks": "u7"})
+        tiny.guided(tiny.patcher(), blocks="u7")

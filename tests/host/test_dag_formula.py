@@ -11,6 +11,8 @@ from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 CFG = 4.0
 
 

@@ -12,6 +12,8 @@ from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import sampled
 
+pytestmark = pytest.mark.oldest_host
+
 
 @pytest.fixture
 def gradients(monkeypatch):

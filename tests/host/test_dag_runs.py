@@ -12,6 +12,8 @@ from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import sampled
 
+pytestmark = pytest.mark.oldest_host
+
 # Its steps are as small as the model is rough, and models of random weights are: it takes hundreds. On the
 # demo model it runs, in test_demo_depth_guidance.py.
 SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"]

@@ -15,6 +15,8 @@ from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import sampled
 
+pytestmark = pytest.mark.oldest_host
+
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(caplog):
     head = depth.head()

@@ -7,6 +7,7 @@ from inner_guidance.demo import model as demo
 from inner_guidance.demo.world import render, sample_scene
 from inner_guidance.depth_head.metrics import DepthRange, measure
 from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
+from inner_guidance.tests.support.node_defaults import execute
 
 RANGE = DepthRange(near=1.5, far=12.0)
 
@@ -18,20 +19,16 @@ def test_a_head_for_the_demo_model_from_few_renders():
     images = torch.stack([seen.rgb.movedim(0, -1) for seen in renders])
     depths = torch.stack([RANGE.relative(seen.depth)[..., None] for seen in renders])
 
-    head, _ = InnerTrainDepthHead.execute(
-        demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
-        demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
-        images,
-        depths,
-        architecture="pixel_mlp",
-        blocks="auto",
+    head, _ = execute(
+        InnerTrainDepthHead,
+        model=demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
+        vae=demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
+        images=images,
+        depths=depths,
         steps=100,
-        batch_size=4,
-        learning_rate=0.002,
-        seed=0,
         near=RANGE.near,
         far=RANGE.far,
-    ).result
+    )
 
     labels = depths.movedim(-1, 1)
     mean_map = measure(labels.mean(0, keepdim=True).expand_as(labels), labels, RANGE)

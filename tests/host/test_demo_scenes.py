@@ -9,6 +9,7 @@ from inner_guidance.depth_head.metrics import DepthRange, measure
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.demo_scenes import InnerDemoScenes
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+from inner_guidance.tests.support.node_defaults import execute
 
 
 def test_scenes_are_the_renders_of_their_numbers():
@@ -41,9 +42,9 @@ def test_the_demo_models_head_reads_their_depth():
     images, depths = InnerDemoScenes.execute(1_060_000, 32, 256).result
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
 
-    _, mask, _ = InnerDepthEstimate.execute(
-        model, head, image=images, vae=vae, positive=empty, noise_level=0.1, ensemble=1, seed=0
-    ).result
+    _, mask, _ = execute(
+        InnerDepthEstimate, model=model, depth_head=head, image=images, vae=vae, positive=empty, ensemble=1
+    )
 
     labels, depth_range = depths[..., 0][:, None], DepthRange(NEAR, FAR)
     found = measure(mask[:, None], labels, depth_range)

@@ -16,6 +16,9 @@ from inner_guidance.host.recording.records import Execution, FeatureRecord, Feat
 from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.node_defaults import execute
+
+pytestmark = pytest.mark.oldest_host
 
 SMALL = "a UNet of 32 channels with a context of 16"
 
@@ -37,16 +40,16 @@ def latent(*shape, seed=5):
 
 
 def estimate(model=None, head=None, **given):
-    defaults = {"noise_level": 0.1, "ensemble": 1, "seed": 0}
+    given = {"model": model or tiny.patcher(), "depth_head": head or hosted(), "ensemble": 1} | given
     if "image" not in given:
         given.setdefault("latent", latent())
-    return InnerDepthEstimate.execute(model or tiny.patcher(), head or hosted(), **defaults | given).result
+    return execute(InnerDepthEstimate, **given)
 
 
 @pytest.mark.parametrize("architecture", ["pixel_mlp", "readout"])
 def test_an_estimate_is_the_head_on_the_features(architecture):
     head, model = hosted(architecture), tiny.patcher()
-    picture, mask, depth = estimate(model, head)
+    picture, mask, depth = estimate(model, head, noise_level=0.1)
 
     time = torch.tensor([100.0])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -204,7 +207,7 @@ def test_the_latent_tells_which_samplers_run_it_is():
     node = type("OnTheCanvas", (InnerDepthEstimate,), {"hidden": hidden})
     record = FeatureRecord([run_of(0.25), run_of(0.5, node_id="4", images=1), run_of(0.75, node_id="6")])
 
-    _, _, depth = node.execute(tiny.patcher(), hosted(), 0.1, 1, 0, latent=latent(), record=record).result
+    _, _, depth = execute(node, model=tiny.patcher(), depth_head=hosted(), latent=latent(), record=record)
 
     assert torch.equal(depth, torch.full((1, 16, 24), 0.5))
 

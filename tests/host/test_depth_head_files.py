@@ -18,6 +18,8 @@ from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.readout_reference import SD15_CHANNELS, SDXL_CHANNELS, public_checkpoint
 from inner_guidance.tests.support.tiny_configs import SD15, SDXL
 
+pytestmark = pytest.mark.oldest_host
+
 SMALL_FAMILY = "a UNet of 32 channels with a context of 16"
 
 

@@ -15,6 +15,9 @@ from inner_guidance.host.depth.priors import make_unet
 from inner_guidance.nodes.depth_prior_files import FOLDER, InnerLoadDepthPrior, InnerSaveDepthPrior
 from inner_guidance.nodes.train_depth_prior import InnerTrainDepthPrior
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.node_defaults import execute
+
+pytestmark = pytest.mark.oldest_host
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +42,8 @@ def ramps(count=3):
 
 
 def train(depths=None, **settings):
-    settings = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "seed": 0} | settings
-    return InnerTrainDepthPrior.execute(ramps() if depths is None else depths, **settings).result
+    given = {"depths": ramps() if depths is None else depths, "steps": 2, "batch_size": 2}
+    return execute(InnerTrainDepthPrior, **given | settings)
 
 
 def made_here():

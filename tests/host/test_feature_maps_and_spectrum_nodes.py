@@ -10,9 +10,17 @@ from inner_guidance.host.recording.records import FeatureRecord, FeatureStep
 from inner_guidance.nodes.attention_maps import InnerAttentionMaps
 from inner_guidance.nodes.attention_spectrum import InnerAttentionSpectrum
 from inner_guidance.nodes.feature_maps import InnerFeatureMaps
-from inner_guidance.nodes.record import InnerRecordAttention, InnerRecordFeatures
-from inner_guidance.tests.support.recorded_runs import STEPS, attention_record, defaults, filled, shown
+from inner_guidance.tests.support.recorded_runs import (
+    STEPS,
+    attention_record,
+    filled,
+    record_attention,
+    record_features,
+    shown,
+)
 from inner_guidance.tests.support.tiny_models import patcher, sample
+
+pytestmark = pytest.mark.oldest_host
 
 
 def feature_record():
@@ -138,10 +146,8 @@ class TestAttentionSpectrum:
 @pytest.mark.parametrize(("kind", "channels"), [("small", 4), ("sdxl", 4), ("flux", 16)])
 def test_a_run_of_the_stock_sampler_is_shown(kind, channels):
     model_type = "FLUX" if kind == "flux" else "EPS"
-    model, attention = InnerRecordAttention.execute(
-        patcher(kind, model_type), **defaults(InnerRecordAttention)
-    ).result
-    model, features = InnerRecordFeatures.execute(model, **defaults(InnerRecordFeatures)).result
+    model, attention = record_attention(patcher(kind, model_type))
+    model, features = record_features(model)
     sample(model, torch.zeros(2, channels, 16, 16))
 
     maps, masks = shown(InnerAttentionMaps, attention, steps="each", legend=False)

@@ -9,6 +9,8 @@ from inner_guidance.host.taps.feature_tap import FeatureTap
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.tiny_configs import CONTEXT
 
+pytestmark = pytest.mark.oldest_host
+
 # kind: (model type, latent)
 KINDS = {
     "sd15": ("EPS", (2, 4, 16, 24)),

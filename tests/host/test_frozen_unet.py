@@ -13,6 +13,8 @@ from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
 from inner_guidance.host.sampling.schedule import sigma_at, time_at
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 LATENT = (2, 4, 16, 24)
 TIME = torch.tensor([40.0, 650.0])
 

@@ -16,6 +16,8 @@ from inner_guidance.tests.support.gradient_reference import (
 )
 from inner_guidance.tests.support.tiny_configs import CONTEXT
 
+pytestmark = pytest.mark.oldest_host
+
 
 @torch.library.custom_op("inner_guidance_test::attention", mutates_args=())
 def without_a_formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:

@@ -15,6 +15,8 @@ from inner_guidance.tests.support.gradient_reference import (
     with_gradient,
 )
 
+pytestmark = pytest.mark.oldest_host
+
 
 @pytest.mark.parametrize(
     ("kind", "rows", "control"),

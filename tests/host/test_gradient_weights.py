@@ -13,6 +13,8 @@ from inner_guidance.tests.support.gradient_reference import (
     with_gradient,
 )
 
+pytestmark = pytest.mark.oldest_host
+
 
 def cast_weights(model):
     """As the host does it for offloaded and for half-precision weights."""

@@ -11,6 +11,8 @@ from comfy.text_encoders import flux, qwen_image, sd3_clip, z_image
 from inner_guidance.demo.text import SceneTokenizer
 from inner_guidance.host.recording.prompt_words import prompt_words
 
+pytestmark = pytest.mark.oldest_host
+
 PROMPT = "a (red sphere:1.3), café in Zürich, half-timbered houses, an unbelievable red box"
 TOKENIZERS = {
     "sd1": sd1_clip.SD1Tokenizer,

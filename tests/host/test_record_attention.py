@@ -8,6 +8,8 @@ from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import sag_reference as paper
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 SHAPE = (2, 4, 16, 24)
 # kind: {name of a layer: (its attentions' path, heads, grid)}
 UNETS = {

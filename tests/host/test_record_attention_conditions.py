@@ -7,6 +7,8 @@ import torch
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 
 def test_areas_are_blended_and_prompts_kept_apart():
     """The left half has a prompt of its own; both have the right place and the grid of the whole."""

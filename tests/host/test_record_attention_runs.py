@@ -17,6 +17,8 @@ from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.tiny_models import result_of
 
+pytestmark = pytest.mark.oldest_host
+
 # Steps
 
 

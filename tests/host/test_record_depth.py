@@ -11,6 +11,8 @@ from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import depth_guided, head, readout_head
 
+pytestmark = pytest.mark.oldest_host
+
 SHAPE = (2, 4, 16, 24)
 HEADS = [("small", head), ("sdxl", lambda: head("sdxl")), ("small", readout_head)]
 

@@ -15,6 +15,9 @@ from inner_guidance.pictures.live import attention_picture, depth_picture, featu
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import head
+from inner_guidance.tests.support.node_defaults import execute
+
+pytestmark = pytest.mark.oldest_host
 
 
 def features_of(model, blocks, x, sigma, prompts):
@@ -163,16 +166,10 @@ def on_node(node_class, node_id):
     return type(node_class.__name__, (node_class,), {"hidden": types.SimpleNamespace(unique_id=node_id)})
 
 
-def widgets(node_class):
-    """The values that a new node has on the canvas."""
-    return {i.id: i.default for i in node_class.define_schema().inputs if hasattr(i, "default")}
-
-
 @pytest.mark.parametrize("node_class", [InnerRecordAttention, InnerRecordFeatures])
 def test_the_record_node_shows_every_step(monkeypatch, shown, node_class):
     monkeypatch.setattr(live_preview, "SECONDS_BETWEEN", 0)
-    settings = widgets(node_class)
-    model = on_node(node_class, "17").execute(tiny.patcher(), **settings).result[0]
+    model, _ = execute(on_node(node_class, "17"), model=tiny.patcher())
     before = torch.get_rng_state()
 
     with rec.executing("3"):
@@ -192,10 +189,7 @@ def test_the_record_node_shows_every_step(monkeypatch, shown, node_class):
 
 def test_with_a_head_the_node_shows_the_depth(monkeypatch, shown):
     monkeypatch.setattr(live_preview, "SECONDS_BETWEEN", 0)
-    settings = widgets(InnerRecordFeatures)
-    model, record = (
-        on_node(InnerRecordFeatures, "17").execute(tiny.patcher(), **settings | {"depth_head": head()}).result
-    )
+    model, record = execute(on_node(InnerRecordFeatures, "17"), model=tiny.patcher(), depth_head=head())
 
     tiny.sample(model, torch.zeros(2, 4, 16, 24))
 
@@ -219,10 +213,7 @@ def test_between_two_pictures_time_passes(shown):
 
 
 def test_without_preview_nothing_is_sent(shown):
-    settings = widgets(InnerRecordAttention)
-    model = (
-        on_node(InnerRecordAttention, "17").execute(tiny.patcher(), **settings | {"preview": False}).result[0]
-    )
+    model, _ = execute(on_node(InnerRecordAttention, "17"), model=tiny.patcher(), preview=False)
 
     tiny.sample(model)
 

@@ -13,6 +13,8 @@ from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.sag_reference import guidance_of
 from inner_guidance.tests.support.tiny_models import first_denoised, result_of
 
+pytestmark = pytest.mark.oldest_host
+
 
 def assert_close_but_for_batch_size(a, b):
     """Equal within what float32 convolutions differ by when the batch is cut differently."""

@@ -10,8 +10,10 @@ import torch
 
 from inner_guidance.tests.support import sag_reference as paper
 from inner_guidance.tests.support import tiny_models as tiny
-from inner_guidance.tests.support.sag_nodes import BLUR_SIGMA, fault, hosts_own, ours
+from inner_guidance.tests.support.sag_nodes import BLUR_SIGMA, THRESHOLD, fault, hosts_own, ours
 from inner_guidance.tests.support.tiny_models import result_of
+
+pytestmark = pytest.mark.oldest_host
 
 
 def middle_attention(model):
@@ -28,7 +30,7 @@ def first_step(sag, model, latent=None, grid=(8, 8), blur_sigma=BLUR_SIGMA):
     q, k = calls[0]
     x, x0 = sampler.x[:1].double(), sampler.out[:1].double()
     size = x.shape[2:]
-    mask = paper.nearest(paper.received(q[0], k[0], heads=4).view(grid), *size) > 1
+    mask = paper.nearest(paper.received(q[0], k[0], heads=4).view(grid), *size) > THRESHOLD
     return extra.x.double() - x, paper.degraded(x0, mask, blur_sigma) - x0
 
 
@@ -81,7 +83,7 @@ def test_fault_09_regional_prompts_take_the_last_map(sag):
         weight[place] += share
     x, x0 = next(p.x[0] for p in seen.passes if p.x.shape[-1] == 16).double(), x0 / weight
 
-    x_bar = x + paper.degraded(x0, received / weight > 1, BLUR_SIGMA) - x0
+    x_bar = x + paper.degraded(x0, received / weight > THRESHOLD, BLUR_SIGMA) - x0
 
     extra = [p for p in seen.passes[2:] if p.x.shape[-1] == 16]
     torch.testing.assert_close(extra[0].x[0].double(), x_bar, rtol=1e-5, atol=1e-4)
@@ -101,7 +103,7 @@ def two_negatives(sag, model):
     received = sum(paper.received(*qk[i], heads=4).view(8, 8) for i in negatives) / 2
     x = rows[0][0].x[0].double()
     x0 = sum(rows[i][0].out[rows[i][1]].double() for i in negatives) / 2
-    mask = paper.nearest(received, 16, 16) > 1
+    mask = paper.nearest(received, 16, 16) > THRESHOLD
     extra, row = rows[3]
     return extra.x[row].double(), x + paper.degraded(x0, mask, BLUR_SIGMA) - x0, seen
 
@@ -153,7 +155,7 @@ def test_fault_14_hypertile_mixes_tiles(sag):
     tiles = q.shape[0] // 2
     assert tiles > 1
     strips = [paper.received(q[i], strip, heads=4) for i, strip in enumerate(k[0].chunk(tiles))]
-    mask = paper.nearest(torch.cat(strips).view(8, 8), 16, 16) > 1
+    mask = paper.nearest(torch.cat(strips).view(8, 8), 16, 16) > THRESHOLD
 
     x, x0 = sampler.x[:1].double(), sampler.out[:1].double()
     x_bar = x + paper.degraded(x0, mask, BLUR_SIGMA) - x0
@@ -179,7 +181,7 @@ def test_fault_16_flow_models_are_renoised_wrongly(sag):
     assert 0.2 < sampler.sigma < 0.8
     q, k = calls[2]
     x, x0 = sampler.x[:1].double(), sampler.out[:1].double()
-    mask = paper.nearest(paper.received(q[0], k[0], heads=4).view(8, 8), 16, 16) > 1
+    mask = paper.nearest(paper.received(q[0], k[0], heads=4).view(8, 8), 16, 16) > THRESHOLD
 
     x_bar = x + (1 - sampler.sigma) * (paper.degraded(x0, mask, BLUR_SIGMA) - x0)
     torch.testing.assert_close(extra.x.double(), x_bar, rtol=1e-5, atol=1e-4)

@@ -19,8 +19,10 @@ from inner_guidance.guidance import attention_chunks
 from inner_guidance.host.keys import TAG
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from inner_guidance.tests.support import tiny_models as tiny
-from inner_guidance.tests.support.sag_nodes import fault, ours
+from inner_guidance.tests.support.sag_nodes import SCALE, fault, ours
 from inner_guidance.tests.support.tiny_models import result_of
+
+pytestmark = pytest.mark.oldest_host
 
 
 def sample_steps(model, latent=None, **kwargs):
@@ -252,7 +254,7 @@ def test_fault_24_cfg_functions_do_not_see_the_guidance(sag):
 
     sampler, extra = seen.passes
     (uncond, cond), x, sigma = sampler.out.double().chunk(2), sampler.x[:1].double(), sampler.sigma
-    g = 0.75 * (extra.x.double() - x + uncond - extra.out.double())
+    g = SCALE * (extra.x.double() - x + uncond - extra.out.double())
     to_v = (sigma**2 + 1) ** 0.5 / sigma
     v_cond, v_uncond = ((x / (sigma**2 + 1) - (d + g)) * to_v for d in (cond, uncond))
     v = v_uncond + 4.0 * (v_cond - v_uncond)

@@ -8,7 +8,9 @@ import torch
 from inner_guidance.tests.support import sag_reference as paper
 from inner_guidance.tests.support import tiny_models as tiny
 
-SETTINGS = {"scale": 0.75, "blur_sigma": 1.3}
+pytestmark = pytest.mark.oldest_host
+
+SETTINGS = {"scale": 0.75, "blur_sigma": 1.3, "threshold": 1.0, "blocks": "m0"}
 
 
 def one_evaluation(kind="small", model_type="EPS", attentions=None, latent=None, step=0, **settings):

@@ -7,6 +7,8 @@ import torch
 from inner_guidance.tests.support import sag_reference as paper
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 BLUR_SIGMA = 1.3
 
 
@@ -39,7 +41,7 @@ def test_sizes(size):
     (sampler, extra), [(q, k), _] = run(tiny.patcher(), torch.zeros(1, 4, *size))
     (x, _), (x0, _) = halves(sampler.x), halves(sampler.out)
 
-    mask = received(q[:1], k[:1], [-(-side // 2) for side in size], size) > 1
+    mask = received(q[:1], k[:1], [-(-side // 2) for side in size], size) > paper.THRESHOLD
 
     torch.testing.assert_close(
         extra.x.double(), x + paper.degraded(x0, mask, BLUR_SIGMA) - x0, rtol=1e-5, atol=1e-3
@@ -75,7 +77,7 @@ def test_every_image_of_a_batch_has_its_own_mask():
     (sampler, extra), [(q, k), _] = run(tiny.patcher(), torch.zeros(3, 4, 16, 16))
     (x, _), (x0, _) = halves(sampler.x), halves(sampler.out)
 
-    mask = received(q[:3], k[:3], (8, 8), (16, 16)) > 1
+    mask = received(q[:3], k[:3], (8, 8), (16, 16)) > paper.THRESHOLD
 
     assert not torch.equal(mask[0], mask[1])
     torch.testing.assert_close(
@@ -95,7 +97,7 @@ def test_masked_negatives_are_blended_by_their_masks():
     x, outs = sampler.x[:1].double(), sampler.out.double()
     on_the_left = torch.arange(16) < 8
     x0 = torch.where(on_the_left, outs[1:2], outs[:1])
-    mask = torch.where(on_the_left, maps[1:2], maps[:1]) > 1
+    mask = torch.where(on_the_left, maps[1:2], maps[:1]) > paper.THRESHOLD
     x_bar = x + paper.degraded(x0, mask, BLUR_SIGMA) - x0
     torch.testing.assert_close(extra.x[:1].double(), x_bar, rtol=1e-5, atol=1e-3)
 
@@ -114,7 +116,7 @@ def test_default_negative_gets_what_the_others_leave():
     candidates = []
     for masked, default in (rows, rows[::-1]):
         x0 = torch.where(on_the_left, outs[masked], outs[default])[None]
-        mask = torch.where(on_the_left, maps[masked], maps[default])[None] > 1
+        mask = torch.where(on_the_left, maps[masked], maps[default])[None] > paper.THRESHOLD
         candidates.append(sampler.x[:1].double() + paper.degraded(x0, mask, BLUR_SIGMA) - x0)
     assert sum(torch.allclose(extra.x[:1].double(), x_bar, rtol=1e-5, atol=1e-3) for x_bar in candidates) == 1
 
@@ -185,7 +187,7 @@ def test_video_unet_attends_to_the_image_not_to_the_frames():
         paper.nearest(paper.received(a, b, heads=4).view(2, 2), 4, 4)
         for a, b in zip(q[:4], k[:4], strict=True)
     ]
-    mask = torch.stack(maps)[:, None] > 1
+    mask = torch.stack(maps)[:, None] > paper.THRESHOLD
     torch.testing.assert_close(
         extra.x.double(), x + paper.degraded(x0, mask, BLUR_SIGMA) - x0, rtol=1e-4, atol=1e-2
     )
@@ -204,7 +206,7 @@ def test_context_windows_are_put_together():
         # the host may put one more frame before a window, and drops it
         total[indices] += received(q[:n], k[:n], (8, 8), (16, 16))[n - 3 :]
         counts[indices] += 1
-    mask = total / counts > 1
+    mask = total / counts > paper.THRESHOLD
 
     first = passes[2].x.double() - sampler[0].x[: frames[0]].double()
     changed = first.abs().amax(1, keepdim=True) > 1e-3

@@ -12,8 +12,10 @@ import torch
 
 from inner_guidance.host.keys import TAG
 from inner_guidance.tests.support import tiny_models as tiny
-from inner_guidance.tests.support.sag_reference import guidance_of
+from inner_guidance.tests.support.sag_reference import guidance_between, guidance_of
 from inner_guidance.tests.support.tiny_models import first_denoised, result_of
+
+pytestmark = pytest.mark.oldest_host
 
 
 def with_pag(model):
@@ -67,8 +69,7 @@ def test_three_conditions_of_the_perp_neg_guider(mask):
 
     assert seen.labels == [[2, 1, 0], [1]]
     sampler, extra = seen.passes
-    x, x0 = sampler.x[:1].double(), sampler.out[1:2].double()
-    guidance = 0.75 * (extra.x.double() - x + x0 - extra.out.double())
+    guidance = guidance_between(sampler.x[:1], sampler.out[1:2], extra)
     torch.testing.assert_close(guided - run(tiny.patcher()), guidance / 0.18215, rtol=1e-3, atol=2e-2)
 
 
@@ -88,8 +89,7 @@ def test_dual_cfg_guider_with_its_own_order_of_lists():
     sampler, extra = seen.passes
     row = sampler.transformer_options["cond_or_uncond"].index(0)  # this guider's first list is the negative
     assert extra.transformer_options["cond_or_uncond"] == [0]
-    x, x0 = sampler.x[:1].double(), sampler.out[row : row + 1].double()
-    guidance = 0.75 * (extra.x.double() - x + x0 - extra.out.double())
+    guidance = guidance_between(sampler.x[:1], sampler.out[row : row + 1], extra)
     torch.testing.assert_close(guided - run(tiny.patcher()), guidance / 0.18215, rtol=1e-3, atol=2e-2)
 
 
@@ -116,8 +116,7 @@ def test_dual_model_guider_asks_the_model_of_the_branch(mask):
     tiny.sample_with(tiny.BasicGuider(tiny.guided(alone, mask=mask), tiny.prompt(1)), steps=1)
     assert torch.equal(extra.x, seen_alone.extra[0].x)
     assert torch.equal(extra.out, seen_alone.extra[0].out)
-    x, x0 = negative.x.double(), negative.out.double()
-    guidance = 0.75 * (extra.x.double() - x + x0 - extra.out.double())
+    guidance = guidance_between(negative.x, negative.out, extra)
     torch.testing.assert_close(guided - run(tiny.patcher()), guidance / 0.18215, rtol=1e-3, atol=2e-2)
 
 

@@ -20,6 +20,8 @@ from inner_guidance.host.keys import TAG
 from inner_guidance.host.sampling import step_recorder as recording
 from inner_guidance.host.steering import sag_run as self_attention_guidance
 
+pytestmark = pytest.mark.oldest_host
+
 # State
 
 

@@ -7,6 +7,8 @@ import torch
 from inner_guidance.tests.support import sag_reference as paper
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 BLUR_SIGMA = 1.3
 TEXT = 7  # tokens of a prompt of tiny_models
 
@@ -71,14 +73,14 @@ def test_a_step_is_the_papers(family, size):
     grid = [-(-side // 2) for side in size]
     image = slice(start, start + grid[0] * grid[1])
     received = paper.received(q[image], k[image], heads).view(*grid)
-    mask = paper.nearest(received, *size) > 1
+    mask = paper.nearest(received, *size) > paper.THRESHOLD
     assert 0 < mask.sum() < mask.numel()
 
     (x, _), (x0, positive) = sampler.x.double().chunk(2), sampler.out.double().chunk(2)
     x0_bar = paper.degraded(x0, mask, BLUR_SIGMA)
     x_bar = x + (1 - sampler.sigma) * (x0_bar - x0)
     torch.testing.assert_close(extra.x.double(), x_bar, rtol=1e-5, atol=1e-5 * float(x0.abs().max()))
-    expected = x0 + 4 * (positive - x0) + 0.75 * (x0_bar - extra.out.double())
+    expected = x0 + 4 * (positive - x0) + paper.SCALE * (x0_bar - extra.out.double())
     torch.testing.assert_close(denoised[1], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -144,7 +146,8 @@ def test_reference_images_are_not_the_image(family):
     sampler, extra = seen.passes
     q, k = (t[0].transpose(0, 1).flatten(1) for t in calls[number])
     assert len(k) == start + 48 + 16
-    mask = paper.nearest(paper.received(q[start:][:48], k[start:][:48], heads).view(8, 6), 16, 12) > 1
+    received = paper.received(q[start:][:48], k[start:][:48], heads).view(8, 6)
+    mask = paper.nearest(received, 16, 12) > paper.THRESHOLD
     x, x0 = sampler.x[:1].double(), sampler.out[:1].double()
     changed = (extra.x.double() - x).abs().amax(1)[0] > 1e-6
     expected = ((1 - sampler.sigma) * (paper.degraded(x0, mask, BLUR_SIGMA) - x0)).abs().amax(1)[0] > 1e-6

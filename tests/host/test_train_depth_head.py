@@ -10,6 +10,9 @@ from inner_guidance.depth_head.head_files import load_depth_head, save_depth_hea
 from inner_guidance.host.depth.head_training import new_network
 from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.node_defaults import execute
+
+pytestmark = pytest.mark.oldest_host
 
 
 class FourfoldVAE:
@@ -35,21 +38,15 @@ def pairs(count=6, height=64, width=48):
 
 def train(model=None, images=None, depths=None, **changed):
     images = pairs() if images is None else images
-    defaults = {
-        "architecture": "pixel_mlp",
-        "blocks": "auto",
+    given = {
+        "model": model or tiny.patcher("small"),
+        "vae": FourfoldVAE(),
+        "images": images,
+        "depths": images if depths is None else depths,
         "steps": 4,
         "batch_size": 2,
-        "learning_rate": 0.002,
-        "seed": 0,
     }
-    return InnerTrainDepthHead.execute(
-        model or tiny.patcher("small"),
-        changed.pop("vae", FourfoldVAE()),
-        images,
-        images if depths is None else depths,
-        **defaults | changed,
-    ).result
+    return execute(InnerTrainDepthHead, **given | changed)
 
 
 def weights(head):

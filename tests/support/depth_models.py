@@ -1,4 +1,4 @@
-"""Depth heads and priors for the tiny models, with random weights, our node behind a model, its samples."""
+"""Depth heads and priors with random weights for the tiny models, and Depth-Aware Guidance by them."""
 
 import torch
 
@@ -9,6 +9,7 @@ from inner_guidance.depth_head.prior import DepthPrior
 from inner_guidance.host.depth.heads import HostedDepthHead
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.node_defaults import execute
 
 FAMILIES = {
     "small": "a UNet of 32 channels with a context of 16",
@@ -17,6 +18,13 @@ FAMILIES = {
     "inpaint": "a UNet of 32 channels with a context of 16",
 }
 PRIOR_SIZE = 16
+EVERYWHERE = {
+    "consistency_scale": 1.0,
+    "prior_scale": 1.0,
+    "target_scale": 1.0,
+    "self_start_percent": 0.0,
+    "target_end_percent": 1.0,
+}
 
 
 def head(kind="small", seed=0, weak=None):
@@ -67,19 +75,9 @@ def target(count=1):
 
 
 def depth_guided(model, *, kind="small", depth_head=None, **settings):
-    """The model with our node behind it; consistency alone unless the settings say otherwise."""
-    defaults = {
-        "consistency_scale": 1.0,
-        "prior_scale": 1.0,
-        "target_scale": 1.0,
-        "mode": "robust",
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "self_start_percent": 0.0,
-        "target_end_percent": 1.0,
-        "every_n_steps": 1,
-    }
-    return InnerDepthAwareGuidance.execute(model, depth_head or head(kind), **defaults | settings).result[0]
+    """The model with Depth-Aware Guidance behind it: every loss whose input is there, throughout the run."""
+    settings = {"model": model, "depth_head": depth_head or head(kind)} | EVERYWHERE | settings
+    return execute(InnerDepthAwareGuidance, **settings)[0]
 
 
 def sampled(guide=True, model=None, settings=None, **kwargs):

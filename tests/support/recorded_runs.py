@@ -9,8 +9,7 @@ from comfy_execution.utils import CurrentNodeContext
 
 from inner_guidance.host.recording.records import AttentionRecord, AttentionStep, Execution, Run
 from inner_guidance.nodes.record import InnerRecordAttention, InnerRecordFeatures
-
-SCHEDULE = {"start_percent": 0.0, "end_percent": 1.0}
+from inner_guidance.tests.support.node_defaults import execute
 
 # Of the records made by hand
 WORDS = {"red": 1, "sphere": 2, "white": 4, "wall": 5}  # their places among CLIP's tokens
@@ -21,14 +20,12 @@ STEPS = (0, 2)
 
 def record_attention(model, **settings):
     """The model with Record Attention behind it, at the node's defaults except for these; and the record."""
-    defaults = SCHEDULE | {"blocks": "m0", "max_steps": 50, "prompt": True, "preview": True}
-    return InnerRecordAttention.execute(model, **defaults | settings).result
+    return execute(InnerRecordAttention, model=model, **settings)
 
 
 def record_features(model, **settings):
     """The model with Record Features behind it, at the node's defaults except for these; and the record."""
-    defaults = SCHEDULE | {"blocks": "m0", "branch": "positive", "max_steps": 10, "preview": True}
-    return InnerRecordFeatures.execute(model, **defaults | settings).result
+    return execute(InnerRecordFeatures, model=model, **settings)
 
 
 def steps_of(record):
@@ -120,12 +117,6 @@ def filled(record, steps):
     return record
 
 
-def defaults(node):
-    """The values that a new node has on the canvas."""
-    inputs = node.define_schema().inputs
-    return {i.id: i.default for i in inputs if hasattr(i, "default") and not i.optional}
-
-
 def shown(node, record, **values):
     """What a map node gives out, at its defaults except for these values."""
-    return node.execute(record=record, latent=LATENT, **defaults(node) | values).result
+    return execute(node, record=record, latent=LATENT, **values)

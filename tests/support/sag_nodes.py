@@ -6,14 +6,16 @@ import pytest
 from inner_guidance.tests.support import tiny_models as tiny
 
 BLUR_SIGMA = 1.3  # 9 taps on either node, so that only a fault can tell them apart
+SCALE, THRESHOLD = 0.75, 1.0  # the host's node has no other threshold
 
 
 def ours(model, **settings):
     """The model with our node behind it."""
-    return tiny.guided(model, **{"blur_sigma": BLUR_SIGMA} | settings)
+    settings = {"scale": SCALE, "blur_sigma": BLUR_SIGMA, "threshold": THRESHOLD, "blocks": "m0"} | settings
+    return tiny.guided(model, **settings)
 
 
-def hosts_own(model, scale=0.75, blur_sigma=BLUR_SIGMA):
+def hosts_own(model, scale=SCALE, blur_sigma=BLUR_SIGMA):
     """The model with the host's node behind it."""
     return host_sag.SelfAttentionGuidance.execute(model, scale, blur_sigma).result[0]
 

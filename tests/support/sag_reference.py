@@ -7,6 +7,12 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 
+from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
+from inner_guidance.tests.support.node_defaults import defaults
+
+# What a test that does not set them guides with.
+SCALE, THRESHOLD = (defaults(InnerSelfAttentionGuidance)[name] for name in ("scale", "threshold"))
+
 
 @contextlib.contextmanager
 def spy_on_attention(*attentions):
@@ -57,8 +63,13 @@ def degraded(x0, mask, sigma):
     return torch.where(mask, blur(x0, sigma), x0.double())
 
 
+def guidance_between(x, x0, extra):
+    """The guidance that an extra pass means, scale (x0_bar - D(x_bar)), for one image in eps space."""
+    x0_bar = extra.x.double() - x.double() + x0.double()
+    return SCALE * (x0_bar - extra.out.double())
+
+
 def guidance_of(seen):
-    """What guidance the first extra pass means: scale (x0_bar - D(x_bar)), for a negative alone."""
-    sampler, extra = seen.passes[0], seen.extra[0]
-    x, x0 = sampler.x[:1].double(), sampler.out[:1].double()
-    return 0.75 * (extra.x.double() - x + x0 - extra.out.double())
+    """The same of the first step, for the negative."""
+    sampler = seen.passes[0]
+    return guidance_between(sampler.x[:1], sampler.out[:1], seen.extra[0])

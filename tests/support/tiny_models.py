@@ -23,6 +23,7 @@ from comfy.patcher_extension import WrappersMP
 from inner_guidance.host.keys import TAG
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from inner_guidance.tests.support import tiny_configs as configs
+from inner_guidance.tests.support.node_defaults import execute
 
 CPU = torch.device("cpu")
 
@@ -167,19 +168,8 @@ def result_of(node_output):
 
 
 def guided(model, **settings):
-    """The model with our node behind it, at the node's defaults except for these settings."""
-    defaults = {
-        "scale": 0.75,
-        "blur_sigma": 1.0,
-        "threshold": 1.0,
-        "blocks": "m0",
-        "branch": "auto",
-        "space": "eps",
-        "start_percent": 0.0,
-        "end_percent": 1.0,
-        "every_n_steps": 1,
-    }
-    return InnerSelfAttentionGuidance.execute(model, **defaults | settings).result[0]
+    """The model with Self-Attention Guidance behind it, at the node's defaults except for these settings."""
+    return execute(InnerSelfAttentionGuidance, model=model, **settings)[0]
 
 
 def windowed(model):

@@ -56,6 +56,7 @@ def sample(loaded):
     return sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", KSAMPLER.SAMPLERS)
 def test_every_sampler(sample, guided, sampler):
     """The deviation is 1 on renders; a sampler that diverges leaves 2.5 far behind."""
@@ -65,6 +66,7 @@ def test_every_sampler(sample, guided, sampler):
     assert drawn.std() < 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", KSAMPLER.SCHEDULERS)
 def test_every_scheduler(sample, guided, scheduler):
     drawn = sample(guided, scheduler=scheduler)

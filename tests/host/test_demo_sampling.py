@@ -50,6 +50,7 @@ def empty(size, batch_size=1):
     return stock.EmptyLatentImage().generate(size, size, batch_size)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", KSAMPLER.SAMPLERS)
 def test_every_sampler(sample, sampler):
     drawn = sample(empty(128), sampler=sampler, scheduler="karras", steps=6, cfg=1.5)["samples"]

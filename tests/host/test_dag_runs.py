@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 
 from inner_guidance.host.recording.records import Execution
-from inner_guidance.host.steering import dag_run as depth_aware_guidance
+from inner_guidance.host.steering import dag_run
 from inner_guidance.nodes import depth_aware_guidance as depth_aware_node
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
@@ -136,7 +136,7 @@ def test_the_depth_is_shown_on_the_node_while_a_sampler_runs(monkeypatch):
         def end(self):
             shown.append("end")
 
-    monkeypatch.setattr(depth_aware_guidance, "LivePreview", Preview)
+    monkeypatch.setattr(dag_run, "LivePreview", Preview)
     monkeypatch.setattr(depth_aware_node, "executing", lambda: Execution("prompt", "7"))
 
     sampled(latent=torch.zeros(2, 4, 16, 24), settings={"every_n_steps": 2})

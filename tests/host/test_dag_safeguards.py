@@ -8,8 +8,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.host.steering import dag_run as depth_aware_guidance
-from inner_guidance.host.steering import dag_step as depth_aware_step
+from inner_guidance.host.steering import dag_run, dag_step
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
@@ -34,20 +33,20 @@ def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(c
 
 def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
     scales = []
-    made = depth_aware_guidance.DepthAwareStep
+    made = dag_run.DepthAwareStep
 
     def remember(*args, loss_scale, **kwargs):
         scales.append(loss_scale)
         return made(*args, loss_scale=loss_scale, **kwargs)
 
-    evaluate = depth_aware_step.evaluate_with_gradient
+    evaluate = dag_step.evaluate_with_gradient
 
     def overflow_first(*args, **kwargs):
         out, gradient = evaluate(*args, **kwargs)
         return out, gradient / 0 if len(scales) == 1 else gradient
 
-    monkeypatch.setattr(depth_aware_guidance, "DepthAwareStep", remember)
-    monkeypatch.setattr(depth_aware_step, "evaluate_with_gradient", overflow_first)
+    monkeypatch.setattr(dag_run, "DepthAwareStep", remember)
+    monkeypatch.setattr(dag_step, "evaluate_with_gradient", overflow_first)
 
     sampled(steps=3)
 
@@ -55,11 +54,11 @@ def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
 
 
 def test_the_strength_does_not_depend_on_the_loss_scale(monkeypatch):
-    made = depth_aware_guidance.DepthAwareStep
+    made = dag_run.DepthAwareStep
     images = []
     for scale in (1.0, 2.0**8):
         monkeypatch.setattr(
-            depth_aware_guidance,
+            dag_run,
             "DepthAwareStep",
             lambda *args, loss_scale, scale=scale, **kwargs: made(*args, loss_scale=scale, **kwargs),
         )
@@ -111,14 +110,14 @@ def test_a_compiled_model_is_refused_by_an_old_pytorch_before_anything_is_sample
 
 def test_nothing_of_a_run_outlives_it(monkeypatch):
     runs = []
-    made = depth_aware_guidance.DepthAwareRun
+    made = dag_run.DepthAwareRun
 
     def remember(*args):
         run = made(*args)
         runs.append(weakref.ref(run))
         return run
 
-    monkeypatch.setattr(depth_aware_guidance, "DepthAwareRun", remember)
+    monkeypatch.setattr(dag_run, "DepthAwareRun", remember)
     model = depth.depth_guided(tiny.patcher())
     first = tiny.sample(model)
     second = tiny.sample(model)

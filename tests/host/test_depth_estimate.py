@@ -10,7 +10,7 @@ from comfy.model_management import InterruptProcessingException
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.head import DepthHead
-from inner_guidance.host.depth import estimation as depth_estimation
+from inner_guidance.host.depth import estimation
 from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels
 from inner_guidance.host.recording.records import Execution, FeatureRecord, FeatureStep, Run
 from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
@@ -71,7 +71,7 @@ def test_an_ensemble_is_the_mean_whatever_the_batches(monkeypatch):
     torch.testing.assert_close(estimate(latent=both)[2], torch.cat(alone), rtol=1e-3, atol=1e-4)
 
     many = estimate(latent=both, ensemble=5)[2]
-    monkeypatch.setattr(depth_estimation, "LARGEST_BATCH", 3)
+    monkeypatch.setattr(estimation, "LARGEST_BATCH", 3)
     torch.testing.assert_close(estimate(latent=both, ensemble=5)[2], many, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(many, torch.cat(alone), atol=1e-4)
 

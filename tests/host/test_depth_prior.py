@@ -10,7 +10,7 @@ import torch
 
 from inner_guidance.depth_head import prior
 from inner_guidance.depth_head.prior_files import save_depth_prior
-from inner_guidance.host.depth import priors as depth_priors
+from inner_guidance.host.depth import priors
 from inner_guidance.host.depth.priors import make_unet
 from inner_guidance.nodes.depth_prior_files import FOLDER, InnerLoadDepthPrior, InnerSaveDepthPrior
 from inner_guidance.nodes.train_depth_prior import InnerTrainDepthPrior
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.oldest_host
 @pytest.fixture(autouse=True)
 def short_report(monkeypatch):
     """One map that the prior makes up: they take longer than the training of these tests."""
-    monkeypatch.setattr(depth_priors, "SHOWN", 1)
+    monkeypatch.setattr(priors, "SHOWN", 1)
 
 
 @pytest.fixture

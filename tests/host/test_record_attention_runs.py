@@ -11,8 +11,9 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import optimized_attention
 
-from inner_guidance.host.recording import run as record_run
-from inner_guidance.host.sampling import step_recorder as recording
+from inner_guidance.host.recording import run as recording_run
+from inner_guidance.host.sampling import step_recorder
+from inner_guidance.host.taps import attention_received
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.tiny_models import result_of
@@ -115,7 +116,11 @@ def test_two_recorded_branches_of_a_graph_do_not_mix():
 
 def test_nothing_but_the_record_outlives_a_run(monkeypatch):
     alive = []
-    for owner, name in ((record_run, "RecordedRun"), (record_run, "Recorder"), (recording, "Evaluation")):
+    for owner, name in (
+        (recording_run, "RecordedRun"),
+        (recording_run, "Recorder"),
+        (step_recorder, "Evaluation"),
+    ):
 
         class Remembered(getattr(owner, name)):
             def __init__(self, *args, **kwargs):
@@ -180,9 +185,11 @@ def test_beside_other_nodes(other, record_first):
 def test_each_evaluation_is_read_once(monkeypatch):
     """Neither PAG's pass nor the second of SAG is read; SAG reads the negative once more, for itself."""
     rows = []
-    received = recording.received_attention
+    received = attention_received.received_attention
     monkeypatch.setattr(
-        recording, "received_attention", lambda q, k, mask: rows.append(len(q)) or received(q, k, mask)
+        attention_received,
+        "received_attention",
+        lambda q, k, mask: rows.append(len(q)) or received(q, k, mask),
     )
     model, _ = rec.record_attention(OTHERS["PAG"](tiny.guided(tiny.patcher())))
 

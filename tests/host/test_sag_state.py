@@ -17,8 +17,8 @@ except ImportError:  # ComfyUI 0.9.2
     multigpu = None
 
 from inner_guidance.host.keys import TAG
-from inner_guidance.host.sampling import step_recorder as recording
-from inner_guidance.host.steering import sag_run as self_attention_guidance
+from inner_guidance.host.sampling import step_recorder
+from inner_guidance.host.steering import sag_run
 
 pytestmark = pytest.mark.oldest_host
 
@@ -50,9 +50,9 @@ def runs_and_steps(monkeypatch):
     """Weak references to everything that remembers something."""
     alive = []
     for owner, name in (
-        (self_attention_guidance, "SelfAttentionRun"),
-        (self_attention_guidance, "SelfAttentionStep"),
-        (recording, "Evaluation"),
+        (sag_run, "SelfAttentionRun"),
+        (sag_run, "SelfAttentionStep"),
+        (step_recorder, "Evaluation"),
     ):
         made = getattr(owner, name)
 

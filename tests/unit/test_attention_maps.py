@@ -1,4 +1,4 @@
-"""guidance/attention_maps.py: how maps are resized and averaged, and what 1 means."""
+"""pictures/attention_maps.py: how maps are resized and averaged, and what 1 means."""
 
 import pytest
 import torch

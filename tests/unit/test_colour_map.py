@@ -1,4 +1,4 @@
-"""guidance/colour_map.py: lightness measured by CIE L*, which knows nothing of OKLab."""
+"""pictures/colour_map.py: lightness measured by CIE L*, which knows nothing of OKLab."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""guidance/feature_maps.py against numpy and on pictures of known regions."""
+"""pictures/feature_maps.py against numpy and on pictures of known regions."""
 
 import numpy as np
 import pytest

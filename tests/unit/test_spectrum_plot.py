@@ -1,4 +1,4 @@
-"""guidance/spectrum_plot.py: the curves stand where their numbers say."""
+"""pictures/spectrum_plot.py: the curves stand where their numbers say."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""guidance/recorded.py: which maps are shown together, and under which title."""
+"""pictures/layer_maps.py: which maps are shown together, and under which title."""
 
 import pytest
 import torch

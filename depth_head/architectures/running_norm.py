@@ -8,7 +8,7 @@ trained on. Here training, too, divides by the running statistics, and takes the
 
 Batch renormalisation (arXiv:1702.03275) has the same values but sends the gradient through the batch's own
 statistics. With one image in a batch that takes the erased part out of the gradient instead: on the task of
-tests/unit/test_depth_architectures.py it ends at an error of 0.31, constants at 0.02, plain BatchNorm at
+tests/unit/test_architectures.py it ends at an error of 0.31, constants at 0.02, plain BatchNorm at
 0.27, which is that of guessing.
 """
 

@@ -5,12 +5,14 @@ Every wrapper of ours has the key WRAPPER_KEY, so our own passes can leave them 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_patcher
 import comfy.patcher_extension
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 WRAPPER_KEY = "inner_guidance"
@@ -22,6 +24,26 @@ TAG = "inner_guidance_pass"
 # Wrappers of the host that compare a step's latent with the previous step's. Our passes evaluate another
 # latent: these wrappers would answer with a stale output, and store ours as the sampler's.
 STEP_CACHES = ("easycache", "lazycache")
+
+
+class ApplyModel(Protocol):
+    """The rest of a forward pass, as an APPLY_MODEL wrapper gets it: the host's WrapperExecutor."""
+
+    class_obj: BaseModel
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The model's output (B, C, *spatial)."""
+        ...
+
+
+class OuterSample(Protocol):
+    """The rest of a sampling run, as an OUTER_SAMPLE wrapper gets it: the host's WrapperExecutor."""
+
+    class_obj: CFGGuider
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The sampled latent (B, C, *spatial)."""
+        ...
 
 
 def attach(

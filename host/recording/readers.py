@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ...depth_head.architectures import STRONG
 from ...guidance.prompt_attention import prompt_attention
 from ..depth.heads import HostedDepthHead
 from ..sampling.attention_recorder import RECEIVED
-from ..sampling.chunks import ForwardPass, Maps, Reader
+from ..sampling.chunks import ForwardPass, MapKey, Maps, Reader
 from ..sampling.schedule import time_at
 from ..taps.attention_received import received_by
 from ..taps.attention_tap import Attention, UNetAttentionTap
@@ -26,16 +26,6 @@ from ..taps.named_features import NamedFeatures
 PROMPT, FEATURES, DEPTH = "prompt", "features", "depth"
 # The host's names for the attentions of a UNet that are read for a kind of map.
 UNET_ATTENTION = {RECEIVED: "attn1", PROMPT: "attn2"}
-
-
-class MapKey(NamedTuple):
-    """What a map in a recording is: its kind, and the name of its layer; depth, of many layers, has its own.
-
-    kind: RECEIVED, PROMPT, FEATURES or DEPTH.
-    """
-
-    kind: str
-    layer: str
 
 
 def received_map(attention: Attention, rows: list[int]) -> Tensor:

@@ -14,7 +14,7 @@ takes from its cache keeps it. Nothing in this file needs the host.
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ class FeatureStep:
     depth: Tensor | None = None
 
 
-Step = TypeVar("Step", AttentionStep, FeatureStep)
+Step = TypeVar("Step", bound=AttentionStep | FeatureStep)
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Run(Generic[Step]):
 class Record(Generic[Step]):
     """The runs of a recorded model, the newest RUNS_KEPT of them, oldest first."""
 
+    title: ClassVar[str]
     runs: list[Run[Step]] = field(default_factory=list)
 
     def begin(self, run: Run[Step]) -> None:
@@ -125,8 +126,10 @@ class Record(Generic[Step]):
             )
         found = self.runs
         if len(self.runs) > 1:
-            link = get_node(node_id)["inputs"].get(input_name) if get_node else None
-            found = nearest_upstream(link, get_node, self.runs) if is_link(link) else []
+            found = []
+            if get_node is not None and node_id is not None:
+                link = get_node(node_id)["inputs"].get(input_name)
+                found = nearest_upstream(link, get_node, self.runs) if is_link(link) else []
         if not found:
             raise ValueError(
                 f"{self.title}: the LATENT comes from none of the {len(self.runs)} samplers that were "

@@ -17,24 +17,24 @@ from torch import Tensor
 
 from ...pictures.live import attention_picture, depth_picture, feature_picture
 from ..depth.estimation import pixels_per_latent
-from ..keys import for_this_run
+from ..keys import OuterSample, for_this_run
 from ..live_preview import LivePreview
-from ..sampling.chunks import Chunk, Conditions, Evaluation, Placement, Reader, full_frame_condition
+from ..sampling.chunks import Chunk, Conditions, Evaluation, MapKey, Placement, Reader, full_frame_condition
 from ..sampling.schedule import SigmaRange, step_of
-from ..sampling.step_recorder import Recorder
+from ..sampling.step_recorder import Recorder, over_latent
 from .executing import executing
-from .readers import DEPTH, FEATURES, PROMPT, RECEIVED, DepthReader, MapKey, Readers
+from .readers import DEPTH, FEATURES, PROMPT, RECEIVED, DepthReader, Readers
 from .records import AttentionStep, FeatureStep, Record, Run
 
 LARGEST = torch.finfo(torch.float16).max
 
 
 class Source(NamedTuple):
-    """Where a recorded map is from: its key, its branch, and, of a prompt, the number of that."""
+    """Where a recorded map is from: its key, its branch, and the number of a prompt in it, else 0."""
 
     key: MapKey
     branch: str
-    condition: int | None
+    condition: int
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Recording:
 
     def __call__(
         self,
-        executor: Callable[..., Tensor],
+        executor: OuterSample,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,
@@ -78,7 +78,7 @@ class Recording:
         in_range = [number for number, sigma in enumerate(sigmas[:-1].tolist()) if sigma in within]
         scale = pixels_per_latent(guider.model_patcher)
         height, width = noise.shape[-2:]
-        run = Run(executing(), tuple(noise.shape), (height * scale, width * scale))
+        run: Run[Any] = Run(executing(), tuple(noise.shape), (height * scale, width * scale))
         self.record.begin(run)
         recorded = RecordedRun(self, guider, run, sigmas.cpu(), evenly(in_range, self.max_steps))
         try:
@@ -179,12 +179,12 @@ class RecordedRun:
         Depth is of one condition alone.
         """
         branch = branch_names(evaluation.conds, self.guider.conds)[chunk.label]
-        uuids = [cond["uuid"] for cond in self.guider.conds[branch]]
-        if chunk.uuid not in uuids:  # a condition that another node has put in
+        uuids = [cond["uuid"] for cond in self.guider.conds.get(branch, ())]
+        if branch is None or chunk.uuid not in uuids:  # a condition that another node has put in
             return []
         number = uuids.index(chunk.uuid)
         return [
-            Source(key, branch, number if key.kind == PROMPT else None)
+            Source(key, branch, number if key.kind == PROMPT else 0)
             for key in chunk.maps
             if (tells_depth(evaluation, chunk) if key.kind == DEPTH else branch in self.branches)
         ]
@@ -261,10 +261,11 @@ def of_layer(
 ) -> Tensor:
     """The map of a layer (B, C, *grid) over the whole latent x: as it was read, or blended.
 
-    Of several chunks, or of one that covers a part, it is the map over the latent (Recorder.over_latent) on
-    the grid that the layer would have there.
+    Of several chunks, or of one that covers a part, it is the map over the latent (over_latent) on the grid
+    that the layer would have there.
     """
-    chunks = [(evaluation, chunk) for evaluation, found in recorder.parts(key, belongs) for chunk in found]
+    parts = list(recorder.parts(key, belongs))
+    chunks = [(evaluation, chunk) for evaluation, found in parts for chunk in found]
     evaluation, chunk = chunks[0]
     if len(chunks) == 1 and chunk.placement.area is None and evaluation.window is None:
         return chunk.maps[key]
@@ -273,7 +274,7 @@ def of_layer(
         for _, chunk in chunks
     ]
     finest = max(grids, key=lambda grid: torch.Size(grid).numel())
-    return F.interpolate(recorder.over_latent(key, belongs, x), finest, mode="nearest")
+    return F.interpolate(over_latent(parts, key, x), finest, mode="nearest")
 
 
 def _whole_grid(grid: Sequence[int], part: Sequence[int], whole: Sequence[int]) -> tuple[int, ...]:

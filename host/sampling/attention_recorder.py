@@ -10,10 +10,11 @@ from torch import Tensor
 from ...guidance.self_attention import average_on_finest_grid
 from ..taps.attention_received import attention_tap, received_by
 from ..taps.blocks import AttentionLayer
-from .chunks import Conditions, ForwardPass, Maps
-from .step_recorder import Recorder
+from .chunks import Conditions, ForwardPass, MapKey, Maps
+from .step_recorder import Recorder, over_latent
 
 RECEIVED = "received"
+MEAN_RECEIVED = MapKey(RECEIVED, "mean")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ReceivedReader:
         )
         yield tap.install(forward.transformer_options), maps
         if found:
-            maps[RECEIVED] = average_on_finest_grid(found).unsqueeze(1)
+            maps[MEAN_RECEIVED] = average_on_finest_grid(found).unsqueeze(1)
 
 
 class AttentionRecorder(Recorder):
@@ -73,9 +74,9 @@ class AttentionRecorder(Recorder):
 
         change, if any, is applied to every chunk's map (B, 1, *grid) before it is placed.
         """
-        return self.over_latent(
-            RECEIVED,
-            lambda evaluation, chunk: chunk.label == evaluation.label_of(branch, conds),
-            x,
-            change,
+        parts = list(
+            self.parts(
+                MEAN_RECEIVED, lambda evaluation, chunk: chunk.label == evaluation.label_of(branch, conds)
+            )
         )
+        return over_latent(parts, MEAN_RECEIVED, x, change) if parts else None

@@ -6,7 +6,7 @@ the condition lists it is. An evaluation writes down maps for every chunk, and b
 areas, masks and strengths by which the host blends the chunks' outputs.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -16,8 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..keys import ApplyModel
+
 Conditions = list[dict[str, Any]]
-Maps = dict[Hashable, Tensor]  # each (rows or B, C, *grid)
+
+
+class MapKey(NamedTuple):
+    """What a map in a recording is: its kind, and the name of its layer, or of what it makes of several."""
+
+    kind: str
+    layer: str
+
+
+Maps = dict[MapKey, Tensor]  # each (rows or B, C, *grid)
 
 
 class ForwardPass(NamedTuple):
@@ -29,7 +40,7 @@ class ForwardPass(NamedTuple):
     model: comfy.model_base.BaseModel
     x: Tensor
     sigma: Tensor
-    context: Tensor
+    context: Tensor | None
     transformer_options: dict[str, Any]
 
 
@@ -88,7 +99,7 @@ class Evaluation:
 
     def apply_model(
         self,
-        executor: Callable[..., Tensor],
+        executor: ApplyModel,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None,
@@ -153,7 +164,7 @@ class Evaluation:
         return uuid if uuid in placements else None
 
     def blend(
-        self, chunks: Sequence[Chunk], key: Hashable, change: Callable[[Tensor], Tensor] | None = None
+        self, chunks: Sequence[Chunk], key: MapKey, change: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Sum of the chunks' maps of this key, each times its weight, and sum of the weights.
 
@@ -216,7 +227,9 @@ def full_frame_condition(
 
 def in_area(x: Tensor, area: list[int] | None) -> Tensor:
     """The part of x (B, C, *spatial) that a condition's area covers: a view."""
-    for i in range(len(area or ()) // 2):
+    if area is None:
+        return x
+    for i in range(len(area) // 2):
         x = x.narrow(i + 2, area[i + len(area) // 2], area[i])
     return x
 

@@ -27,4 +27,5 @@ def extra_pass(
     transformer_options = options["transformer_options"]
     transformer_options[TAG] = guidance
     drop_ours(transformer_options.get("wrappers", {}))
-    return comfy.samplers.calc_cond_batch(model, [None] * label + [conds], x, sigma, options)[label]
+    lists: list[Any] = [None] * label + [conds]  # the host evaluates none for None
+    return comfy.samplers.calc_cond_batch(model, lists, x, sigma, options)[label]

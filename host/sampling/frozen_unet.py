@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..keys import TAG, WRAPPER_KEY, add_wrapper, drop_ours
+from ..keys import TAG, WRAPPER_KEY, ApplyModel, add_wrapper, drop_ours
 from ..taps.named_features import NamedFeatures
 from .schedule import sigma_at
 
@@ -71,7 +71,7 @@ class TruncatedPasses:
 
     def apply_model(
         self,
-        executor: Callable[..., Tensor],
+        executor: ApplyModel,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None,
@@ -106,7 +106,7 @@ class FeatureSampler(comfy.samplers.Sampler):
         self.work = work
         self.result: Any = None
 
-    def sample(
+    def sample(  # type: ignore[override]  # the host's base class declares no arguments
         self,
         model_wrap: FeatureGuider,
         sigmas: Tensor,

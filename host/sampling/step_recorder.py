@@ -1,6 +1,6 @@
 """Records what is read of the model at one step, over the whole latent, context windows put together."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.model_base
@@ -11,7 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..keys import add_wrapper
-from .chunks import Chunk, Conditions, Evaluation, Placement, Reader, add_window, placements_of
+from .chunks import Chunk, Conditions, Evaluation, MapKey, Placement, Reader, add_window, placements_of
 
 
 class Recorder:
@@ -80,29 +80,8 @@ class Recorder:
         """Record no more: what follows at this step are other nodes' passes."""
         self.stopped = True
 
-    def over_latent(
-        self,
-        key: Hashable,
-        belongs: Callable[[Evaluation, Chunk], bool],
-        x: Tensor,
-        change: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor | None:
-        """The blended maps of this key of the chunks that belong, over the whole latent x: (B, C, *spatial).
-
-        None if there are none. change, if any, is applied to every chunk's map before it is placed.
-        """
-        total = weight = None
-        for evaluation, chunks in self.parts(key, belongs):
-            sums = evaluation.blend(chunks, key, change)
-            if total is None:
-                total = x.new_zeros(x.shape[0], sums[0].shape[1], *x.shape[2:])
-                weight = torch.zeros_like(x[:, :1])
-            for whole, part in zip((total, weight), sums, strict=True):
-                add_window(whole, part, evaluation.window)
-        return None if total is None else total / weight.clamp_min(torch.finfo(weight.dtype).tiny)
-
     def parts(
-        self, key: Hashable, belongs: Callable[[Evaluation, Chunk], bool]
+        self, key: MapKey, belongs: Callable[[Evaluation, Chunk], bool]
     ) -> Iterator[tuple[Evaluation, list[Chunk]]]:
         """The chunks that belong and have a map of this key: those of the first evaluation of each window.
 
@@ -115,3 +94,23 @@ class Recorder:
             if chunks and window not in windows:
                 windows.append(window)
                 yield evaluation, chunks
+
+
+def over_latent(
+    parts: Sequence[tuple[Evaluation, Sequence[Chunk]]],
+    key: MapKey,
+    x: Tensor,
+    change: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The blended maps of this key, over the whole latent x: (B, C, *spatial).
+
+    parts: of Recorder.parts, at least one. change, if any, is applied to every chunk's map before it is
+    placed.
+    """
+    _, chunks = parts[0]
+    total = x.new_zeros(x.shape[0], chunks[0].maps[key].shape[1], *x.shape[2:])
+    weight = torch.zeros_like(x[:, :1])
+    for evaluation, chunks in parts:
+        for whole, part in zip((total, weight), evaluation.blend(chunks, key, change), strict=True):
+            add_window(whole, part, evaluation.window)
+    return total / weight.clamp_min(torch.finfo(weight.dtype).tiny)

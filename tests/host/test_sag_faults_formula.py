@@ -1,6 +1,6 @@
 """The faults of the host's own SelfAttentionGuidance node in what it computes (7-11, 13-16, 23), none of
 which ours has. Each test runs on ours and, as a strict expected failure that names the error it fails with,
-on the host's, so it shows that it finds the fault.
+on the host's, so it shows that it finds the fault. The list is docs/host_sag_faults.md.
 """
 
 import comfy_extras.nodes_hypertile as hypertile

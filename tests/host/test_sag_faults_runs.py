@@ -1,6 +1,6 @@
 """The faults of the host's own SelfAttentionGuidance node in a sampling run (1-6, 12, 17-22, 24, 25), none of
 which ours has. Each test runs on ours and, as a strict expected failure that names the error it fails with,
-on the host's, so it shows that it finds the fault.
+on the host's, so it shows that it finds the fault. The list is docs/host_sag_faults.md.
 """
 
 import gc

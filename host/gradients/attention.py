@@ -30,16 +30,17 @@ class DifferentiableAttention:
                 return attention(*args, **kwargs)
             return self.override(attention, *args, **kwargs)
         # Keys and masks that another node has prepared may be inference tensors.
-        q, k, v, *args = (normal(a) if isinstance(a, Tensor) else a for a in args)
+        q, k, v, *rest = (normal(a) if isinstance(a, Tensor) else a for a in args)
         kwargs = {name: normal(a) if isinstance(a, Tensor) else a for name, a in kwargs.items()}
-        if self.override is None:
-            return attention_pytorch(q, k, v, *args, **kwargs)
+        override = self.override
+        if override is None:
+            return attention_pytorch(q, k, v, *rest, **kwargs)
         return OwnOrPlainBackward.apply(
             q,
             k,
             v,
-            lambda q, k, v: self.override(attention_pytorch, q, k, v, *args, **kwargs),
-            lambda q, k, v: attention_pytorch(q, k, v, *args, **kwargs),
+            lambda q, k, v: override(attention_pytorch, q, k, v, *rest, **kwargs),
+            lambda q, k, v: attention_pytorch(q, k, v, *rest, **kwargs),
         )
 
 
@@ -80,5 +81,5 @@ class OwnOrPlainBackward(torch.autograd.Function):
         if found is None:
             with torch.enable_grad():
                 found = torch.autograd.grad(ctx.plain(*ctx.inputs), wanted, grad)
-        found = iter(found)
-        return (*(next(found) if t.requires_grad else None for t in ctx.inputs), None, None)
+        gradients = iter(found)
+        return (*(next(gradients) if t.requires_grad else None for t in ctx.inputs), None, None)

@@ -25,6 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..keys import ApplyModel
 from ..taps.blocks import FeatureLayer
 from ..taps.feature_tap import FeatureTap
 from .attention import DifferentiableAttention
@@ -37,7 +38,7 @@ Products = Callable[[Features], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
 def evaluate_with_gradient(
-    executor: Callable[..., Tensor],
+    executor: ApplyModel,
     rows: Sequence[int],
     layers: Sequence[FeatureLayer],
     products: Products,
@@ -72,7 +73,7 @@ def evaluate_with_gradient(
 ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
 
 
-def call(executor: Callable[..., Tensor], inputs: Mapping[str, Any]) -> Tensor:
+def call(executor: ApplyModel, inputs: Mapping[str, Any]) -> Tensor:
     """The pass with these inputs, handed over as the host does: in the order of BaseModel.apply_model."""
     further = {name: value for name, value in inputs.items() if name not in ARGUMENTS}
     return executor(*(inputs[name] for name in ARGUMENTS), **further)
@@ -101,7 +102,7 @@ def of_rows(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 
 
 def differentiate(
-    executor: Any,
+    executor: ApplyModel,
     layers: Sequence[FeatureLayer],
     constant: Collection[FeatureLayer],
     products: Products,
@@ -194,13 +195,13 @@ def checkpointed(diffusion_model: torch.nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for module in diffusion_model.modules():
             if isinstance(module, (ResBlock, SpatialTransformer)):
-                module.forward = partial(_checkpoint, module.forward)
+                vars(module)["forward"] = partial(_checkpoint, module.forward)
                 undo.callback(vars(module).pop, "forward")
         yield
 
 
 def _checkpoint(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """One block. It runs a second time with the transformer_options that it has found."""
-    args = [dict(a) if isinstance(a, dict) else a for a in args]
+    copied = [dict(a) if isinstance(a, dict) else a for a in args]
     kwargs = {name: dict(a) if isinstance(a, dict) else a for name, a in kwargs.items()}
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *copied, use_reentrant=False, **kwargs)

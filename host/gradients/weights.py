@@ -16,6 +16,7 @@ import comfy.ops
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_input
 
 
 def normal(t: Tensor) -> Tensor:
@@ -60,9 +61,9 @@ def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
             for name, t in module._parameters.items():
                 if t is not None and not t.is_meta and (t.is_inference() or t.requires_grad):
                     put(module._parameters, name, torch.nn.Parameter(normal(t.detach()), requires_grad=False))
-            for name, t in module._buffers.items():
-                if t is not None and t.is_inference():
-                    put(module._buffers, name, normal(t))
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_inference():
+                    put(module._buffers, name, normal(buffer))
         yield
     finally:
         for registry, name, value in reversed(undo):
@@ -93,7 +94,7 @@ def _fetch_again(
     return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward)
 
 
-def backward_of(module: torch.nn.Module) -> Callable[..., Tensor]:
+def backward_of(module: Any) -> Callable[..., Tensor]:
     """How a layer that casts at use is differentiated."""
     # Nodes for seamless textures give a convolution another padding, by one of these.
     own = {"forward", "forward_comfy_cast_weights", "_conv_forward"} & vars(module).keys()
@@ -126,26 +127,26 @@ class FetchedAgain(torch.autograd.Function):
         return ctx.dx(ctx.module, dy, ctx.shape, x, ctx.layer), None, None, None
 
 
-def linear(m: torch.nn.Module, dy: Tensor, *_: Any) -> Tensor:
+def linear(m: torch.nn.Linear, dy: Tensor, *_: Any) -> Tensor:
     """dL/dy W."""
     with fetched(m, dy) as (weight, _bias):
         return dy @ weight
 
 
-def conv2d(m: torch.nn.Module, dy: Tensor, shape: torch.Size, *_: Any) -> Tensor:
+def conv2d(m: torch.nn.Conv2d, dy: Tensor, shape: torch.Size, *_: Any) -> Tensor:
     """The transposed convolution of dL/dy with W."""
     with fetched(m, dy) as (weight, _bias):
-        return torch.nn.grad.conv2d_input(shape, weight, dy, m.stride, m.padding, m.dilation, m.groups)
+        return conv2d_input(shape, weight, dy, m.stride, m.padding, m.dilation, m.groups)
 
 
-def group_norm(m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, *_: Any) -> Tensor:
+def group_norm(m: torch.nn.GroupNorm, dy: Tensor, shape: torch.Size, x: Tensor, *_: Any) -> Tensor:
     """Through the statistics of x, computed again."""
     with fetched(m, x) as (weight, bias), torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(F.group_norm(x, m.num_groups, weight, bias, m.eps), x, dy)[0]
 
 
-def layer_norm(m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, *_: Any) -> Tensor:
+def layer_norm(m: torch.nn.LayerNorm, dy: Tensor, shape: torch.Size, x: Tensor, *_: Any) -> Tensor:
     """Through the statistics of x, computed again."""
     with fetched(m, x) as (weight, bias), torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -163,7 +164,7 @@ def recomputed(
 
 # By what the host runs: layers that another pack or a quantisation derives from these run something else.
 OF_HOST = comfy.ops.disable_weight_init
-BACKWARD = {
+BACKWARD: dict[Callable[..., Any], Callable[..., Tensor]] = {
     OF_HOST.Linear.forward_comfy_cast_weights: linear,
     OF_HOST.Conv2d.forward_comfy_cast_weights: conv2d,
     OF_HOST.GroupNorm.forward_comfy_cast_weights: group_norm,

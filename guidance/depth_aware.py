@@ -17,7 +17,7 @@ knows the host.
 
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,8 @@ PRIOR_LEVELS = (0.01, 0.05)
 # How many noises `denoised_prior_loss` is averaged over.
 PRIOR_NOISES = 4
 
-Loss = Callable[[Tensor, Tensor | None], Tensor]
+# Of d_S and d_W; d_W is None where the weak branch is not read.
+Loss = Callable[[Tensor, Any], Tensor]
 
 
 def per_image_mean(t: Tensor) -> Tensor:

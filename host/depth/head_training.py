@@ -112,7 +112,7 @@ def new_network(
     model: ModelPatcher, architecture: str, blocks: str, weak_blocks: str, seed: int
 ) -> DepthNetwork:
     """A network for this model with random weights from the seed. Raises ValueError for the blocks."""
-    unet = model.get_model_object("diffusion_model")
+    unet: Any = model.get_model_object("diffusion_model")
     channels = feature_channels(unet)
     letter = "r" if architecture == "readout" else "o"
     available = {
@@ -132,7 +132,7 @@ def new_network(
 
     strong, weak = chosen(blocks, strong_default), chosen(weak_blocks, [weak_default])
     order = [name for name in available if name in {*strong, *weak}]
-    config = {"taps": {name: channels[name] for name in order}, "weak": weak}
+    config: dict[str, Any] = {"taps": {name: channels[name] for name in order}, "weak": weak}
     if architecture == "readout":
         config |= {"embedding": (TIME_TAP, channels[TIME_TAP])}
     else:

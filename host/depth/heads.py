@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
-import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...depth_head.head import SD1, SDXL, DepthHead, require_fit
@@ -60,7 +59,7 @@ def model_family(model: ModelPatcher) -> str:
     return FAMILIES.get((channels, context), f"a UNet of {channels} channels with a context of {context}")
 
 
-def feature_channels(unet: torch.nn.Module) -> dict[str, int]:
+def feature_channels(unet: Any) -> dict[str, int]:
     """Channels of everything that a depth head may read of a UNet, by the names of blocks.py and TIME_TAP."""
     channels = {f"i{i}": _out_channels(block[-1]) for i, block in enumerate(unet.input_blocks)}
     if unet.middle_block is not None:

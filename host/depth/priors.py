@@ -6,7 +6,7 @@ from typing import Any
 import comfy.model_management
 import comfy.ops
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import Tensor, nn
 
 from ...depth_head.prior import DepthPrior, draw, train_prior
@@ -40,14 +40,15 @@ def make_unet() -> nn.Module:
         # The host leaves weights as they are in memory: they are to be loaded.
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=5**0.5)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-    for block in unet.modules():
-        if hasattr(block, "out_layers"):
-            nn.init.zeros_(block.out_layers[-1].weight)
-    nn.init.zeros_(unet.out[-1].weight)
+    last_of_blocks = [block.out_layers[-1] for block in unet.modules() if isinstance(block, ResBlock)]
+    for layer in (*last_of_blocks, unet.out[-1]):
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
     return unet
 
 

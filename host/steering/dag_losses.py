@@ -89,9 +89,9 @@ def losses(
     weight = dag.PAPER_WEIGHT if settings.mode == PAPER else 1.0
     if settings.consistency_scale != 0:
         yield weight * settings.consistency_scale, dag.consistency_loss
-    if settings.uses_prior:
+    if networks.prior is not None and settings.uses_prior:
         yield weight * settings.prior_scale, prior_loss(settings.mode, networks.prior, depth, seeded)
-    if settings.uses_target:
+    if settings.target is not None and settings.uses_target:
         target = of_batch(settings.target, depth)
         mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
         of_target = weight if settings.mode == PAPER else dag.TARGET_WEIGHT

@@ -18,7 +18,7 @@ from ...pictures.live import depth_picture
 from ..depth.heads import require_head_fits
 from ..gradients.forward import refuse_uncontrollable_compiler
 from ..gradients.weights import refuse_quantised
-from ..keys import for_this_run
+from ..keys import OuterSample, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.schedule import step_of
 from .dag_losses import PAPER, DepthAwareSettings, Networks
@@ -38,7 +38,7 @@ class DepthAwareGuidance:
 
     def __call__(
         self,
-        executor: Callable[..., Tensor],
+        executor: OuterSample,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,
@@ -125,8 +125,9 @@ class DepthAwareRun(GuidedRun):
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
             self.last, self.last_scales = step.gradient, settings.scales
-        if step.depth is not None:
-            self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(step.depth))
+        depth = step.depth
+        if depth is not None:
+            self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(depth))
         self.warn(step.problem, sigma)
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
@@ -137,7 +138,7 @@ def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks
     """Copies of head and prior for one run, on a device: they are small, and may be inference tensors."""
     with torch.inference_mode(mode=False):
         head = copy.deepcopy(settings.head.head.network).to(device).requires_grad_(False).eval()
-        if not settings.uses_prior:
+        if settings.prior is None or not settings.uses_prior:
             return Networks(head, None)
         unet = copy.deepcopy(settings.prior.unet).to(device).requires_grad_(False).eval()
         return Networks(head, replace(settings.prior, unet=unet))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...guidance import depth_aware as dag
 from ..gradients.forward import Features, evaluate_with_gradient
-from ..keys import WRAPPER_KEY, add_wrapper
+from ..keys import WRAPPER_KEY, ApplyModel, add_wrapper
 from ..sampling.chunks import Conditions, full_frame_condition, placements_of
 from ..sampling.schedule import noise_share, time_at
 from ..taps.named_features import NamedFeatures
@@ -110,7 +110,7 @@ class DepthAwareStep:
 
     def take(self, gradient: Tensor | None) -> None:
         """What the backward pass returned, at the loss scale."""
-        if gradient is None:
+        if gradient is None or self.pull_size is None:
             return
         if not (gradient.isfinite().all() and self.pull_size.isfinite().all()):
             self.problem, self.overflowed = "its gradient is not finite", True
@@ -164,7 +164,7 @@ class ChunkReading:
 
     def apply_model(
         self,
-        executor: Any,
+        executor: ApplyModel,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None,

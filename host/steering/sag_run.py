@@ -13,7 +13,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..keys import for_this_run
+from ..keys import OuterSample, for_this_run
 from .guided_run import GuidedRun
 from .sag_step import SelfAttentionSettings, SelfAttentionStep
 
@@ -28,7 +28,7 @@ class SelfAttentionGuidance:
 
     def __call__(
         self,
-        executor: Callable[..., Tensor],
+        executor: OuterSample,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,

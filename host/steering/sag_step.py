@@ -12,6 +12,7 @@ unshifted, which is what the differences that they take (PAG, SLG) and the renoi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -79,7 +80,6 @@ class SelfAttentionStep:
         self.recorder = AttentionRecorder(settings.layers, self.lists_to_record)
         self.computed = not fresh
         self.applied = False
-        self.others_cfg: Callable[[dict[str, Any]], Tensor] | None = None
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
@@ -90,9 +90,9 @@ class SelfAttentionStep:
                 # At cfg 1 the host leaves the negative out, unless somebody reads it.
                 options["disable_cfg1_optimization"] = True
             options.setdefault("sampler_pre_cfg_function", []).insert(0, self.pre_cfg)
-        self.others_cfg = options.get("sampler_cfg_function")
-        if self.others_cfg is not None:
-            options["sampler_cfg_function"] = self.cfg
+        others_cfg = options.get("sampler_cfg_function")
+        if others_cfg is not None:
+            options["sampler_cfg_function"] = partial(self.cfg, others_cfg)
         options.setdefault("sampler_post_cfg_function", []).insert(0, self.post_cfg)
         return options
 
@@ -109,22 +109,23 @@ class SelfAttentionStep:
         self.compute(args, args["conds"], args["conds_out"])
         return args["conds_out"]
 
-    def cfg(self, args: dict[str, Any]) -> Tensor:
+    def cfg(self, others: Callable[[dict[str, Any]], Tensor], args: dict[str, Any]) -> Tensor:
         """sampler_cfg_function in front of another node's."""
         self.compute(
             args,
             (args["input_cond"], args["input_uncond"]),
             (args["cond_denoised"], args["uncond_denoised"]),
         )
-        if self.guidance is None:
-            return self.others_cfg(args)
+        guidance = self.guidance
+        if guidance is None:
+            return others(args)
         self.applied = True
         options = comfy.model_patcher.create_model_options_clone(args["model_options"])
-        add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.shifted_calc_cond_batch)
+        add_wrapper(options, WrappersMP.CALC_COND_BATCH, partial(shifted_calc_cond_batch, guidance))
         guided = {"model_options": options}
-        guided |= {name: args[name] - self.guidance for name in ("cond", "uncond")}  # these are x - D(x)
-        guided |= {name: args[name] + self.guidance for name in ("cond_denoised", "uncond_denoised")}
-        return self.others_cfg(args | guided)
+        guided |= {name: args[name] - guidance for name in ("cond", "uncond")}  # these are x - D(x)
+        guided |= {name: args[name] + guidance for name in ("cond_denoised", "uncond_denoised")}
+        return others(args | guided)
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
         """sampler_post_cfg_function; the first."""
@@ -142,23 +143,23 @@ class SelfAttentionStep:
         self.computed = True
         self.recorder.stop()
         for branch in BRANCHES[self.settings.branch]:
-            evaluated = self.recorder.model_and_label(branch, conds)
-            if evaluated:
-                self.guide(args, conds, branch, out[branch], *evaluated)
+            own, evaluated = conds[branch], self.recorder.model_and_label(branch, conds)
+            if own and evaluated:
+                mask = self.mask(branch, conds, args["input"], out[branch])
+                self.guide(args, own, mask, out[branch], *evaluated)
                 return
 
     def guide(
         self,
         args: dict[str, Any],
-        conds: Sequence[Conditions | None],
-        branch: int,
+        conds: Conditions,
+        mask: Tensor | None,
         x0: Tensor,
         model: Any,
         label: int,
     ) -> None:
         """Compute the guidance from one branch, its estimate and the model that made it."""
         x, sigma, settings = args["input"], args["sigma"], self.settings
-        mask = self.mask(branch, conds, x, x0)
         if mask is None:
             # A cache of the steps may have skipped the model, or another node its attention.
             self.guidance = self.previous
@@ -170,7 +171,7 @@ class SelfAttentionStep:
             return
         signal = signal_coefficient(model.model_sampling, sigma, x.ndim)
         x_bar = sag.renoise(x, x0, x0_bar, signal)
-        d_bar = extra_pass(GUIDANCE, model, conds[branch], label, x_bar, sigma, args["model_options"])
+        d_bar = extra_pass(GUIDANCE, model, conds, label, x_bar, sigma, args["model_options"])
         in_v = v_coefficient(model.model_sampling, sigma, x.ndim) if settings.space == "v" else None
         guidance = sag.guidance(x0, x0_bar, d_bar, settings.scale, in_v)
         if guidance.isfinite().all():
@@ -195,16 +196,17 @@ class SelfAttentionStep:
             mask = sag.high_frequency_mask(x0, mask, self.settings.blur_sigma)
         return mask
 
-    def shifted_calc_cond_batch(
-        self,
-        executor: Callable[..., list[Tensor]],
-        model: Any,
-        conds: list[Conditions | None],
-        x_in: Tensor,
-        timestep: Tensor,
-        model_options: dict[str, Any],
-    ) -> list[Tensor]:
-        """CALC_COND_BATCH wrapper for the evaluations of another node's CFG function."""
-        window = model_options["transformer_options"].get("context_window")
-        shift = self.guidance if window is None else window.get_tensor(self.guidance)
-        return [d + shift for d in executor(model, conds, x_in, timestep, model_options)]
+
+def shifted_calc_cond_batch(
+    guidance: Tensor,
+    executor: Callable[..., list[Tensor]],
+    model: Any,
+    conds: list[Conditions | None],
+    x_in: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any],
+) -> list[Tensor]:
+    """CALC_COND_BATCH wrapper for the evaluations of another node's CFG function."""
+    window = model_options["transformer_options"].get("context_window")
+    shift = guidance if window is None else window.get_tensor(guidance)
+    return [d + shift for d in executor(model, conds, x_in, timestep, model_options)]

@@ -169,7 +169,11 @@ class InnerDepthEstimate(io.ComfyNode):
             raise ValueError(
                 "Depth Estimate: to show a record, also connect the LATENT of its sampler to latent."
             )
-        if latent is None and (image is None or vae is None):
+        if latent is not None:
+            latents = latent["samples"]
+        elif image is not None and vae is not None:
+            latents = encode_whole(vae, image)
+        else:
             raise ValueError(
                 "Depth Estimate has nothing to read depth from: connect latent, or image and vae."
             )
@@ -183,7 +187,6 @@ class InnerDepthEstimate(io.ComfyNode):
             if image is not None:
                 image = images_of(image, len(steps[0])).repeat(len(steps), 1, 1, 1)
         else:
-            latents = latent["samples"] if latent is not None else encode_whole(vae, image)
             depth = estimate_depth(model, depth_head, latents, noise_level, ensemble, seed, positive)
         large = cls.enlarged(depth, image, enlarge, pixels_per_latent(model))
         return io.NodeOutput(as_picture(large, style), large[:, 0], depth[:, 0])

@@ -180,5 +180,5 @@ class InnerFeatureMaps(io.ComfyNode):
             masks.append(maps.region_masks(region, regions))
             numbers = range(1, len(shown) + 1)
             captions += [f"image {i}: {one.title}" if len(shown) > 1 else one.title for i in numbers]
-        pictures = torch.cat(pictures)
-        return io.NodeOutput(captioned(pictures, captions) if legend else pictures, torch.cat(masks))
+        shown = torch.cat(pictures)
+        return io.NodeOutput(captioned(shown, captions) if legend else shown, torch.cat(masks))

@@ -91,8 +91,7 @@ class HostServer:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            self.process.wait()
-        self.process.stdin.close()
+        self.process.communicate()  # wait, and close the pipe
         self.base.cleanup()
 
     def wait_until_ready(self) -> None:

@@ -40,4 +40,4 @@ def register_pack() -> None:
     spec = importlib.util.spec_from_file_location(
         "inner_guidance", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
     )
-    sys.modules["inner_guidance"] = importlib.util.module_from_spec(spec)
+    sys.modules["inner_guidance"] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]  # not None for a .py

@@ -10,7 +10,7 @@ import runpy
 import sys
 import threading
 
-from torchvision_shim import import_torchvision
+from torchvision_shim import import_torchvision  # type: ignore[import-not-found]  # run as a script
 
 
 def end_with_parent() -> None:

@@ -87,7 +87,7 @@ def venv_python(root: Path = ROOT) -> Path:
     return root / ".venv" / "bin" / "python"
 
 
-def check_python(version: Sequence[int] = sys.version_info) -> None:
+def check_python(version: Sequence[int] = sys.version_info[:2]) -> None:
     """Raise SetupError when this Python is older than the host supports."""
     if tuple(version[:2]) < OLDEST_PYTHON:
         have, need = (".".join(map(str, numbers)) for numbers in (version[:2], OLDEST_PYTHON))
@@ -167,10 +167,11 @@ def unpack_host(archive_file: Path, archive: HostArchive, root: Path) -> None:
     with tarfile.open(archive_file) as tar:
         for member in tar:
             inside = Path(member.name).parts[1:]  # the first is <package>-<version>
-            if member.isfile() and inside[:2] == ("vendor", "ComfyUI"):
+            source = tar.extractfile(member) if member.isfile() else None
+            if source is not None and inside[:2] == ("vendor", "ComfyUI"):
                 target = part.joinpath(*inside[2:])
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with tar.extractfile(member) as source, target.open("wb") as copy:
+                with source, target.open("wb") as copy:
                     shutil.copyfileobj(source, copy)
     (part / STAMP).write_text(archive.sha256)
     shutil.rmtree(root / archive.folder, ignore_errors=True)
@@ -203,7 +204,7 @@ def fetch_host(archive: HostArchive, root: Path) -> None:
 def host_requirements(host: Path) -> list[str]:
     """The lines of the host's requirements.txt that are installed from there."""
     lines = (line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines())
-    return [line for line in lines if line and re.match(r"[\w.-]+", line)[0].lower() not in LEFT_OUT]
+    return [line for line in lines if line and re.split(r"[^\w.-]", line)[0].lower() not in LEFT_OUT]
 
 
 def silence_torchaudio(root: Path) -> None:

@@ -26,8 +26,8 @@ TAG = "inner_guidance_pass"
 STEP_CACHES = ("easycache", "lazycache")
 
 
-class ApplyModel(Protocol):
-    """The rest of a forward pass, as an APPLY_MODEL wrapper gets it: the host's WrapperExecutor."""
+class ModelExecutor(Protocol):
+    """The host's WrapperExecutor, as an APPLY_MODEL wrapper gets it: the rest of a forward pass."""
 
     class_obj: BaseModel
 
@@ -36,13 +36,13 @@ class ApplyModel(Protocol):
         ...
 
 
-class OuterSample(Protocol):
-    """The rest of a sampling run, as an OUTER_SAMPLE wrapper gets it: the host's WrapperExecutor."""
+class GuiderExecutor(Protocol):
+    """The host's WrapperExecutor, as an OUTER_SAMPLE or PREDICT_NOISE wrapper gets it."""
 
     class_obj: CFGGuider
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The sampled latent (B, C, *spatial)."""
+        """A latent (B, C, *spatial): sampled, or denoised."""
         ...
 
 

@@ -25,7 +25,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..keys import ApplyModel
+from ..keys import ModelExecutor
 from ..taps.blocks import FeatureLayer
 from ..taps.feature_tap import FeatureTap
 from .attention import DifferentiableAttention
@@ -38,7 +38,7 @@ Products = Callable[[Features], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
 def evaluate_with_gradient(
-    executor: ApplyModel,
+    executor: ModelExecutor,
     rows: Sequence[int],
     layers: Sequence[FeatureLayer],
     products: Products,
@@ -73,7 +73,7 @@ def evaluate_with_gradient(
 ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
 
 
-def call(executor: ApplyModel, inputs: Mapping[str, Any]) -> Tensor:
+def call(executor: ModelExecutor, inputs: Mapping[str, Any]) -> Tensor:
     """The pass with these inputs, handed over as the host does: in the order of BaseModel.apply_model."""
     further = {name: value for name, value in inputs.items() if name not in ARGUMENTS}
     return executor(*(inputs[name] for name in ARGUMENTS), **further)
@@ -102,7 +102,7 @@ def of_rows(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 
 
 def differentiate(
-    executor: ApplyModel,
+    executor: ModelExecutor,
     layers: Sequence[FeatureLayer],
     constant: Collection[FeatureLayer],
     products: Products,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...pictures.live import attention_picture, depth_picture, feature_picture
 from ..depth.estimation import pixels_per_latent
-from ..keys import OuterSample, for_this_run
+from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.chunks import Chunk, Conditions, Evaluation, MapKey, Placement, Reader, full_frame_condition
 from ..sampling.schedule import SigmaRange, step_of
@@ -63,7 +63,7 @@ class Recording:
 
     def __call__(
         self,
-        executor: OuterSample,
+        executor: GuiderExecutor,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,
@@ -107,7 +107,7 @@ class RecordedRun:
 
     def predict_noise(
         self,
-        executor: Callable[..., Tensor],
+        executor: GuiderExecutor,
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..keys import ApplyModel
+from ..keys import ModelExecutor
 
 Conditions = list[dict[str, Any]]
 
@@ -99,7 +99,7 @@ class Evaluation:
 
     def apply_model(
         self,
-        executor: ApplyModel,
+        executor: ModelExecutor,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None,

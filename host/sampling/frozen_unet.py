@@ -17,7 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..keys import TAG, WRAPPER_KEY, ApplyModel, add_wrapper, drop_ours
+from ..keys import TAG, WRAPPER_KEY, ModelExecutor, add_wrapper, drop_ours
 from ..taps.named_features import NamedFeatures
 from .schedule import sigma_at
 
@@ -71,7 +71,7 @@ class TruncatedPasses:
 
     def apply_model(
         self,
-        executor: ApplyModel,
+        executor: ModelExecutor,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None,

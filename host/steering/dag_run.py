@@ -6,7 +6,6 @@ guided, and passes every other evaluation through untouched.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from ...pictures.live import depth_picture
 from ..depth.heads import require_head_fits
 from ..gradients.forward import refuse_uncontrollable_compiler
 from ..gradients.weights import refuse_quantised
-from ..keys import OuterSample, for_this_run
+from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.schedule import step_of
 from .dag_losses import PAPER, DepthAwareSettings, Networks
@@ -38,7 +37,7 @@ class DepthAwareGuidance:
 
     def __call__(
         self,
-        executor: OuterSample,
+        executor: GuiderExecutor,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,
@@ -99,7 +98,7 @@ class DepthAwareRun(GuidedRun):
 
     def predict_noise(
         self,
-        executor: Callable[..., Tensor],
+        executor: GuiderExecutor,
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...guidance import depth_aware as dag
 from ..gradients.forward import Features, evaluate_with_gradient
-from ..keys import WRAPPER_KEY, ApplyModel, add_wrapper
+from ..keys import WRAPPER_KEY, ModelExecutor, add_wrapper
 from ..sampling.chunks import Conditions, full_frame_condition, placements_of
 from ..sampling.schedule import noise_share, time_at
 from ..taps.named_features import NamedFeatures
@@ -164,7 +164,7 @@ class ChunkReading:
 
     def apply_model(
         self,
-        executor: ApplyModel,
+        executor: ModelExecutor,
         x: Tensor,
         t: Tensor,
         c_concat: Tensor | None,

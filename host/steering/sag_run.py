@@ -6,14 +6,13 @@ be guided, and passes every other evaluation through untouched. What a run remem
 a cached MODEL and the branches of a graph never share anything.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..keys import OuterSample, for_this_run
+from ..keys import GuiderExecutor, for_this_run
 from .guided_run import GuidedRun
 from .sag_step import SelfAttentionSettings, SelfAttentionStep
 
@@ -28,7 +27,7 @@ class SelfAttentionGuidance:
 
     def __call__(
         self,
-        executor: OuterSample,
+        executor: GuiderExecutor,
         noise: Tensor,
         latent_image: Tensor,
         sampler: Any,
@@ -59,7 +58,7 @@ class SelfAttentionRun(GuidedRun):
 
     def predict_noise(
         self,
-        executor: Callable[..., Tensor],
+        executor: GuiderExecutor,
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],

@@ -35,7 +35,7 @@ class MeasuredEuler(comfy.samplers.Sampler):
         self.measure = measure
         self.took: list[float] = []
 
-    def sample(
+    def sample(  # type: ignore[override]  # the host's base class declares no arguments
         self,
         model_wrap: Any,
         sigmas: Tensor,

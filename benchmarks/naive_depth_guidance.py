@@ -7,7 +7,6 @@ and not copied, which somebody who starts from nothing would have to do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from inner_guidance.depth_head.architectures import BRANCHES, DepthNetwork
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.host.gradients.weights import differentiable_weights
+from inner_guidance.host.keys import GuiderExecutor
 from inner_guidance.host.sampling.schedule import noise_share, time_at
 from inner_guidance.host.taps.blocks import FeatureLayer, feature_blocks
 from inner_guidance.host.taps.feature_tap import FeatureTap
@@ -41,7 +41,7 @@ class NaiveDepthGuidance:
 
     def predict_noise(
         self,
-        executor: Callable[..., Tensor],
+        executor: GuiderExecutor,
         x: Tensor,
         timestep: Tensor,
         model_options: dict[str, Any],

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -36,7 +36,7 @@ EVERY = 2
 IMPORTS = 5
 MIB = 2**20
 
-SAG = {
+SAG: dict[str, Any] = {
     "scale": 0.75,
     "blur_sigma": 1.0,
     "threshold": 1.0,
@@ -47,7 +47,7 @@ SAG = {
     "end_percent": 1.0,
     "every_n_steps": 1,
 }
-DAG = {
+DAG: dict[str, Any] = {
     "consistency_scale": 1.0,
     "prior_scale": 0.0,
     "target_scale": 0.0,
@@ -58,7 +58,7 @@ DAG = {
     "target_end_percent": 1.0,
     "every_n_steps": 1,
 }
-RECORDING = {"start_percent": 0.0, "end_percent": 1.0, "max_steps": 20, "preview": False}
+RECORDING: dict[str, Any] = {"start_percent": 0.0, "end_percent": 1.0, "max_steps": 20, "preview": False}
 
 
 class Row(NamedTuple):
@@ -176,14 +176,14 @@ def sd15_rows(model: ModelPatcher) -> dict[str, Row]:
     from .real_sizes import depth_head, depth_prior, target_depth
 
     head = depth_head(model)
-    losses = {
+    losses: dict[str, Any] = {
         "prior_scale": 1.0,
         "target_scale": 1.0,
         "depth_prior": depth_prior(),
         "target_depth": target_depth(),
     }
 
-    def dag(of: ModelPatcher = model, **settings: object) -> ModelPatcher:
+    def dag(of: ModelPatcher = model, **settings: Any) -> ModelPatcher:
         return InnerDepthAwareGuidance.execute(of, head, **DAG | settings).result[0]
 
     network = head.head.network
@@ -205,7 +205,7 @@ def sd15_rows(model: ModelPatcher) -> dict[str, Row]:
     }
 
 
-def sag(model: ModelPatcher, **settings: object) -> ModelPatcher:
+def sag(model: ModelPatcher, **settings: Any) -> ModelPatcher:
     """The model with Self-Attention Guidance behind it."""
     from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 

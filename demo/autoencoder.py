@@ -6,6 +6,8 @@ trains on a CPU: a seventh of the cost of the host's own small autoencoder, TAES
 
 from __future__ import annotations
 
+from typing import Any
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
@@ -90,6 +92,8 @@ class DemoVAE(comfy.sd.VAE):
 
     The host builds only autoencoders that it knows; a stand-in gets everything else of its VAE made.
     """
+
+    first_stage_model: Any
 
     def __init__(self, state_dict: dict[str, Tensor]) -> None:
         super().__init__(sd=AutoencoderKL(**STAND_IN).state_dict(), config={"params": STAND_IN})

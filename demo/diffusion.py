@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,9 @@ class TextToLatent(nn.Module):
 
 def _reset_weights(model: nn.Module) -> None:
     """Gives torch's default weights to the host's layers, whose own `reset_parameters` does nothing."""
+    kinds: tuple[Any, ...] = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm)
     for layer in model.modules():
-        for kind in (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm):
+        for kind in kinds:
             if isinstance(layer, kind):
                 kind.reset_parameters(layer)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,8 @@ def _label_shard(folder: Path, label: Label, shard: Path) -> None:
     examples = label(pictures, [sample_scene(int(shard.stem) + i) for i in range(len(pictures))])
     unfinished = folder / f"{shard.stem}.unfinished"
     with open(unfinished, "wb") as file:
-        np.savez(file, **{name: values.numpy() for name, values in examples.items()})
+        arrays: dict[str, Any] = {name: values.numpy() for name, values in examples.items()}
+        np.savez(file, **arrays)
     unfinished.rename(folder / f"{shard.stem}.npz")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
 from .autoencoder import SceneAutoencoder
@@ -23,7 +24,7 @@ def encode_shards(
     """Writes a (SHARD, 4, 32, 32) half-precision array for every shard of renders; finished ones are kept."""
     model = SceneAutoencoder()
     model.load_state_dict(autoencoder)
-    model.to(device, memory_format=torch.channels_last)
+    convert_conv2d_weight_memory_format(model.to(device), torch.channels_last)
     latents.mkdir(parents=True, exist_ok=True)
     wanted = [path for path in shards(renders) if int(path.stem) < scenes]
     for path in tqdm(

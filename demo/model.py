@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any
 
 import comfy.latent_formats
 import comfy.model_management
@@ -55,18 +55,20 @@ LATENT_RGB = [
 ]
 LATENT_RGB_BIAS = [0.0066, -0.0350, -0.0712]
 
+UNET_EXTRA_CONFIG = {"num_heads": -1, "num_head_channels": 32}
+
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
     """The autoencoder is trained to latents of unit variance, so there is nothing to scale."""
 
-    def __init__(self) -> None:
-        self.latent_rgb_factors, self.latent_rgb_factors_bias = LATENT_RGB, LATENT_RGB_BIAS
+    latent_rgb_factors: Any = LATENT_RGB
+    latent_rgb_factors_bias: Any = LATENT_RGB_BIAS
 
 
 class DemoWorld(comfy.supported_models_base.BASE):
     """The host's model description: a v-prediction UNet on Stable Diffusion's beta schedule."""
 
-    unet_extra_config: ClassVar = {"num_heads": -1, "num_head_channels": 32}
+    unet_extra_config = UNET_EXTRA_CONFIG
     latent_format = DemoLatent
     memory_usage_factor = 1.0
 

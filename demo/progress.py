@@ -102,6 +102,14 @@ def read_checkpoint(path: Path) -> dict | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
+def read_average(path: Path) -> dict[str, Tensor]:
+    """The averaged weights in a checkpoint. Raises SystemExit where there is none."""
+    state = read_checkpoint(path)
+    if state is None:
+        raise SystemExit(f"There is no {path}: run that stage first.")
+    return state["average"]
+
+
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
     """Exponential moving average of the weights; a young average forgets faster."""

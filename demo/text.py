@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import comfy.ops
 import torch
@@ -130,7 +131,7 @@ class SceneTextEncoder(nn.Module, ClipTokenWeightEncoder):
         """The empty prompt, from which weighted words are scaled away."""
         return [special_tokens["pad"]] * length
 
-    def set_clip_options(self, options: dict[str, object]) -> None:
+    def set_clip_options(self, options: dict[str, Any]) -> None:
         """The host names the device it has moved the weights to."""
         self.execution_device = options.get("execution_device", self.execution_device)
 

@@ -60,7 +60,7 @@ def main() -> None:
     from .diffusion import train_diffusion
     from .latents import encode_shards, linear_preview
     from .model import WEIGHTS, export_weights, load_all, restore_weights, write_weights
-    from .progress import read_checkpoint, write_checkpoint
+    from .progress import read_average, write_checkpoint
     from .recogniser import RECOGNISER_FILE
     from .sheet import draw, save_sheet
     from .train_autoencoder import train_autoencoder
@@ -86,12 +86,12 @@ def main() -> None:
                 train_encoder=options.stage == "autoencoder",
             )
         case "latents":
-            encode_shards(renders, latents, read_checkpoint(autoencoder)["average"], options.scenes, device)
+            encode_shards(renders, latents, read_average(autoencoder), options.scenes, device)
             print("LATENT_RGB and LATENT_RGB_BIAS for demo/model.py:", linear_preview(renders, latents))
         case "diffusion":
 
             def write_sheet(average: dict, samples: int) -> None:
-                export_weights(options.work, average, read_checkpoint(autoencoder)["average"])
+                export_weights(options.work, average, read_average(autoencoder))
                 prompts = [sample_scene(HELD_OUT + i).caption for i in range(SHEET_PICTURES)]
                 save_sheet(
                     draw(*load_all(options.work), prompts, seed=1),
@@ -126,6 +126,4 @@ def main() -> None:
             write_weights(WEIGHTS / DEPTH_JUDGE_FILE, average)
         case "export":
             WEIGHTS.mkdir(exist_ok=True)
-            export_weights(
-                WEIGHTS, read_checkpoint(diffusion)["average"], read_checkpoint(autoencoder)["average"]
-            )
+            export_weights(WEIGHTS, read_average(diffusion), read_average(autoencoder))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
 from .autoencoder import SceneAutoencoder
@@ -39,7 +40,7 @@ def train_autoencoder(
     """
     pictures = [np.load(path) for path in shards(renders)[:SHARDS]]
 
-    model = SceneAutoencoder().to(device, memory_format=torch.channels_last)
+    model = convert_conv2d_weight_memory_format(SceneAutoencoder().to(device), torch.channels_last)
     model.encoder.requires_grad_(train_encoder)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)

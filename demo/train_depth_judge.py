@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from .depth_judge import GRID, DepthJudge, Judgement, depth_label, shrink
 from .examples import Examples, label_shards, load_examples, train_on_examples
@@ -26,7 +27,7 @@ def train_depth_judge(
 ) -> dict[str, Tensor]:
     """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
     label_shards(renders, examples, scenes, workers, label)
-    model = DepthJudge().to(device, memory_format=torch.channels_last)
+    model = convert_conv2d_weight_memory_format(DepthJudge().to(device), torch.channels_last)
 
     def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
         pictures, labels = _augment(batch["pictures"].float() / 255, batch, rng)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from .examples import Examples, label_shards, load_examples, train_on_examples
 from .recogniser import PAIRS, ROOM_HEADS, SIZE, STRIDE, Recogniser, Recognition, scene_labels, shrink
@@ -23,7 +24,7 @@ def train_recogniser(
 ) -> dict[str, Tensor]:
     """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
     label_shards(renders, examples, scenes, workers, label)
-    model = Recogniser().to(device, memory_format=torch.channels_last)
+    model = convert_conv2d_weight_memory_format(Recogniser().to(device), torch.channels_last)
 
     def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
         pictures, places = _augment(batch["pictures"].float() / 255, batch["places"], rng)

@@ -19,7 +19,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ def of_samples(model: Model, options: argparse.Namespace) -> Iterator[str]:
     pictures, attention = draw(model, options)
     logs = {size: log_magnitudes(pictures, size) for size in PATCH_SIZES}
     for prompt, title in PROMPTS.items():
-        rows = {}
+        rows: dict[str, list[str | Excess]] = {}
         for block, maps in attention[prompt].items():
             for psi in THRESHOLDS:
                 mask = maps > psi
@@ -174,7 +174,9 @@ def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, 
         for t in TIMES:
             for name, texts in prompts.items():
                 runs[t][name].append(look_once(model, latent, t, texts, seed=first))
-    attention = {t: {name: gathered(found) for name, found in of_t.items()} for t, of_t in runs.items()}
+    attention: dict[int, Attention] = {
+        t: {name: gathered(found) for name, found in of_t.items()} for t, of_t in runs.items()
+    }
     return torch.cat(pictures), torch.cat(objects), attention
 
 
@@ -184,7 +186,8 @@ def look_once(model: Model, latent: Tensor, t: int, texts: Sequence[str], seed: 
     import comfy.samplers
 
     prompt = [[torch.cat([model.clip.encode_from_tokens(model.clip.tokenize(text)) for text in texts]), {}]]
-    sigma = model.recorded.get_model_object("model_sampling").sigma(torch.tensor(t))
+    model_sampling: Any = model.recorded.get_model_object("model_sampling")
+    sigma = model_sampling.sigma(torch.tensor(t))
     comfy.sample.sample_custom(
         model.recorded,
         comfy.sample.prepare_noise(latent, seed),

@@ -192,11 +192,11 @@ class Drawings:
     def inputs(self, row: Row) -> dict[str, Any]:
         """What the node is set to."""
         defaults = {
-            given.id: given.default
+            given.id: default
             for given in self.node.define_schema().inputs
-            if getattr(given, "default", None) is not None
+            if (default := getattr(given, "default", None)) is not None
         }
-        return defaults | dict(row.settings)
+        return defaults | dict(row.settings or {})
 
     def folder(self, group: Group, name: str) -> Path:
         """Where a row's pictures lie: it is another one for everything that makes other pictures."""

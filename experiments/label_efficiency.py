@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -123,10 +123,8 @@ def encoded(vae: VAE, first: int, count: int, size: int, depth_range: DepthRange
         seen = render(sample_scene(seed), size)
         latents.append(vae.encode(seen.rgb.movedim(0, -1)[None]).cpu())
         labels.append(depth_range.relative(seen.depth)[None, None])
-    latents = torch.cat(latents)
-    return Scenes(
-        latents, torch.nn.functional.interpolate(torch.cat(labels), latents.shape[-2:], mode="area")
-    )
+    whole = torch.cat(latents)
+    return Scenes(whole, torch.nn.functional.interpolate(torch.cat(labels), whole.shape[-2:], mode="area"))
 
 
 class EachBlock(nn.Module):
@@ -198,10 +196,8 @@ class Bench:
 
         return lambda scenes: features_of(self.unet, scenes.latents, list(taps))
 
-    def trained(
-        self, name: str, count: int, reading: Reading, network: Callable[[], nn.Module]
-    ) -> dict[str, Row]:
-        """Train a network and judge its branches."""
+    def trained(self, name: str, count: int, reading: Reading, network: Callable[[], Any]) -> dict[str, Row]:
+        """Train a network, a DepthNetwork or EachBlock, and judge its branches."""
         from inner_guidance.depth_head.training import Evaluation, train
 
         with torch.inference_mode(False):

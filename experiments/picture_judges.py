@@ -132,16 +132,15 @@ class Judges:
         from inner_guidance.guidance.depth_aware import prior_loss
 
         size, abar = self.prior.size, schedule()
+
+        def eps_phi(t: int, noised: Tensor) -> Tensor:
+            return self.prior.unet(noised, torch.full((len(noised),), float(t)))
+
         losses = []
         for batch in depth.split(BATCH):
             eta = seeded_noise(1, 1, size, size).expand(len(batch), -1, -1, -1)
             of_levels = [
-                prior_loss(
-                    to_prior(batch, size),
-                    eta,
-                    float(abar[t]),
-                    lambda noised, t=t: self.prior.unet(noised, torch.full((len(noised),), float(t))),
-                )
+                prior_loss(to_prior(batch, size), eta, float(abar[t]), partial(eps_phi, t))
                 for t in PRIOR_TIMESTEPS
             ]
             losses.append(torch.stack(of_levels).mean(0))
@@ -206,9 +205,10 @@ class Judges:
 
         tiles = []
         for row in group.rows:
-            if (known := self.seen(group, row)) is None:
+            known, batches = self.seen(group, row), self.drawings.batches(group, row)
+            if known is None or batches is None:
                 continue
-            pictures = torch.cat([batch["pictures"] for batch in self.drawings.batches(group, row)])
+            pictures = torch.cat([batch["pictures"] for batch in batches])
             pictures = pictures[:SHEET_PICTURES].movedim(-1, 1).float() / 255
             depth = known.depth[: len(pictures)].expand(-1, 3, -1, -1)
             for kind in (pictures, depth):

@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .ray_casting import FIRST_SOLID
 from .recogniser import Residual
-from .world import FAR, FIRST_SOLID, NEAR
+from .scenes import FAR, NEAR
 
 DEPTH_JUDGE_FILE = "depth_judge.safetensors"
 SIZE = 128
 GRID = 32
 WIDTHS = (24, 48, 64, 72)
 SURFACES = FIRST_SOLID + 1
-"""Floor, back, left and right wall as in world.py, and solids."""
+"""Floor, back, left and right wall as in ray_casting.py, and solids."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from .latents import load_latents
 from .model import UNET_CONFIG, DemoWorld
 from .progress import Training
+from .scenes import sample_scene
 from .text import CONTEXT_LENGTH, EMPTY, SceneTextEncoder, SceneTokenizer
-from .world import sample_scene
 
 BATCH = 16
 LEARNING_RATE = 1e-3

@@ -25,9 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .measures import frechet_distance, psnr
+from .ray_casting import render
 from .recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, recognition_scores, scene_labels
 from .renders import HELD_OUT, to_uint8
-from .world import render, sample_scene
+from .scenes import sample_scene
 
 if TYPE_CHECKING:
     from comfy.sd import VAE

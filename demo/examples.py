@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .progress import Training
 from .renders import SHARD, shards
-from .world import Scene, sample_scene
+from .scenes import Scene, sample_scene
 
 LEARNING_RATE = 2e-3
 AVERAGE_DECAY = 0.998

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .measures import any_of, precision, recall
-from .world import COLOURS, FIRST_SOLID, FLOOR_PATTERNS, FLOOR_TINTS, SHAPES, WALL_TINTS, Scene
+from .ray_casting import FIRST_SOLID
+from .scenes import COLOURS, FLOOR_PATTERNS, FLOOR_TINTS, SHAPES, WALL_TINTS, Scene
 
 RECOGNISER_FILE = "recogniser.safetensors"
 SIZE = 96

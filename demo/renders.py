@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .world import render, sample_scene
+from .ray_casting import render
+from .scenes import sample_scene
 
 SHARD = 250
 HELD_OUT = 1_000_000

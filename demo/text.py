@@ -16,7 +16,7 @@ import torch
 from comfy.sd1_clip import ClipTokenWeightEncoder, escape_important, token_weights, unescape_important
 from torch import Tensor, nn
 
-from .world import COLOURS, FLOOR_PATTERNS, FLOOR_TINTS, SHAPES, WALL_TINTS
+from .scenes import COLOURS, FLOOR_PATTERNS, FLOOR_TINTS, SHAPES, WALL_TINTS
 
 CONTEXT_LENGTH = 16
 CONTEXT_DIM = 128

@@ -21,7 +21,7 @@ import argparse
 from pathlib import Path
 
 from .renders import HELD_OUT, render_shards
-from .world import sample_scene
+from .scenes import sample_scene
 
 SHEET_PICTURES = 16
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .renders import HELD_OUT
-from .world import FAR, NEAR
+from .scenes import FAR, NEAR
 
 FIRST_SCENE = HELD_OUT + 40_000
 SIZE = 256

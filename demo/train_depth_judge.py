@@ -12,7 +12,8 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from .depth_judge import GRID, DepthJudge, Judgement, depth_label, shrink
 from .examples import Examples, label_shards, load_examples, train_on_examples
-from .world import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, Scene, render
+from .ray_casting import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, render
+from .scenes import Scene
 
 BATCH = 16
 NOISE = 0.03

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from .examples import Examples, label_shards, load_examples, train_on_examples
+from .ray_casting import FIRST_SOLID, render
 from .recogniser import PAIRS, ROOM_HEADS, SIZE, STRIDE, Recogniser, Recognition, scene_labels, shrink
-from .world import FIRST_SOLID, Scene, render
+from .scenes import Scene
 
 BATCH = 32
 NOISE = 0.03

@@ -139,7 +139,7 @@ def of_renders(model: Model, options: argparse.Namespace) -> Iterator[str]:
 def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
     """Pictures (N, H, W, 3) of the captions of unseen scenes, and the attention while they were drawn."""
     from inner_guidance.demo import sheet
-    from inner_guidance.demo.world import sample_scene
+    from inner_guidance.demo.scenes import sample_scene
 
     captions = [sample_scene(FIRST_SCENE + i).caption for i in range(options.samples)]
     pictures: list[Tensor] = []
@@ -160,7 +160,8 @@ def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, 
 
     With the prompt is with the scene's caption, and without it is with the empty prompt.
     """
-    from inner_guidance.demo.world import FIRST_SOLID, render, sample_scene
+    from inner_guidance.demo.ray_casting import FIRST_SOLID, render
+    from inner_guidance.demo.scenes import sample_scene
 
     pictures, objects = [], []
     runs: dict[int, dict[str, list[dict[str, Tensor]]]] = {t: {name: [] for name in PROMPTS} for t in TIMES}

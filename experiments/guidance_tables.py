@@ -46,7 +46,7 @@ Cell = Change | float | str
 def table(judges: Judges, group: Group, seconds: Mapping[str, float]) -> list[str]:
     """A group's table, of the rows that are complete. seconds: what a picture takes in a row, where known."""
     from inner_guidance.demo.measures import frechet_distance
-    from inner_guidance.demo.world import FAR, NEAR
+    from inner_guidance.demo.scenes import FAR, NEAR
 
     count = group.samples
     found = {name: judges.seen(group, name) for name in group.rows}

@@ -92,8 +92,9 @@ class Drawings:
         depth (B, 256, 256), relative inverse; surface (B, 256, 256).
         """
         from inner_guidance.demo.depth_judge import relative_inverse_depth
+        from inner_guidance.demo.ray_casting import render
         from inner_guidance.demo.renders import to_uint8
-        from inner_guidance.demo.world import render, sample_scene
+        from inner_guidance.demo.scenes import sample_scene
 
         path = self.scene_folder / f"{first}.safetensors"
         if not path.exists():
@@ -153,7 +154,7 @@ class Drawings:
 
     def prompts(self, group: Group, first: int) -> list[list[Any]]:
         """The positive conditioning of a batch."""
-        from inner_guidance.demo.world import sample_scene
+        from inner_guidance.demo.scenes import sample_scene
 
         if not group.captions:
             return self.encoded([""])

@@ -73,7 +73,7 @@ def main() -> None:
 def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, Row]]:
     """The rows of both tables."""
     from inner_guidance.demo import model as demo
-    from inner_guidance.demo.world import FAR, NEAR
+    from inner_guidance.demo.scenes import FAR, NEAR
     from inner_guidance.depth_head.metrics import DepthRange
     from inner_guidance.depth_head.training import TrainingSettings
     from inner_guidance.host.depth.heads import feature_channels
@@ -116,7 +116,8 @@ def default_blocks(count: int) -> tuple[list[str], list[str]]:
 
 def encoded(vae: VAE, first: int, count: int, size: int, depth_range: DepthRange) -> Scenes:
     """Scenes of consecutive seeds."""
-    from inner_guidance.demo.world import render, sample_scene
+    from inner_guidance.demo.ray_casting import render
+    from inner_guidance.demo.scenes import sample_scene
 
     latents, labels = [], []
     for seed in tqdm(range(first, first + count), desc="rendering", unit="scene"):

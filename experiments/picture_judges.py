@@ -176,7 +176,7 @@ class Judges:
     def judge_accuracy(self, count: int) -> dict[str, DepthMetrics]:
         """The judge's own figures."""
         from inner_guidance.demo.depth_judge import judge
-        from inner_guidance.demo.world import FAR, NEAR
+        from inner_guidance.demo.scenes import FAR, NEAR
         from inner_guidance.depth_head.metrics import DepthRange, measure
 
         truth = self.truth(count)
@@ -192,7 +192,7 @@ class Judges:
     def shown(self, count: int) -> tuple[Tensor, Tensor]:
         """Of the scenes: which kinds of solids are visible (N, kinds), and the kind of the largest (N,)."""
         from inner_guidance.demo.recogniser import main_pair, scene_labels
-        from inner_guidance.demo.world import sample_scene
+        from inner_guidance.demo.scenes import sample_scene
 
         surfaces = self.drawings.of_scenes(FIRST_SCENE, count, "surface")
         scenes = [(sample_scene(FIRST_SCENE + i), surface) for i, surface in enumerate(surfaces)]

@@ -5,7 +5,8 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..demo.world import FAR, NEAR, render, sample_scene
+from ..demo.ray_casting import render
+from ..demo.scenes import FAR, NEAR, sample_scene
 from ..depth_head.metrics import DepthRange
 
 # The demo model was not trained on scenes from this number on.

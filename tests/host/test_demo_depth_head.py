@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from inner_guidance.demo import model as demo
-from inner_guidance.demo.world import render, sample_scene
+from inner_guidance.demo.ray_casting import render
+from inner_guidance.demo.scenes import sample_scene
 from inner_guidance.depth_head.metrics import DepthRange, measure
 from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
 from inner_guidance.tests.support.node_defaults import execute

@@ -6,7 +6,8 @@ import torch
 from comfy_extras import nodes_custom_sampler as custom
 
 import nodes as stock
-from inner_guidance.demo.world import render, sample_scene
+from inner_guidance.demo.ray_casting import render
+from inner_guidance.demo.scenes import sample_scene
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 
 KSAMPLER = comfy.samplers.KSampler

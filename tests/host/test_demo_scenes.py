@@ -4,7 +4,8 @@ import comfy.model_management
 import pytest
 import torch
 
-from inner_guidance.demo.world import FAR, NEAR, render, sample_scene
+from inner_guidance.demo.ray_casting import render
+from inner_guidance.demo.scenes import FAR, NEAR, sample_scene
 from inner_guidance.depth_head.metrics import DepthRange, measure
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.demo_scenes import InnerDemoScenes

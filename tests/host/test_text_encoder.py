@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from inner_guidance.demo import model as demo
+from inner_guidance.demo.scenes import sample_scene
 from inner_guidance.demo.text import CONTEXT_DIM, CONTEXT_LENGTH, VOCABULARY, SceneTokenizer
-from inner_guidance.demo.world import sample_scene
 from nodes import CLIPTextEncode
 
 

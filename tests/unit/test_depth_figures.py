@@ -6,9 +6,10 @@ import torch
 
 from inner_guidance.demo.depth_judge import GRID, SURFACES, depth_label
 from inner_guidance.demo.measures import frechet_distance
+from inner_guidance.demo.ray_casting import FIRST_SOLID, render
 from inner_guidance.demo.renders import HELD_OUT
+from inner_guidance.demo.scenes import FAR, NEAR, sample_scene
 from inner_guidance.demo.train_depth_judge import MIXED, surface_label
-from inner_guidance.demo.world import FAR, FIRST_SOLID, NEAR, render, sample_scene
 from inner_guidance.experiments import depth_figures
 from inner_guidance.experiments.depth_figures import (
     abs_rel_after_alignment,

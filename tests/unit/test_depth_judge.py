@@ -7,9 +7,10 @@ from safetensors.torch import load_file
 from inner_guidance.demo import depth_judge, train_depth_judge
 from inner_guidance.demo.depth_judge import GRID, SURFACES, DepthJudge, judge
 from inner_guidance.demo.progress import read_checkpoint
+from inner_guidance.demo.ray_casting import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, render
 from inner_guidance.demo.renders import HELD_OUT, to_uint8
+from inner_guidance.demo.scenes import FAR, NEAR, sample_scene
 from inner_guidance.demo.train_depth_judge import MIXED, surface_label, swap_sides
-from inner_guidance.demo.world import FAR, FIRST_SOLID, LEFT_WALL, NEAR, RIGHT_WALL, render, sample_scene
 from inner_guidance.depth_head.metrics import DepthRange, measure
 
 

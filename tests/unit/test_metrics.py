@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from inner_guidance.demo.world import render, sample_scene
+from inner_guidance.demo.ray_casting import render
+from inner_guidance.demo.scenes import sample_scene
 from inner_guidance.depth_head.metrics import (
     DepthMetrics,
     DepthRange,

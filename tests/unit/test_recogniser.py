@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from inner_guidance.demo import recogniser, train_recogniser
 from inner_guidance.demo.examples import load_examples
 from inner_guidance.demo.progress import read_checkpoint
+from inner_guidance.demo.ray_casting import FIRST_SOLID, render
 from inner_guidance.demo.recogniser import PAIRS, Recogniser, Recognition, recognise, recognition_scores
 from inner_guidance.demo.renders import HELD_OUT, to_uint8
-from inner_guidance.demo.world import FIRST_SOLID, Solid, render, sample_scene
+from inner_guidance.demo.scenes import Solid, sample_scene
 
 BLUE_BOX, RED_SPHERE = PAIRS.index(("blue", "box")), PAIRS.index(("red", "sphere"))
 

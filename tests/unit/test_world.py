@@ -1,4 +1,4 @@
-"""demo/world.py: exact depth, against geometry written here in float64; captions, masks, seeds."""
+"""demo/scenes.py, ray_casting.py: exact depth, against geometry written here in float64; captions, seeds."""
 
 import dataclasses
 import math
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from inner_guidance.demo import world
-from inner_guidance.demo.world import COLOURS, FIRST_SOLID, Scene, Solid, render, sample_scene
+from inner_guidance.demo import ray_casting
+from inner_guidance.demo.ray_casting import BACK_WALL, FIRST_SOLID, FLOOR, RIGHT_WALL, render
+from inner_guidance.demo.scenes import COLOURS, SHAPES, Scene, Solid, sample_scene
 
 SEEDS = range(12)
 
@@ -103,9 +104,7 @@ def test_pitch_looks_down_and_yaw_to_the_right():
         1.5 / (math.sin(pitch) + 64 / 65 / 1.75 * math.cos(pitch)), rel=1e-5
     )
     assert turned.depth[32, 32].item() == pytest.approx(7.0 / math.cos(yaw), rel=1e-5)
-    assert (turned.surface == world.RIGHT_WALL).sum() > (
-        render(scene(), 65).surface == world.RIGHT_WALL
-    ).sum()
+    assert (turned.surface == RIGHT_WALL).sum() > (render(scene(), 65).surface == RIGHT_WALL).sum()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -183,10 +182,10 @@ def test_surface_numbers_name_what_the_scene_has():
         assert shown <= {0, 1, *(2,) * bool(drawn.left), *(3,) * bool(drawn.right)} | set(
             range(FIRST_SOLID, FIRST_SOLID + len(drawn.solids))
         )
-        assert {world.FLOOR, world.BACK_WALL} <= shown
+        assert {FLOOR, BACK_WALL} <= shown
 
 
-@pytest.mark.parametrize("shape", world.SHAPES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("colour", [name for name in COLOURS if name not in ("white", "black")])
 def test_masked_pixels_have_the_colour_of_the_caption(shape, colour):
     made = render(scene(Solid(shape, colour, 0.3, 4.0, 0.6, 1.2, 0.4)), 64)
@@ -214,7 +213,7 @@ def test_shadow_falls_away_from_the_light():
     ball = Solid("sphere", "red", 0.0, 4.0, 0.5, 1.0, 0.0)
     lit_from_left = render(scene(ball, light=(-2.0, 4.0, 2.5)), 64)
     bare = render(scene(light=(-2.0, 4.0, 2.5)), 64)
-    floor = lit_from_left.surface == world.FLOOR
+    floor = lit_from_left.surface == FLOOR
     shadow = floor & ((bare.rgb - lit_from_left.rgb).mean(0) > 0.1)
 
     assert shadow.sum() > 20
@@ -228,14 +227,16 @@ def test_only_pixels_on_edges_are_supersampled():
 
     def cast(du, dv):
         return (
-            world._cast(drawn, (u + du).flatten(), (v + dv).flatten())[0].view(size, size, 3).permute(2, 0, 1)
+            ray_casting._cast(drawn, (u + du).flatten(), (v + dv).flatten())[0]
+            .view(size, size, 3)
+            .permute(2, 0, 1)
         )
 
     plain = cast(0, 0)
     edges = torch.zeros(size, size, dtype=torch.bool)
     for dy, dx in ((0, 1), (0, -1), (1, 0), (-1, 0)):
         shifted = torch.roll(plain, (dy, dx), (1, 2))
-        differs = (plain - shifted).abs().amax(0) > world.EDGE_CONTRAST
+        differs = (plain - shifted).abs().amax(0) > ray_casting.EDGE_CONTRAST
         inside = torch.ones(size, size, dtype=torch.bool)
         inside[0 if dy == 1 else -1, :] &= dy == 0
         inside[:, 0 if dx == 1 else -1] &= dx == 0

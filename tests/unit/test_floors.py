@@ -28,7 +28,7 @@ FLOORS = (
 )
 TENSORS_AND_PICTURES = {"torch", "numpy", "scipy", "kornia", "PIL", "safetensors"}
 # Of demo/, the host loads the model and the world, not what trains and measures them.
-OF_DEMO = {f"demo.{name}" for name in ("autoencoder", "model", "text", "world")}
+OF_DEMO = {f"demo.{name}" for name in ("autoencoder", "model", "ray_casting", "scenes", "text")}
 
 
 def modules(folder):

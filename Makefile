@@ -20,9 +20,10 @@ test: lint    ## every test, in the real host and its page
 quick: lint    ## the tests that need neither a server nor a minute of their own: for every change
 	$(PYTEST) -m "not slow" tests/unit tests/host
 
-lint: setup
+lint: setup    ## ruff and mypy
 	$(VENV) -m ruff check
 	$(VENV) -m ruff format --check
+	$(VENV) -m tools.type_check
 
 format: setup
 	$(VENV) -m ruff check --fix

@@ -1,6 +1,6 @@
 """Puts everything the other commands need into this checkout: `make setup`.
 
-    .venv           Python packages: torch, what the host asks for, pytest and ruff
+    .venv           Python packages: torch, what the host asks for, pytest, ruff and mypy
     .comfyui        ComfyUI 0.30.0, unless COMFYUI_PATH names a ComfyUI of your own
     .comfyui-0.9.2  the oldest ComfyUI that the pack supports, for the compatibility tests
 
@@ -34,7 +34,14 @@ TORCH_COMPANIONS = ("torchvision==0.28.0", "torchaudio==2.11.0")
 # of several hundred megabytes.
 LEFT_OUT = frozenset({"torch", "torchvision", "torchaudio", "comfyui-workflow-templates"})
 # torchsde is imported by the host's samplers; the host of a user may list it or not.
-OURS = ("torchsde", "pytest==9.2.0", "pytest-xdist==3.8.0", "playwright==1.65.2", "ruff==0.17.6")
+OURS = (
+    "torchsde",
+    "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
+    "playwright==1.65.2",
+    "ruff==0.17.6",
+    "mypy==2.4.1",
+)
 
 
 class SetupError(Exception):

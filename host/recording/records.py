@@ -1,6 +1,6 @@
 """What the Record nodes hand out: the runs of a recorded model, told apart by the node that sampled.
 
-A record outlives the runs, on purpose, and nothing else of them does: it holds float16 maps on the CPU. It is
+A record outlives the runs, on purpose, and nothing else of them does: it holds maps on the CPU. It is
 an output of a node, so it lives as long as the host keeps that output.
 
     Record Attention --MODEL--> sampler --LATENT--> map node
@@ -34,12 +34,12 @@ class Execution(NamedTuple):
 class AttentionStep:
     """The attention at one step of the schedule.
 
-    number from 0, in the schedule of the run; sigma of the evaluation. Maps are float16, on the CPU.
+    number from 0, in the schedule of the run; sigma of the evaluation. Maps are on the CPU.
 
-    received[branch, layer] (B, *grid): what each image token receives in self-attention; the mean over the
-    grid is 1 (guidance/self_attention.py).
-    prompt[branch, layer, condition] (B, tokens, *grid): the softmax weight, averaged over the heads, that
-    each image token gives to each token of the prompt. In a UNet they sum to 1 over the tokens; in joint
+    received[branch, layer] (B, *grid), float32: what each image token receives in self-attention; the mean
+    over the grid is 1 (guidance/self_attention.py).
+    prompt[branch, layer, condition] (B, tokens, *grid), float16: the softmax weight, averaged over the heads,
+    that each image token gives to each token of the prompt. In a UNet they sum to 1 over the tokens; in joint
     models the image's own tokens have a share of it.
 
     branch: the guider's name for a list of conditions, "positive" or "negative" with the stock samplers.

@@ -158,7 +158,11 @@ class RecordedRun:
         return self.recording.branches or self.guider.conds
 
     def maps(self, recorder: Recorder, x: Tensor) -> dict[Source, Tensor]:
-        """All that was read at a step, over the whole latent: float16, on the CPU."""
+        """All that was read at a step, over the whole latent, on the CPU.
+
+        float16; the attention received is float32: it is small, and a mask compares it with a threshold that
+        flat attention is close to.
+        """
         sources = dict.fromkeys(
             source
             for evaluation in recorder.evaluations
@@ -170,7 +174,9 @@ class RecordedRun:
             whole = of_layer(recorder, source.key, lambda *of, source=source: source in self.sources(*of), x)
             if source.key.kind == PROMPT:
                 whole = once(whole, self.guider.conds[source.branch][source.condition])
-            found[source] = whole.clamp(-LARGEST, LARGEST).half().cpu()
+            if source.key.kind != RECEIVED:
+                whole = whole.clamp(-LARGEST, LARGEST).half()
+            found[source] = whole.cpu()
         return found
 
     def sources(self, evaluation: Evaluation, chunk: Chunk) -> list[Source]:

@@ -5,6 +5,7 @@ time is the timestep. For others it is 1000 times the share of noise in the late
 sigma / (sigma + sigma_data) for the rest.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,8 @@ def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
     share = time / TIMES
     if isinstance(model_sampling, comfy.model_sampling.CONST):
         return share
-    return model_sampling.sigma_data * share / (1 - share)
+    # EDM conditions its network on log sigma, which is not finite at 0.
+    return (model_sampling.sigma_data * share / (1 - share)).clamp_min(float(model_sampling.sigma_min))
 
 
 def time_at(model_sampling: Any, sigma: Tensor) -> Tensor:
@@ -62,6 +64,18 @@ def v_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
     return sigma**2 / (sigma**2 + model_sampling.sigma_data**2)
 
 
+def noise_to_signal(model_sampling: Any, sigma: float) -> float:
+    """The ratio c / a of x = a x0 + c noise: sigma for eps, v and EDM, sigma / (1 - sigma) for flow models.
+
+    Infinite where x is noise alone.
+    """
+    at = torch.tensor([sigma])
+    zero, one = torch.zeros(1, 1), torch.ones(1, 1)
+    signal = float(model_sampling.noise_scaling(at, zero, one))
+    noise = float(model_sampling.noise_scaling(at, one, zero))
+    return noise / signal if signal else math.inf
+
+
 def noise_share(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
     """b, the share of the noise in x: c / sqrt(a^2 s^2 + c^2) for x = a x0 + c noise, data of deviation s.
 
@@ -89,17 +103,19 @@ def denoise_mask_at(
 
 @dataclass(frozen=True)
 class SigmaRange:
-    """The part of the schedule between two percentages of it, both ends included; sigma falls from start."""
+    """The part of the schedule between two percentages of it, both ends included: start >= sigma >= end."""
 
     start: float
     end: float
 
     @classmethod
     def from_percent(cls, model_sampling: Any, start_percent: float, end_percent: float) -> "SigmaRange":
-        """Percentages from 0 (the first step) to 1 (the last)."""
-        return cls(
-            model_sampling.percent_to_sigma(start_percent), model_sampling.percent_to_sigma(end_percent)
-        )
+        """Percentages from 0 (the first step) to 1 (the last).
+
+        At 0 the range has no upper end: a schedule may begin above the model's largest sigma.
+        """
+        start = model_sampling.percent_to_sigma(start_percent) if start_percent > 0 else math.inf
+        return cls(start, model_sampling.percent_to_sigma(end_percent))
 
     def __contains__(self, sigma: float) -> bool:
         return self.end <= sigma <= self.start
@@ -109,10 +125,26 @@ def step_of(sigma: float, sample_sigmas: Tensor) -> int:
     """The step of the schedule that an evaluation at sigma belongs to, from 0.
 
     Samplers of second order evaluate between two sigmas of the schedule; that belongs to the step that starts
-    at the higher one. A sigma above the first is step 0.
+    at the earlier one. A sigma before the first is step 0. Flipped schedules (unsampling) rise.
     """
     tolerance = 1e-4 * sigma
-    return max(int((sample_sigmas >= sigma - tolerance).sum()) - 1, 0)
+    if rises(sample_sigmas):
+        reached = sample_sigmas <= sigma + tolerance
+    else:
+        reached = sample_sigmas >= sigma - tolerance
+    return max(int(reached.sum()) - 1, 0)
+
+
+def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
+    """The sigma of the schedule after an evaluation at sigma, which may be between two; 0 at the end."""
+    if rises(sample_sigmas):
+        return next((s for s in sample_sigmas.tolist() if s > sigma * (1 + 1e-4)), 0.0)
+    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)
+
+
+def rises(sample_sigmas: Tensor) -> bool:
+    """Whether a schedule adds noise, as FlipSigmas makes it."""
+    return bool(sample_sigmas[-1] > sample_sigmas[0])
 
 
 def is_nth_step(sigma: float, sample_sigmas: Tensor, within: SigmaRange, n: int) -> bool:

@@ -73,8 +73,9 @@ class DepthAwareRun(GuidedRun):
         self.preview = LivePreview(settings.preview_node, steps)
         self.self_start = self.model_sampling.percent_to_sigma(settings.self_start_percent)
         self.target_end = self.model_sampling.percent_to_sigma(settings.target_end_percent)
-        model = guider.model_patcher.model
-        computed_in = model.manual_cast_dtype or model.get_dtype()
+        # Not the model's own attribute, to which ModelComputeDtype's patch is applied only later.
+        cast = guider.model_patcher.get_model_object("manual_cast_dtype")
+        computed_in = cast or guider.model_patcher.model.get_dtype()
         self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.last: Tensor | None = None

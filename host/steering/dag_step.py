@@ -19,7 +19,7 @@ from ...guidance import depth_aware as dag
 from ..gradients.forward import Features, evaluate_with_gradient
 from ..keys import WRAPPER_KEY, ModelExecutor, add_wrapper
 from ..sampling.chunks import Conditions, full_frame_condition, placements_of
-from ..sampling.schedule import noise_share, time_at
+from ..sampling.schedule import next_sigma, noise_share, time_at
 from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
 
@@ -210,8 +210,3 @@ class ChunkReading:
         )
         step.take(gradient)
         return out
-
-
-def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
-    """The sigma of the schedule that follows on an evaluation at sigma, which may be between two."""
-    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)

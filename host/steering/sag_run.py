@@ -6,6 +6,7 @@ be guided, and passes every other evaluation through untouched. What a run remem
 a cached MODEL and the branches of a graph never share anything.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..keys import GuiderExecutor, for_this_run
+from ..sampling.schedule import noise_to_signal
 from .guided_run import GuidedRun
 from .sag_step import SelfAttentionSettings, SelfAttentionStep
 
@@ -49,7 +51,7 @@ class SelfAttentionGuidance:
 
 
 class SelfAttentionRun(GuidedRun):
-    """What a run remembers: the guidance of the last extra pass, and its sigma."""
+    """What a run remembers: the guidance of the last extra pass, and the noise-to-signal ratio there."""
 
     def __init__(self, settings: SelfAttentionSettings, guider: Any, denoise_mask: Tensor | None) -> None:
         super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
@@ -78,16 +80,18 @@ class SelfAttentionRun(GuidedRun):
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
-            self.last = None if step.guidance is None else (step.guidance, sigma)
+            ratio = noise_to_signal(self.model_sampling, sigma)
+            # Where x is noise alone, e = e_bar: there is no difference to hold constant.
+            self.last = None if step.guidance is None or ratio == math.inf else (step.guidance, ratio)
         self.warn(step.problem if step.guidance is None else None, sigma)
         return denoised
 
     def previous(self, sigma: float) -> Tensor | None:
         """The last guidance for another sigma.
 
-        What is held constant is e - e_bar. As a shift of x0 it is proportional to sigma, for flow models too.
+        What is held constant is e - e_bar. For x = a x0 + c e that is a shift of x0 proportional to c / a.
         """
         if self.last is None:
             return None
-        guidance, its_sigma = self.last
-        return guidance * (sigma / its_sigma)
+        guidance, ratio = self.last
+        return guidance * (noise_to_signal(self.model_sampling, sigma) / ratio)

@@ -58,6 +58,11 @@ def given(q, k, heads, grid):
     return softmax(q, k, heads).T.reshape(1, -1, *grid)
 
 
+def assert_close(a, b):
+    """Equal but for float32 rounding."""
+    torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-6)
+
+
 def assert_close_in_half(a, b):
     """Equal but for float16 and float32 rounding."""
     torch.testing.assert_close(a.double(), b.double(), rtol=2e-3, atol=1e-6)

@@ -20,11 +20,11 @@ def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
     """Time (B,) to sigma (B,)."""
     if has_timesteps(model_sampling):
         return model_sampling.sigma(time)
-    share = time / TIMES
     if isinstance(model_sampling, comfy.model_sampling.CONST):
-        return share
+        return time / TIMES
     # EDM conditions its network on log sigma, which is not finite at 0.
-    return (model_sampling.sigma_data * share / (1 - share)).clamp_min(float(model_sampling.sigma_min))
+    share = time.clamp_min(1) / TIMES
+    return model_sampling.sigma_data * share / (1 - share)
 
 
 def time_at(model_sampling: Any, sigma: Tensor) -> Tensor:

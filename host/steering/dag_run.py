@@ -19,7 +19,7 @@ from ..gradients.forward import refuse_uncontrollable_compiler
 from ..gradients.weights import refuse_quantised
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
-from ..sampling.schedule import step_of
+from ..sampling.schedule import next_sigma, step_of
 from .dag_losses import PAPER, DepthAwareSettings, Networks
 from .dag_step import DepthAwareStep
 from .guided_run import GuidedRun
@@ -54,7 +54,7 @@ class DepthAwareGuidance:
         refuse_uncontrollable_compiler(
             patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
         )
-        run = DepthAwareRun(self.settings, guider, denoise_mask, len(sigmas) - 1)
+        run = DepthAwareRun(self.settings, guider, denoise_mask, sampler, len(sigmas) - 1)
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
                 return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
@@ -66,7 +66,12 @@ class DepthAwareRun(GuidedRun):
     """What a run remembers: the last gradient, the loss scale, head and prior on the model's device."""
 
     def __init__(
-        self, settings: DepthAwareSettings, guider: Any, denoise_mask: Tensor | None, steps: int
+        self,
+        settings: DepthAwareSettings,
+        guider: Any,
+        denoise_mask: Tensor | None,
+        sampler: Any,
+        steps: int,
     ) -> None:
         super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
         self.settings = settings
@@ -78,6 +83,8 @@ class DepthAwareRun(GuidedRun):
         computed_in = cast or guider.model_patcher.model.get_dtype()
         self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
         self.networks = networks_for(settings, guider.model_patcher.load_device)
+        self.renoises_estimate = renoises_estimate(sampler)
+        self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
         self.last: Tensor | None = None
         self.last_scales: tuple[float, ...] = ()
 
@@ -121,6 +128,8 @@ class DepthAwareRun(GuidedRun):
             fresh=self.last is None
             or self.last_scales != settings.scales
             or self.is_nth_step(sigma, schedule, settings.every_n_steps),
+            share=1 - next_sigma(sigma, schedule) / sigma if self.renoises_estimate else 1.0,
+            not_of_sampler=self.not_of_sampler,
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
@@ -132,6 +141,15 @@ class DepthAwareRun(GuidedRun):
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+
+def renoises_estimate(sampler: Any) -> bool:
+    """Whether each step of a sampler is the denoised estimate under fresh noise, nothing of x is kept.
+
+    LCM and its variants: a step takes all of a shift of the estimate, where Euler's takes 1 - sigma_next /
+    sigma of it.
+    """
+    return "lcm" in getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
 def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:

@@ -5,7 +5,8 @@ apply_model       differentiate the losses of that depth, within the model's own
 post-CFG          the guidance is added to the denoised estimate
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -28,6 +29,8 @@ class DepthAwareStep:
     """The guidance of one evaluation that the sampler asked for.
 
     previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
+    share: of the shift that is added, 1 for most samplers. not_of_sampler: the post-CFG functions that were
+    there before the sampler added its own.
     """
 
     def __init__(
@@ -39,8 +42,12 @@ class DepthAwareStep:
         loss_scale: float,
         previous: Tensor | None,
         fresh: bool,
+        share: float,
+        not_of_sampler: Collection[Callable[..., Any]],
     ) -> None:
         self.settings = settings
+        self.share = share
+        self.not_of_sampler = not_of_sampler
         self.networks = networks
         self.denoise_mask = denoise_mask
         self.seed = seed
@@ -52,13 +59,18 @@ class DepthAwareStep:
         self.problem: str | None = None
         self.overflowed = False
         self.depth: Tensor | None = None
+        self.shift: Tensor | None = None
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
         if self.fresh:
             add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.calc_cond_batch)
-        options.setdefault("sampler_post_cfg_function", []).insert(0, self.post_cfg)
+        functions = options.get("sampler_post_cfg_function", [])
+        options["sampler_post_cfg_function"] = [
+            self.post_cfg,
+            *(f if f in self.not_of_sampler else partial(self.for_sampler, f) for f in functions),
+        ]
         return options
 
     def calc_cond_batch(
@@ -136,7 +148,20 @@ class DepthAwareStep:
             following = next_sigma(now, args["model_options"]["transformer_options"]["sample_sigmas"])
             flow = isinstance(model_sampling, comfy.model_sampling.CONST)
             shift = dag.paper_shift(self.gradient, now, following, flow)
-        return denoised + self.denoise_mask * shift
+        self.shift = self.share * self.denoise_mask * shift
+        return denoised + self.shift
+
+    def for_sampler(self, function: Callable[[dict[str, Any]], Tensor], args: dict[str, Any]) -> Tensor:
+        """A post-CFG function that the sampler has added: it gets a shifted unconditional estimate.
+
+        CFG++ samplers compute the noise that they add again from it, (x - uncond_denoised) / sigma. With the
+        shift in both estimates a step moves x by 1 - sigma_next / sigma of it, as Euler's does; with the
+        shift in `denoised` alone, by all of it.
+        """
+        unconditional = args["uncond_denoised"]
+        if self.shift is None or unconditional is None:
+            return function(args)
+        return function(args | {"uncond_denoised": unconditional + self.shift})
 
 
 class ChunkReading:

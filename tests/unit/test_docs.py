@@ -1,0 +1,127 @@
+"""The documents: links and file names lead somewhere, the glossary is true, README is short, forms are YAML."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FORMS = sorted((ROOT / ".github").rglob("*.yml"))
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+# Folders of the checkout that a name in a text begins with; others, such as models/, are the host's.
+FOLDERS = tuple(
+    f"{name}/"
+    for name in (
+        "benchmarks",
+        "demo",
+        "depth_head",
+        "docs",
+        "experiments",
+        "guidance",
+        "host",
+        "nodes",
+        "pictures",
+        "tests",
+        "tools",
+        "web",
+        "workflows",
+    )
+)
+PLACEHOLDER = re.compile(r"[<>*]")
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def page(request):
+    return request.param
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def is_file_name(text: str) -> bool:
+    return text.startswith(FOLDERS) and not PLACEHOLDER.search(text) and " " not in text
+
+
+def test_links_lead_somewhere(page):
+    broken = []
+    for link in LINK.findall(page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name.replace("%20", " ") if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            broken.append(link)
+
+    assert broken == []
+
+
+def test_files_that_are_named_exist(page):
+    named = [code.rstrip(":") for code in CODE.findall(page.read_text()) if is_file_name(code)]
+
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_files_are_found_where_they_are_named():
+    """Or the two tests above would pass for pages without a link."""
+    text = "".join(page.read_text() for page in PAGES)
+
+    assert len(LINK.findall(text)) > 60
+    assert len([code for code in CODE.findall(text) if is_file_name(code)]) > 60
+
+
+def glossary() -> list[tuple[str, str, str]]:
+    """Word, meaning and file of each row."""
+    _, text = (ROOT / "docs" / "architecture.md").read_text().split("\n## Glossary\n")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")][2:]
+    return [tuple(cell.strip() for cell in row) for row in rows]
+
+
+def test_glossary_is_complete_and_sorted():
+    words = [word.strip("`").lower() for word, _, _ in glossary()]
+
+    assert len(words) > 50
+    assert words == sorted(words)
+
+
+@pytest.mark.parametrize(("word", "meaning", "file"), glossary(), ids=lambda cell: cell.strip("`")[:20])
+def test_glossary_names_stand_in_their_file(word, meaning, file):
+    names = [name for name in CODE.findall(word) + CODE.findall(meaning) if name.isidentifier()]
+    source = (ROOT / file.strip("`")).read_text()
+
+    assert any(re.search(rf"\b{name}\b", source) for name in names)
+    (own,) = CODE.findall(word) or [None]
+    assert own is None or re.search(rf"^ *(class {own}\b|def {own}\b|{own}\b.* = )", source, re.MULTILINE)
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)
+def test_github_reads_the_forms(form):
+    content = yaml.safe_load(form.read_text())
+
+    assert content["name"]
+    if form.parent.name == "ISSUE_TEMPLATE":
+        assert content["description"]
+        inputs = [field for field in content["body"] if field["type"] != "markdown"]
+        assert len({field["id"] for field in inputs}) == len(inputs) > 2
+        assert all(field["attributes"]["label"] for field in inputs)
+
+
+def test_commits_are_checked_with_the_ruff_that_setup_installs():
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+
+    assert repo["repo"] == "local"
+    assert [hook["entry"].split()[:3] for hook in repo["hooks"]] == [[".venv/bin/python", "-m", "ruff"]] * 2

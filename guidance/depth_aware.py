@@ -5,14 +5,13 @@
     tau, abar  its level, 0 clean to 1             eps_phi    the depth prior, predicts eta
     L          a loss of the depth maps            g          grad_x L, through the heads and the UNet
 
-One step: while the model computes x0 from x, the depth heads read d_S and d_W from its features. Each loss is
-a function of these maps alone, so `pull` adds up what the losses ask of the maps; one vector-Jacobian product
-through the heads and the UNet makes it g, whatever the number of losses. `paper_shift` or `robust_shift` turn
-g into a shift of x0, which every sampler understands.
+One step: while the model computes x0 from x, the depth heads read d_S and d_W from its features. Every loss
+is a function of these maps, so `pull` adds up the gradients of the losses there, and one vector-Jacobian
+product through the heads and the UNet turns the sum into g, whatever the number of losses. `paper_shift` or
+`robust_shift` turns g into a shift of x0, which every sampler understands.
 
-Depth is relative inverse depth in [0, 1], near = 1: (B, 1, h, w). Losses are (B,), one for each image;
-gradients are taken of their sum, so an image's guidance does not depend on the batch around it. Nothing here
-knows the host.
+Depth is relative inverse depth in [0, 1], near = 1: (B, 1, h, w). Losses are (B,), one per image; gradients
+are taken of their sum, so an image's guidance does not depend on its batch. Derivations: docs/derivations.md.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,17 +25,17 @@ from torch import Tensor
 PAPER_WEIGHT = 40.0
 # A robust shift at strength 1, in posterior standard deviations of x0.
 ROBUST_STEP = 0.3
-# How much stronger than consistency and prior a target pulls in the robust mode: what it moves half the way
-# stays half formed (docs/results/depth_aware_guidance.md).
+# How much harder than the other losses a target pulls in the robust mode. At half of it, objects are moved
+# only half way and stay half formed (docs/results/depth_aware_guidance.md).
 TARGET_WEIGHT = 3.0
-# How much a target depth map may be stretched or flattened to fit the estimate.
+# Limits of the scale by which a target depth map is fitted to the estimate.
 TARGET_STRETCH = (0.5, 2.0)
 # Variance of a depth map below which it counts as flat.
 FLAT_VARIANCE = 1e-8
-# The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map: above, its
-# loss is lower for blurred and flattened maps than for real ones (docs/results/prior_levels.md).
+# The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map. At higher
+# levels blurred and flattened maps have a lower loss than real ones (docs/results/prior_levels.md).
 PRIOR_LEVELS = (0.01, 0.05)
-# How many noises `denoised_prior_loss` is averaged over.
+# The number of noises that `denoised_prior_loss` averages over.
 PRIOR_NOISES = 4
 
 # Of d_S and d_W; d_W is None where the weak branch is not read.
@@ -56,8 +55,9 @@ def rms(t: Tensor) -> Tensor:
 def consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
     """DCG: L_dc = || stopgrad(d_S) - d_W ||^2 (B,), the mean over the pixels.
 
-    The strong branch is the weak one's pseudo-label, so the gradient runs through d_W only. The paper does
-    not say whether the norm is a sum or a mean; with the mean a strength means the same at every resolution.
+    The strong branch is the pseudo-label of the weak one, so the gradient runs through d_W only. The paper
+    does not say whether its norm is a sum or a mean; with the mean, a strength means the same at every
+    resolution.
     """
     return per_image_mean((d_strong.detach() - d_weak).square())
 
@@ -70,7 +70,7 @@ def noised_depth(d: Tensor, eta: Tensor, abar: Tensor | float) -> Tensor:
 def prior_loss(d: Tensor, eta: Tensor, abar: Tensor | float, eps_phi: Callable[[Tensor], Tensor]) -> Tensor:
     """DPG: L_dp = || eta - eps_phi(d_tau, tau) ||^2 (B,), the mean over the pixels.
 
-    d is the strong depth as the prior sees depth maps; eps_phi takes d_tau, its tau is bound. The gradient
+    d: the strong depth, as the prior sees depth maps. eps_phi takes d_tau; its tau is bound. The gradient
     runs through eps_phi, without a stop.
     """
     return per_image_mean((eta - eps_phi(noised_depth(d, eta, abar))).square())
@@ -83,14 +83,9 @@ def denoised_prior_loss(
 
         D_phi(d_tau) = (d_tau - sqrt(1 - abar) eps_phi(d_tau)) / sqrt(abar)
 
-    The map without its noise, as the prior would have it, is the pseudo-label of d as d_S is of d_W. It is
-    averaged over etas (n, B, 1, h, w). Since d - D_phi(d_tau) is sqrt(1 / abar - 1) (eps_phi(d_tau) - eta),
-    the gradient is, up to a factor, that of score distillation (arXiv:2209.14988, equation 3): of the KL
-    divergence of d_tau from the prior's own noised maps.
-
-    In the gradient of L_dp, the Jacobian of eps_phi stands in front of that difference. It mends what is
-    rough; from maps that are bent or upside down it leads back less straight, with a cosine of 0.5 and 0.2
-    instead of 0.7 (docs/results/prior_levels.md), and pictures drift to emptier scenes.
+    The prior's denoised map is the pseudo-label of d, as d_S is of d_W. It is averaged over etas (n, B, 1, h,
+    w). Up to a factor, the gradient is eps_phi - eta: that of L_dp without the Jacobian of eps_phi, as in
+    score distillation (arXiv:2209.14988, equation 3). Why: docs/derivations.md.
     """
     noised = noised_depth(d.detach(), etas, abar)
     with torch.no_grad():
@@ -100,12 +95,11 @@ def denoised_prior_loss(
 
 
 def fit_target(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The target as a target + b, closest to d by least squares inside the mask, for each image; a constant.
+    """The fit a target + b, closest to d by least squares inside the mask; a constant for autograd.
 
-    Depth of a single picture is known up to a scale and a shift. The scale a stays within TARGET_STRETCH:
-    freed of that, an estimate that does not resemble the target yet would be met by a = 0, which asks for
-    nothing but flatness, or by a negative a, which exchanges near and far.
-    mask: in [0, 1], broadcast to d; None is everywhere.
+    Depth from one image is known up to scale and shift. The scale a is limited to TARGET_STRETCH: an estimate
+    that does not resemble the target yet would be fitted by a = 0, which asks for flatness, or by a negative
+    a, which swaps near and far. mask: in [0, 1], broadcast to d; None is everywhere.
     """
     d = d.detach()
     share = _shares(d, mask)
@@ -118,8 +112,8 @@ def fit_target(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
 def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """|| d - fit_target(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
 
-    The share of the depth's variance that the target does not explain. Without the denominator a flatter
-    image would be a better one, as its target is flattened with it, and guidance drains depth of contrast.
+    The share of the depth's variance that the target does not explain. Without the denominator, a flatter
+    image would have a lower loss, and guidance would drain contrast.
     """
     share = _shares(d, mask)
     unexplained = _mean((d - fit_target(target, d, mask)).square(), share)
@@ -128,7 +122,7 @@ def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def _shares(d: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask, or everything, as weights of an average, (B, 1, h, w); an empty mask's are 0."""
+    """The mask, or everything, as weights of an average: (B, 1, h, w). Those of an empty mask are 0."""
     weight = torch.ones_like(d) if mask is None else mask.expand_as(d)
     return weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
 
@@ -138,10 +132,10 @@ def _mean(t: Tensor, share: Tensor) -> Tensor:
 
 
 class Pull(NamedTuple):
-    """What the losses ask of the depth maps: their gradient there, (B, 1, h, w) each; weak is None for none.
+    """The gradient of all losses with respect to the depth maps, (B, 1, h, w) each; weak is None without one.
 
-    size (B, 1, 1, 1): RMS of what they ask of depth, the two maps taken together. For one normalised loss it
-    is its strength; losses that agree add up, losses that disagree cancel.
+    size (B, 1, 1, 1): RMS of the sum over the maps. With one normalised loss it is its strength; losses that
+    agree add up, losses that disagree cancel.
     """
 
     strong: Tensor
@@ -149,7 +143,7 @@ class Pull(NamedTuple):
     size: Tensor
 
     def cotangents(self, scale: float) -> list[Tensor]:
-        """The same with an RMS of `scale` in each image, for the product; of the maps that there are."""
+        """The gradients, scaled to an RMS of `scale` in each image, for the vector-Jacobian product."""
         return [scale * _divide(t, self.size) for t in (self.strong, self.weak) if t is not None]
 
 
@@ -161,8 +155,8 @@ def pull(
 ) -> Pull:
     """Sum of strength * grad_d loss over the losses, each (strength, loss(d_S, d_W)).
 
-    normalise: divide each loss's gradient by its RMS in each image first, so that a strength means the same
-    for losses of different units.
+    normalise: divide the gradient of each loss by its RMS in each image first, so that a strength means the
+    same for losses of different units.
     """
     maps = [d.detach().requires_grad_() for d in (d_strong, d_weak) if d is not None]
     total = [torch.zeros_like(d) for d in maps]
@@ -189,25 +183,15 @@ def direction(gradient: Tensor, size: Tensor) -> Tensor:
 
 
 def robust_shift(toward: Tensor, x0: Tensor, noise_share: Tensor, strength: float = ROBUST_STEP) -> Tensor:
-    """What is added to the denoised estimate: -strength * noise_share * std(x0) * toward.
+    """The shift of x0 in the robust mode: -strength * noise_share * std(x0) * toward.
 
     toward: `direction` of g. noise_share b = c / sqrt(a^2 s^2 + c^2) for x = a x0 + c noise and data of
-    standard deviation s: sigma / sqrt(sigma^2 + s^2) for eps, v and EDM models, sigma / sqrt(sigma^2 +
-    (1 - sigma)^2) for flow models.
+    standard deviation s: sigma / sqrt(sigma^2 + s^2) for eps, v and EDM models, sigma / sqrt(sigma^2 + (1 -
+    sigma)^2) for flow models.
 
-    Why a shift of x0, and of this size. An energy k L guides by adding -k grad_x L to the score, and since
-    D(x) = x + sigma^2 score (Tweedie), x0 moves by -k sigma^2 g. Samplers of every kind integrate D: moving
-    it changes the equation that they solve, not a step of theirs, so few steps or many, first order or
-    second, deterministic or ancestral, converge to the same picture. A kick at each x_{t-1}, as in the paper,
-    grows with the number of steps.
-
-    By the chain rule sigma^2 g = sigma^2 J' grad_x0 L, and sigma^2 J = sigma^2 dD/dx is the covariance of x0
-    given x (Tweedie again). So the shift is the descent step on L, measured in what the model still leaves
-    open at this noise level; for Gaussian data of standard deviation s the posterior deviation is s b. The
-    unit of L, the slope of a head and the number of pixels are in k; dividing by the RMS of g takes them out.
-    What is left is a step of `strength` posterior deviations per pixel: measured by the picture's own
-    contrast while all is noise, and vanishing with sigma, where the paper's kick explodes as a shift of x0.
-    std(x0) stands for s: it is smaller early on, while the estimate is a blur, and errs on the safe side.
+    By Tweedie's formula an energy k L shifts x0 by -k sigma^2 g, a descent step on L measured in the
+    posterior deviation of x0, which is s b for Gaussian data; std(x0) stands for s. Samplers integrate D(x),
+    so with a shift of it few steps and many converge to the same image. In full: docs/derivations.md.
     """
     return -strength * noise_share * x0.std(dim=(1, 2, 3), keepdim=True) * toward
 
@@ -216,17 +200,12 @@ def paper_shift(gradient: Tensor, sigma: float, sigma_next: float, flow: bool = 
     """The shift of x0 that moves the mean of x_{t-1} by -grad L, as the paper does.
 
         x_{t-1} ~ N(mu - w_dc grad L_dc - w_dp grad L_dp, Sigma)
+        shift = -g sqrt((1 + sigma^2) (1 + sigma_next^2)) / (1 - (sigma_next / sigma)^2)
 
-    gradient: of the weighted sum of the losses (w = PAPER_WEIGHT times a strength), with respect to x as the
-    host has it. Its x is the paper's divided by sqrt(abar) = (1 + sigma^2)^-1/2, so the gradient with respect
-    to the paper's x_t is sqrt(1 + sigma^2) as large, and its move of x_{t-1} is sqrt(1 + sigma_next^2) as
-    large in the host's space. An ancestral step (eta = 1: the host's ddpm and *_ancestral samplers) has the
-    mean x0 + (sigma_next / sigma)^2 (x - x0), so a shift of x0 arrives with the share 1 - (sigma_next /
-    sigma)^2, by which is divided here. Deterministic first-order steps take 1 - sigma_next / sigma: between
-    half and all of it. flow: x is the paper's x; the host's ancestral flow step has another share.
-
-    The last step (sigma_next = 0) returns x0 itself. With sigma_next close to sigma, the share goes to 0 and
-    the shift explodes: that is the paper's rule in this form, and the reason for robust_shift.
+    gradient g: of the weighted sum of the losses (w = PAPER_WEIGHT times a strength), with respect to x as
+    the host has it. The root converts between the host's x and the paper's; the denominator is the share of a
+    shift of x0 that an ancestral step (eta = 1) takes. flow: x is the paper's x, and the host's ancestral
+    flow step has another share. As sigma_next approaches sigma, the shift explodes: hence robust_shift.
     """
     ratio = sigma_next / sigma
     if flow:

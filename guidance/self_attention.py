@@ -1,7 +1,7 @@
 """Self-Attention Guidance (SAG, arXiv:2210.00939): the mathematics of one step.
 
     x          noisy latent                        x0         clean estimate, D(x)
-    A          softmax self-attention              received   column sums of A: what each token is given
+    A          softmax self-attention              received   column sums of A: what each token gets
     M          mask, received > psi                x0_bar     x0, blurred inside M
     x_bar      x0_bar with the same noise as x     D(x_bar)   the model's estimate from it
     s          scale
@@ -30,7 +30,6 @@ def received_attention(
 
     The rows of A sum to 1, so the mean over the keys is exactly 1 for every token count; n_k / n_q keeps that
     where token merging leaves fewer queries than keys.
-
     The arguments are those of `attention_chunks`. Returns (B, n_k), float32.
     """
     batch, heads, n_q, _ = q.shape

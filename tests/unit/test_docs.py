@@ -1,4 +1,4 @@
-"""The documents: links and file names lead somewhere, the glossary is true, README is short, forms are YAML."""
+"""The documents: links, file names and the glossary are true, README is short, GitHub reads the forms."""
 
 import re
 from pathlib import Path

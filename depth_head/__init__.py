@@ -6,7 +6,7 @@ head.py           a network and what must be known of it; whether it fits a mode
 files.py          files of trained networks: what they say, atomic saving, careful reading
 head_files.py     a depth head's file
 readout_files.py  the public Readout heads
-prior.py          the depth prior: its schedule, training, and maps that it makes up
+prior.py          the depth prior: its schedule, training, and maps that it draws
 prior_files.py, prior_report.py
                   its file; the picture that tells how its training went
 training.py       training on features that somebody else reads; head_report.py draws it

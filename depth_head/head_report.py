@@ -1,4 +1,4 @@
-"""The picture of a training: loss, figures by noise level, estimates of held-out images beside labels."""
+"""The report of a head's training: loss, figures by noise level, estimates of held-out images, labels."""
 
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont

@@ -119,7 +119,7 @@ def learning_rate_share(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def draw(prior: DepthPrior, count: int, seed: int, steps: int = 25) -> Tensor:
-    """Depth maps that the prior makes up from noise: (count, 1, size, size) in [0, 1].
+    """Depth maps that the prior draws from noise: (count, 1, size, size) in [0, 1].
 
     Ancestral steps: the fresh noise covers the errors of a prior that was trained briefly, which a
     deterministic sampler would carry to the end.

@@ -24,7 +24,7 @@ CHECKS = 10
 CHECKED_IMAGES = 16
 SHOWN_IMAGES = 4
 
-# The share of the plain loss beside the aligned one, which alone would not mind if near were 0 and far 1.
+# Weight of the plain loss added to the aligned one, which alone would accept near = 0 and far = 1.
 ANCHOR = 0.1
 LAST_RATE = 0.02
 

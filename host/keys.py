@@ -1,6 +1,6 @@
-"""Where this pack stands in the host's option dictionaries: its keys, and the only code that uses them.
+"""The keys of this pack in the host's option dictionaries, and the code that uses them.
 
-Every wrapper of ours has the key WRAPPER_KEY, so our own passes can leave them out (`without_ours`).
+All wrappers of the pack have the key WRAPPER_KEY, so that the pack's own passes can leave them out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +17,12 @@ from torch import Tensor
 
 WRAPPER_KEY = "inner_guidance"
 
-# In transformer_options during every forward pass of ours: the guidance that the pass belongs to. Caches,
-# model function wrappers and patches of other packs can tell our passes from the sampler's by it.
+# In transformer_options during the pack's own forward passes: the guidance that the pass belongs to. Caches,
+# model function wrappers and patches of other packs can tell these passes from the sampler's by it.
 TAG = "inner_guidance_pass"
 
-# Wrappers of the host that compare a step's latent with the previous step's. Our passes evaluate another
-# latent: these wrappers would answer with a stale output, and store ours as the sampler's.
+# Wrappers of the host that compare a step's latent with the previous step's. The pack's own passes evaluate
+# another latent: the cache would answer with a stale output, and would store theirs as the sampler's.
 STEP_CACHES = ("easycache", "lazycache")
 
 
@@ -49,7 +49,7 @@ class GuiderExecutor(Protocol):
 def attach(
     model: ModelPatcher, outer_sample: Callable[..., Tensor], additional_models: Sequence[ModelPatcher] = ()
 ) -> ModelPatcher:
-    """A clone of the model whose sampling runs go through an OUTER_SAMPLE wrapper of ours.
+    """A clone of the model with an OUTER_SAMPLE wrapper around its sampling runs.
 
     additional_models: loaded by the host together with the model.
     """
@@ -62,14 +62,14 @@ def attach(
 
 
 def add_wrapper(options: dict[str, Any], wrapper_type: str, wrapper: Callable[..., Any]) -> None:
-    """Add a wrapper of ours to model_options, in place."""
+    """Add a wrapper under the pack's key to model_options, in place."""
     comfy.patcher_extension.add_wrapper_with_key(
         wrapper_type, WRAPPER_KEY, wrapper, options, is_model_options=True
     )
 
 
 def drop_ours(wrappers: dict[str, dict[str, list[Callable[..., Any]]]]) -> None:
-    """Remove our own wrappers and the step caches, in place: for the passes that we evaluate ourselves.
+    """Remove the pack's wrappers and the step caches, in place: for the pack's own passes.
 
     wrappers: lists by wrapper type and key, of a ModelPatcher or of transformer_options.
     """

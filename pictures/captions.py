@@ -78,7 +78,7 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def font_size(width: int) -> int:
-    """The size of letters, in pixels, beside a picture of this width."""
+    """The size of letters, in pixels, for a picture of this width."""
     return max(SMALLEST_FONT, width // CHARACTERS_ACROSS)
 
 

@@ -28,7 +28,7 @@ SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its dept
 
 @dataclass(frozen=True)
 class Trained:
-    """What the node hands out: the head and the report (1, H, W, 3)."""
+    """The outputs of the node: the head and the report (1, H, W, 3)."""
 
     head: HostedDepthHead
     report: Tensor
@@ -96,7 +96,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
     if abs(label_aspect / aspect - 1) > SAME_SHAPE:
         raise ValueError(
             f"The images are {images.shape[2]} x {images.shape[1]}, the depth maps {depths.shape[2]} x "
-            f"{depths.shape[1]}: use depth maps of the same shape; another resolution is no matter."
+            f"{depths.shape[1]}: use depth maps of the same aspect ratio. Their resolution may differ."
         )
 
 

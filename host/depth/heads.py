@@ -1,4 +1,4 @@
-"""Depth heads in the hands of the host: what the type DEPTH_HEAD carries, and whether it fits a model."""
+"""Depth heads on the host: what the type DEPTH_HEAD carries, and whether a head fits a model."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The depth prior in the hands of the host: the UNet of its class, and training on its device."""
+"""The depth prior on the host: a UNet of the host's class, trained on the host's device."""
 
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +37,7 @@ def make_unet() -> nn.Module:
     """The prior's UNet with weights to start training from. To be called outside inference mode."""
     unet = UNetModel(**UNET_CONFIG, operations=comfy.ops.disable_weight_init)
     for module in unet.modules():
-        # The host leaves weights as they are in memory: they are to be loaded.
+        # The host's layers leave their weights uninitialised.
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=5**0.5)
             if module.bias is not None:

@@ -1,4 +1,4 @@
-"""Which node the host is executing."""
+"""The node that the host is executing."""
 
 from typing import Any
 

@@ -1,14 +1,14 @@
-"""What the Record nodes hand out: the runs of a recorded model, told apart by the node that sampled.
+"""The output of the Record nodes: the runs of a recorded model, told apart by the node that sampled.
 
-A record outlives the runs, on purpose, and nothing else of them does: it holds maps on the CPU. It is
-an output of a node, so it lives as long as the host keeps that output.
+A record is the only thing that outlives the runs. It holds maps on the CPU. It is an output of a node, so it
+lives as long as the host keeps that output.
 
     Record Attention --MODEL--> sampler --LATENT--> map node
             `--------------------record--------------^
 
-The map node wires the LATENT for the order, and to say whose run is meant: run_for follows that link upstream
-to the nearest node of which there is a run. A node that samples again replaces its run; one that the host
-takes from its cache keeps it. Nothing in this file needs the host.
+The map node takes the LATENT so that it runs after the sampler, and to choose the run: run_for follows that
+link upstream to the nearest node that has a run. A node that samples again replaces its run; a node that the
+host takes from its cache keeps it. Nothing in this file needs the host.
 """
 
 from collections import deque
@@ -117,7 +117,7 @@ class Record(Generic[Step]):
 
         node_id: the map node. get_node(id): a node of the prompt, {"inputs": {name: value or [id, slot]}}, as
         the host's DynamicPrompt.get_node. list_index: the item of a list that the map node is called for.
-        Raises ValueError where there is no such run, or no step in it.
+        Raises ValueError if there is no such run, or no step in it.
         """
         if not self.runs:
             raise ValueError(

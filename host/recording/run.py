@@ -1,8 +1,8 @@
 """Fills a record while a model samples.
 
-The node attaches a Recording, whose settings are immutable, to the model. As an OUTER_SAMPLE wrapper it opens
-a run in the record and makes this run's RecordedRun, which as a PREDICT_NOISE wrapper records those
-evaluations that begin a step, and passes every other evaluation on untouched. Only the record outlives a run.
+The node attaches a Recording, which is immutable, to the model. As an OUTER_SAMPLE wrapper it opens a run in
+the record and makes this run's RecordedRun. As a PREDICT_NOISE wrapper, that records the evaluations that
+begin a step, and passes every other evaluation through untouched. Only the record outlives a run.
 """
 
 import logging
@@ -197,7 +197,7 @@ class RecordedRun:
 
 
 def tells_depth(evaluation: Evaluation, chunk: Chunk) -> bool:
-    """Whether a chunk is of the condition whose features tell the depth of the whole image."""
+    """Whether a chunk is of the condition that depth is read from: one that covers the whole image."""
     return (chunk.label, chunk.uuid) == full_frame_condition(evaluation.placements, evaluation.x)
 
 

@@ -1,18 +1,18 @@
 """Reads the queries and keys of chosen attention layers during one forward pass.
 
-The tap stands in `optimized_attention_override`, through which every architecture of the host calls its
-attention, in front of whatever override is there already. It looks at q and k and passes the call on, so the
-attention that is computed is the host's own, bit for bit, with whatever kernel the user chose. That is why it
-is not an attn1 replacement: those must recompute the attention, there is room for one in a block, and a
-replacement for one transformer hides another node's replacement for the block (the host's SAG hides its PAG).
+The tap is an `optimized_attention_override`, through which every architecture of the host calls its
+attention, in front of an override that is there already. It looks at q and k and passes the call on, so the
+attention is the host's own, bit for bit, with the kernel that the user chose. An attn1 replacement would have
+to recompute the attention; a block has room for one, and a replacement for one transformer hides another
+node's replacement for the block (the host's SAG hides its PAG).
 
 The override does not say which attention a call is. In a UNet the host runs `attn1_patch` right before its
 self-attention and `attn1_output_patch` right after it (attn2 for the attention to the prompt), so the tap
 reads only the first call between the two. Where another node has replaced a block's attention, perhaps
 without any call of the host's, the tap reads what is handed to the replacement.
 
-A tap is made for one forward pass (recording.py) and has no memory beyond it; two passes, in two threads
-on two GPUs even, have two taps.
+A tap is made for one forward pass and has no memory beyond it; two passes, even in two threads on two GPUs,
+have two taps.
 """
 
 from collections.abc import Callable, Iterable

@@ -51,9 +51,9 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
     """The blocks of a model that have self-attention, by name, in the order of the forward pass.
 
     UNets: d0, d1, ... down, m0, u0, u1, ... up, counted among the blocks with attention; the layers are the
-    transformers inside. Joint models (joint_models.py): b0, b1, ... through all stacks, and m0, so that the
-    node's default is right for them too: the one at half depth. The paper knows no such models; half depth is
-    where its layer is in UNets, not the result of an experiment.
+    transformers inside. Joint models (joint_models.py): b0, b1, ... through all stacks, and m0 for the one at
+    half depth, so that the node's default exists there too. Half depth is an analogy to UNets; no experiment
+    has shown that it is best.
 
     Raises ValueError for models whose attention cannot be read.
     """

@@ -1,11 +1,11 @@
-"""Reads the features of chosen layers during one forward pass: what blocks of the model compute.
+"""Reads the features of chosen layers, the outputs of blocks, during one forward pass.
 
 No patch of the host sees all of them: not the last output block, not the inside of a ResBlock, not a block of
-SD3 or Lumina. So the tap stands in forward hooks, registered when the pass begins and removed when it ends,
-also by an error. A hook that returns nothing leaves the pass as it is, bit for bit.
+SD3 or Lumina. So the tap uses forward hooks, registered when the pass begins and removed when it ends, also
+by an error. A hook that returns nothing leaves the pass as it is, bit for bit.
 
-A tap is made for one forward pass and has no memory beyond it, like the attention's (attention_tap.py). Of a
-pass under gradients it hands out tensors of the graph. It knows nothing of recording.
+Like an attention tap, a feature tap is made for one forward pass and has no memory beyond it. In a pass with
+gradients, it gives tensors of the graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class FeatureTap:
     """Reads `layers` in one forward pass, and hands each to `read` once: read(layer, (B, C, *grid)).
 
     Rows are those of the batch that the model is given. Of joint models the features are the image's tokens.
-    The host may add a ControlNet's output to the tensor afterwards, in place: clone what is to be kept.
+    The host may add a ControlNet's output to the tensor afterwards, in place: clone what you keep.
 
     stop: end the pass when everything is read, so that the rest of the model is neither computed nor kept for
     a backward pass.

@@ -10,9 +10,11 @@ from inner_guidance.host.steering import dag_run
 from inner_guidance.nodes import depth_aware_guidance as depth_aware_node
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
-from inner_guidance.tests.support.depth_models import sampled
+from inner_guidance.tests.support.depth_models import assert_steers, sampled
 
 pytestmark = pytest.mark.oldest_host
+
+SMALL = torch.zeros(1, 4, 8, 8)
 
 # Its steps are as small as the model is rough, and models of random weights are: it takes hundreds. On the
 # demo model it runs, in test_demo_depth_guidance.py.
@@ -23,30 +25,24 @@ SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_ad
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_gives_a_finite_image(sampler):
-    latent = torch.zeros(1, 4, 8, 8)
-
-    image = sampled(latent=latent, sampler=sampler)
-
-    assert image.isfinite().all()
-    assert not torch.equal(image, sampled(guide=False, latent=latent, sampler=sampler))
+def test_every_sampler(sampler):
+    assert_steers(latent=SMALL, sampler=sampler)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddpm", "heun", "dpmpp_2m", "dpmpp_sde"])
-def test_the_papers_rule_gives_a_finite_image(sampler):
-    image = sampled(latent=torch.zeros(1, 4, 8, 8), sampler=sampler, settings={"mode": "paper"})
-
-    assert image.isfinite().all()
+def test_the_papers_rule(sampler):
+    """At a strength that these heads, which are flatter than trained ones, need."""
+    assert_steers(latent=SMALL, sampler=sampler, settings={"mode": "paper", "consistency_scale": 10.0})
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
-def test_every_scheduler_gives_a_finite_image(scheduler):
-    assert sampled(latent=torch.zeros(1, 4, 8, 8), scheduler=scheduler).isfinite().all()
+def test_every_scheduler(scheduler):
+    assert_steers(latent=SMALL, scheduler=scheduler)
 
 
 @pytest.mark.parametrize("model_type", ["V_PREDICTION", "EDM", "FLOW", "V_PREDICTION_EDM"])
-def test_every_parametrisation_gives_a_finite_image(model_type):
-    assert sampled(model=tiny.patcher(model_type=model_type)).isfinite().all()
+def test_every_parametrisation(model_type):
+    assert_steers(model=tiny.patcher(model_type=model_type))
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "inpaint"])
@@ -57,23 +53,19 @@ def test_every_unet(kind):
         values = {"concat_latent_image": torch.zeros(1, 4, 16, 24), "concat_mask": torch.ones(1, 1, 16, 24)}
     prompts = {"positive": tiny.prompt(0, **values), "negative": tiny.prompt(1, **values)}
 
-    plain = sampled(guide=False, model=tiny.patcher(kind), latent=latent, **prompts)
-    image = sampled(model=tiny.patcher(kind), latent=latent, settings={"kind": kind}, **prompts)
-
-    assert image.isfinite().all()
-    assert not torch.equal(image, plain)
+    assert_steers(model=tiny.patcher(kind), latent=latent, settings={"kind": kind}, **prompts)
 
 
 @pytest.mark.parametrize("size", [(17, 24), (9, 33)])
 def test_sizes_that_the_blocks_do_not_divide(size):
-    assert sampled(latent=torch.zeros(1, 4, *size)).isfinite().all()
+    assert_steers(latent=torch.zeros(1, 4, *size))
 
 
 def test_image_to_image_and_a_hires_pass():
     small = sampled(steps=4)
     large = torch.nn.functional.interpolate(small, scale_factor=2)
 
-    assert sampled(latent=large, denoise=0.5, steps=4).isfinite().all()
+    assert_steers(latent=large, denoise=0.5, steps=4)
 
 
 def test_in_inpainting_only_what_is_drawn_anew_is_guided():
@@ -85,16 +77,16 @@ def test_in_inpainting_only_what_is_drawn_anew_is_guided():
     plain = sampled(guide=False, latent=latent, noise_mask=mask)
 
     assert torch.equal(image[..., 8:], plain[..., 8:])
-    assert not torch.equal(image[..., :8], plain[..., :8])
+    tiny.assert_steered(image[..., :8], plain[..., :8])
 
 
 def test_an_image_is_guided_alike_alone_and_in_a_batch():
     noise = tiny.noise(3, 4, 16, 16)
     settings = {"depth_prior": depth.prior(), "target_depth": depth.target()}
 
-    def run(rows):
+    def run(rows, guide=True):
         return comfy.sample.sample(
-            depth.depth_guided(tiny.patcher(), **settings),
+            depth.depth_guided(tiny.patcher(), **settings) if guide else tiny.patcher(),
             noise[rows],
             2,
             4.0,
@@ -110,17 +102,17 @@ def test_an_image_is_guided_alike_alone_and_in_a_batch():
     together, alone = run([0, 1, 2]), run([0])
 
     assert (together[:1] - alone).abs().max() < 1e-3 * alone.abs().max()
+    tiny.assert_steered(alone, run([0], guide=False))
 
 
 def test_a_readout_head_reads_the_embedding_of_the_time():
-    image = sampled(settings={"depth_head": depth.readout_head()})
-
-    assert image.isfinite().all()
-    assert not torch.equal(image, sampled(guide=False))
+    assert_steers(settings={"depth_head": depth.readout_head()})
 
 
 def test_checkpointing_gives_the_same_image():
-    torch.testing.assert_close(sampled(settings={"checkpointing": True}), sampled(), rtol=1e-4, atol=1e-4)
+    image = assert_steers(settings={"checkpointing": True})
+
+    torch.testing.assert_close(image, sampled(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_depth_is_shown_on_the_node_while_a_sampler_runs(monkeypatch):
@@ -162,8 +154,8 @@ def test_beside_a_controlnet():
 
     guided, plain = run(True, True), run(False, True)
 
-    assert guided.isfinite().all()
-    assert 0 < (guided - plain).norm() < (plain - run(False, False)).norm()
+    tiny.assert_steered(guided, plain)
+    assert (guided - plain).norm() < (plain - run(False, False)).norm()
 
 
 def test_beside_a_lora():
@@ -181,9 +173,8 @@ def test_beside_a_lora():
     before = {name: w.clone() for name, w in tiny.patcher().model.named_parameters()}
     guided, plain = sampled(model=with_lora()), sampled(guide=False, model=with_lora())
 
-    assert guided.isfinite().all()
-    assert not torch.equal(guided, plain)
-    assert not torch.equal(plain, sampled(guide=False))
+    tiny.assert_steered(guided, plain)
+    tiny.assert_steered(plain, sampled(guide=False))  # by the LoRA
     comfy.model_management.unload_all_models()
     assert all(torch.equal(w, before[name]) for name, w in tiny.patcher().model.named_parameters())
 
@@ -206,5 +197,5 @@ def test_beside_an_ipadapter():
 
     guided, plain = run(True), run(False)
 
-    assert guided.isfinite().all()
-    assert 0 < (guided - plain).norm() < (plain - sampled(guide=False)).norm()
+    tiny.assert_steered(guided, plain)
+    assert (guided - plain).norm() < (plain - sampled(guide=False)).norm()

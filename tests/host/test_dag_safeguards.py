@@ -62,10 +62,15 @@ def test_the_strength_does_not_depend_on_the_loss_scale(monkeypatch):
             "DepthAwareStep",
             lambda *args, loss_scale, scale=scale, **kwargs: made(*args, loss_scale=scale, **kwargs),
         )
-        images += [sampled(settings={"mode": mode}, steps=2) for mode in ("robust", "paper")]
+        images += [
+            sampled(settings={"mode": mode, "consistency_scale": scale}, steps=2)
+            for mode, scale in (("robust", 1.0), ("paper", 100.0))
+        ]
 
     for one, other in zip(images[:2], images[2:], strict=True):
         assert (one - other).abs().max() < 1e-3 * one.abs().max()
+    for image in images:
+        tiny.assert_steered(image, sampled(guide=False, steps=2))
 
 
 def test_a_head_for_another_model_is_refused_by_the_node():

@@ -3,6 +3,7 @@
 import comfy.samplers
 import pytest
 import torch
+import torch.nn.functional as F
 
 import nodes as stock
 from inner_guidance.demo.ray_casting import render
@@ -11,21 +12,14 @@ from inner_guidance.experiments.depth_aware_guidance import SWEPT, SWEPT_CONSTAN
 from inner_guidance.guidance import depth_aware
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.node_defaults import defaults, execute
 
 KSAMPLER = comfy.samplers.KSampler
 PROMPT = "red sphere, blue box, grey checker floor, white wall"
-ALL_LOSSES = {
-    "consistency_scale": 1.0,
-    "prior_scale": 1.0,
-    "target_scale": 1 / 3,  # which pulls as hard as 1 of the others
-    "mode": "robust",
-    "start_percent": 0.0,
-    "end_percent": 1.0,
-    "self_start_percent": 0.0,
-    "target_end_percent": 1.0,
-    "every_n_steps": 1,
-}
+TARGET = depth.target()
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +30,42 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def guided(loaded):
-    """The demo model with every loss of the guidance on."""
+    """The demo model, guided by its head, by its prior and to a target, as settings say."""
     model, _, _, head, prior = loaded
+
+    def guided(**settings):
+        given = {"model": model, "depth_head": head, "depth_prior": prior, "target_depth": TARGET}
+        return execute(InnerDepthAwareGuidance, **given | depth.EVERYWHERE | settings)[0]
+
+    return guided
+
+
+@pytest.fixture(scope="module")
+def toward_target(guided):
+    """The demo model, guided to the target alone."""
     with torch.inference_mode():
-        return InnerDepthAwareGuidance.execute(
-            model, head, prior, target_depth=depth.target(), **ALL_LOSSES
-        ).result[0]
+        return guided(consistency_scale=0.0, prior_scale=0.0, target_scale=0.7)
+
+
+@pytest.fixture(scope="module")
+def plain(sample, loaded):
+    """What KSampler draws without guidance."""
+    return lambda **settings: sample(loaded[0], **settings)
+
+
+@pytest.fixture(scope="module")
+def likeness(loaded):
+    """The correlation of the target with the depth that the head reads of a latent."""
+    model, clip, _, head, _ = loaded
+    target = F.interpolate(TARGET[..., 0].unsqueeze(1), (16, 16), mode="area").flatten()
+
+    def likeness(latent):
+        empty = stock.CLIPTextEncode().encode(clip, "")[0]
+        given = {"model": model, "depth_head": head, "latent": {"samples": latent}, "positive": empty}
+        found = execute(InnerDepthEstimate, ensemble=1, **given)[2].flatten()
+        return float(torch.corrcoef(torch.stack([found, target]))[0, 1])
+
+    return likeness
 
 
 @pytest.fixture(scope="module")
@@ -57,39 +81,40 @@ def sample(loaded):
     return sample
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", KSAMPLER.SAMPLERS)
-def test_every_sampler(sample, guided, sampler):
+def assert_drawn_to_target(drawn, plain, likeness):
     """The deviation is 1 on renders; a sampler that diverges leaves 2.5 far behind."""
-    drawn = sample(guided, sampler=sampler)
-
     assert drawn.isfinite().all()
     assert drawn.std() < 2.5
+    assert likeness(drawn) > likeness(plain) + 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", KSAMPLER.SAMPLERS)
+def test_every_sampler_draws_depth_to_the_target(sample, toward_target, plain, likeness, sampler):
+    assert_drawn_to_target(sample(toward_target, sampler=sampler), plain(sampler=sampler), likeness)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", KSAMPLER.SCHEDULERS)
-def test_every_scheduler(sample, guided, scheduler):
-    drawn = sample(guided, scheduler=scheduler)
-
-    assert drawn.isfinite().all()
-    assert drawn.std() < 2.5
+def test_every_scheduler_draws_depth_to_the_target(sample, toward_target, plain, likeness, scheduler):
+    assert_drawn_to_target(sample(toward_target, scheduler=scheduler), plain(scheduler=scheduler), likeness)
 
 
 def test_a_picture_is_drawn_over(sample, guided, loaded):
+    """With every loss: a nudge, not another picture."""
     model, _, vae, *_ = loaded
     picture = render(sample_scene(1_000_001), size=128).rgb.movedim(0, -1)[None]
     latent = stock.VAEEncode().encode(vae, picture)[0]
 
-    plain, drawn = (sample(m, latent, denoise=0.5) for m in (model, guided))
+    plain, drawn = (sample(m, latent, denoise=0.5) for m in (model, guided(target_scale=1 / 3)))
 
-    assert not torch.equal(plain, drawn)
-    assert (drawn - plain).norm() < (drawn - latent["samples"]).norm()  # a nudge, not another picture
+    tiny.assert_steered(drawn, plain)
+    assert (drawn - plain).norm() < (drawn - latent["samples"]).norm()
 
 
 def test_the_sweep_is_around_the_defaults():
     """A row of it is a row of the comparison: the tables speak of the same guidance."""
-    given = {one.id: getattr(one, "default", None) for one in InnerDepthAwareGuidance.define_schema().inputs}
+    given = defaults(InnerDepthAwareGuidance)
 
     assert {name: given[name] for name in SWEPT} == SWEPT
     assert SWEPT_STEP == depth_aware.ROBUST_STEP

@@ -155,6 +155,7 @@ def test_function_wrapper_that_splits_the_batch(parts):
     model.set_model_unet_function_wrapper(splitting)
 
     assert_close_but_for_batch_size(first_denoised(tiny.guided(model), latent=latent), whole)
+    tiny.assert_steered(whole, first_denoised(tiny.patcher(), latent=latent))
 
 
 def test_function_wrapper_that_tells_only_the_labels():
@@ -172,9 +173,9 @@ def test_function_wrapper_that_tells_only_the_labels():
     model = tiny.patcher()
     model.set_model_unet_function_wrapper(one_by_one)
 
-    assert_close_but_for_batch_size(
-        first_denoised(tiny.guided(model)), first_denoised(tiny.guided(tiny.patcher()))
-    )
+    whole = first_denoised(tiny.guided(tiny.patcher()))
+    assert_close_but_for_batch_size(first_denoised(tiny.guided(model)), whole)
+    tiny.assert_steered(whole, first_denoised(tiny.patcher()))
 
 
 def test_controlnet_in_both_passes():

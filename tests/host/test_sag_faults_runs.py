@@ -38,8 +38,10 @@ def test_fault_01_unets_only(sag, kind, model_type):
     model = tiny.patcher(kind, model_type)
     seen = tiny.watch(model)
 
-    assert tiny.sample(sag(model), torch.zeros(1, 16, 16, 16)).isfinite().all()
+    samples = tiny.sample(sag(model), torch.zeros(1, 16, 16, 16))
+
     assert seen.labels == [[1, 0], [1]] * 3
+    tiny.assert_steered(samples, tiny.sample(tiny.patcher(kind, model_type), torch.zeros(1, 16, 16, 16)))
 
 
 @fault(AttributeError)
@@ -47,8 +49,10 @@ def test_fault_02_no_negative(sag):
     model = tiny.patcher()
     seen = tiny.watch(model)
 
-    assert tiny.sample_with(tiny.BasicGuider(sag(model), tiny.prompt(0))).isfinite().all()
+    samples = tiny.sample_with(tiny.BasicGuider(sag(model), tiny.prompt(0)))
+
     assert seen.labels == [[0], [0]] * 3
+    tiny.assert_steered(samples, tiny.sample_with(tiny.BasicGuider(tiny.patcher(), tiny.prompt(0))))
 
 
 @fault(AttributeError)
@@ -64,6 +68,7 @@ def test_fault_03_two_in_series(sag):
 
     twice = sample_steps(sag(sag(tiny.patcher(), scale=0.5), scale=0.3, blur_sigma=2.0), steps=1)[0]
 
+    tiny.assert_steered(once_a, plain)
     torch.testing.assert_close(twice - plain, (once_a - plain) + (once_b - plain), rtol=1e-4, atol=1e-3)
 
 
@@ -83,6 +88,7 @@ def test_fault_04_pag_loses_its_effect(sag):
     )
 
     assert (pag_alone - plain).abs().max() > 1
+    tiny.assert_steered(sag_alone, plain)
     torch.testing.assert_close(both - sag_alone, pag_alone - plain, rtol=1e-4, atol=1e-3)
 
 
@@ -208,6 +214,7 @@ def test_fault_20_threads_mix_their_maps(sag):
     for thread in threads:
         thread.join()
 
+    tiny.assert_steered(*alone)
     for result, expected in zip(results, alone, strict=True):
         assert torch.equal(result, expected)
 

@@ -1,7 +1,5 @@
 """One evaluation of the node in the host's sampler, against the paper in float64."""
 
-import math
-
 import pytest
 import torch
 
@@ -184,13 +182,12 @@ def test_negative_branch_without_a_negative_is_refused():
 
 
 def test_blur_sigma_is_in_latent_pixels_whatever_the_size():
-    """A kernel that is longer than the latent is cut to it."""
+    """A kernel that is longer than the latent, here 30 pixels to either side, is cut to it."""
     latent = torch.zeros(1, 4, 16, 8)
     sampler, extra, [(q, k)], _ = one_evaluation(latent=latent, blur_sigma=10.0)
     x0, _ = halves(sampler.out)
 
     mask = paper.nearest(paper.received(q[0], k[0], heads=4).view(8, 4), 16, 8) > 1
 
-    assert math.ceil(3 * 10.0) > 16
     x_bar = halves(sampler.x)[0] + paper.degraded(x0, mask, 10.0) - x0
     torch.testing.assert_close(extra.x.double(), x_bar, rtol=1e-5, atol=1e-4)

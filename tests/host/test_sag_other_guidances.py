@@ -42,6 +42,7 @@ def test_guidances_add_up(other, sag_first):
     both = first_denoised(attach(tiny.guided(model)) if sag_first else tiny.guided(attach(model)))
 
     assert (other_alone - plain).abs().max() > 1
+    tiny.assert_steered(sag_alone, plain)
     torch.testing.assert_close(both - other_alone, sag_alone - plain, rtol=1e-4, atol=5e-3)
 
 
@@ -51,8 +52,10 @@ def test_beside_the_hosts_own_sag():
     seen = tiny.watch(model)
     hosts = result_of(host_sag.SelfAttentionGuidance.execute(model, 0.4, 1.3))
 
-    assert first_denoised(tiny.guided(hosts)).isfinite().all()
+    both = first_denoised(tiny.guided(hosts))
+
     assert seen.labels == [[1, 0], [1], [0]]
+    tiny.assert_steered(both, first_denoised(hosts))
 
 
 @pytest.mark.parametrize("mask", ["attention", "global"])
@@ -132,7 +135,10 @@ def test_first_evaluation_of_a_step_counts():
     model = tiny.patcher()
     model.set_model_sampler_calc_cond_batch_function(twice)
 
-    assert torch.equal(first_denoised(tiny.guided(model)), first_denoised(tiny.guided(tiny.patcher())))
+    guided = first_denoised(tiny.guided(model))
+
+    assert torch.equal(guided, first_denoised(tiny.guided(tiny.patcher())))
+    tiny.assert_steered(guided, first_denoised(tiny.patcher()))
 
 
 def thresholding(args):
@@ -163,12 +169,10 @@ def test_rescale_cfg_of_0_is_plain_cfg():
     model = tiny.patcher()
     rescaled = result_of(model_advanced.RescaleCFG().patch(model, 0.0))
 
-    torch.testing.assert_close(
-        first_denoised(tiny.guided(rescaled)),
-        first_denoised(tiny.guided(tiny.patcher())),
-        rtol=1e-3,
-        atol=1e-2,
-    )
+    guided = first_denoised(tiny.guided(rescaled))
+
+    torch.testing.assert_close(guided, first_denoised(tiny.guided(tiny.patcher())), rtol=1e-3, atol=1e-2)
+    tiny.assert_steered(guided, first_denoised(tiny.patcher()))
 
 
 CHANGED_CFG = {
@@ -188,7 +192,7 @@ def test_nodes_that_change_cfg(other):
 
     both = first_denoised(tiny.guided(attach(model)))
 
-    assert both.isfinite().all()
+    tiny.assert_steered(both, alone)
     if other != "Mahiro":  # which is a post-CFG function of the result
         torch.testing.assert_close(both - alone, guidance_of(seen), rtol=1e-3, atol=1e-2)
 
@@ -208,6 +212,7 @@ def test_post_cfg_functions_see_the_guided_result(sag_first):
     denoised = first_denoised(attach(tiny.guided(other)) if sag_first else tiny.guided(attach(other)))
 
     uncond, cond = seen.passes[0].out.chunk(2)
+    tiny.assert_steered(denoised, first_denoised(tiny.patcher()))
     assert torch.equal(seen_args[0]["denoised"].double(), denoised)
     assert torch.equal(seen_args[0]["uncond_denoised"], uncond)
     assert torch.equal(seen_args[0]["cond_denoised"], cond)
@@ -234,7 +239,11 @@ def test_cfg_pp_samplers_renoise_with_the_negative_alone():
     "sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_3m_sde", "uni_pc", "ddim", "lcm"]
 )
 def test_samplers(sampler):
-    assert tiny.sample(tiny.guided(tiny.patcher()), sampler=sampler).isfinite().all()
+    guided, plain = (
+        tiny.sample(model, sampler=sampler) for model in (tiny.guided(tiny.patcher()), tiny.patcher())
+    )
+
+    tiny.assert_steered(guided, plain)
 
 
 def test_the_models_options_are_left_alone():

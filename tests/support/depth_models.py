@@ -83,3 +83,10 @@ def depth_guided(model, *, kind="small", depth_head=None, **settings):
 def sampled(guide=True, model=None, settings=None, **kwargs):
     model = model or tiny.patcher()
     return tiny.sample(depth_guided(model, **settings or {}) if guide else model, **kwargs)
+
+
+def assert_steers(**kwargs):
+    """That the guidance has an effect in a run of these arguments of `sampled`; the guided samples."""
+    image = sampled(**kwargs)
+    tiny.assert_steered(image, sampled(**kwargs, guide=False))
+    return image

@@ -168,7 +168,7 @@ def test_second_pass_at_another_size():
     again = tiny.sample(model, large, steps=4, denoise=0.5)
 
     assert again.shape == (1, 4, 28, 28)
-    tiny.assert_steered(again, tiny.sample(tiny.patcher(), large, steps=4, denoise=0.5))
+    assert not torch.equal(again, tiny.sample(tiny.patcher(), large, steps=4, denoise=0.5))
     assert torch.equal(again, tiny.sample(tiny.guided(tiny.patcher()), large, steps=4, denoise=0.5))
 
 

@@ -7,8 +7,7 @@
 
 Compared is the mean log10 |F| on each ring: over the patches inside M, and over all. The paper finds the
 first larger at every frequency, more so for psi 1.3, and M to overlap with objects more than random masks of
-its area do. It leaves open how a patch lies inside a mask, what |F| is taken of and how zeros are kept out of
-the logarithm. Here:
+its area do. The choices that it leaves open:
 
 - patches stand side by side from the image's upper left corner, and one is inside when all its pixels are;
 - luminance is that of display values in [0, 1] (Rec. 709 weights), without a window;

@@ -6,10 +6,8 @@
 Two branches on the same features: strong, on several blocks, and weak, on few. They share no weights and no
 gradient; training them together costs one pass of the UNet for both.
 
-The paper leaves open, and this decides: widths 128 and 32 (of its parent method, arXiv:2112.03126), two
-layers; the output is Linear -> sigmoid, which keeps depth in [0, 1]; features are standardised per channel
-before the first Linear, because a UNet's blocks differ in scale by orders of magnitude; what BatchNorm does
-with few images is in running_norm.py.
+Choices that the paper leaves open: widths 128 and 32, as in its parent method (arXiv:2112.03126); a sigmoid
+at the output; features standardised per channel before the first Linear. See docs/derivations.md.
 """
 
 import math
@@ -104,8 +102,8 @@ class PixelBranch(nn.Module):
     def forward(self, features: Sequence[Tensor], embedding: Tensor, size: Sequence[int]) -> Tensor:
         """(B, C_i, h_i, w_i) each -> (B, 1, *size)."""
         first, *others = cast("Iterable[PixelLayer]", self.layers)  # a ModuleList holds any Module
-        # Resizing mixes pixels and Linear mixes channels, so they commute: multiplying each block at its own
-        # resolution and adding up is the Linear of the resized, concatenated features, which never exist.
+        # Resizing and Linear commute (docs/derivations.md), so each block is multiplied at its own
+        # resolution.
         parts = first.linear.weight.split(self.channels, dim=1)
         product = sum(
             resize(_linear(f, weight), size) for f, weight in zip(features, parts, strict=True)

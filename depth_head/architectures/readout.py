@@ -6,8 +6,8 @@ own embedding of the time. Every feature is resized to the latent and narrowed b
 mixing weights add them up, and a small convolutional head reads the depth.
 
 The public files have no weak branch. Here it is the same network with the mixing weights of the weak blocks
-alone, softmaxed among themselves: no further parameters, so one layout for both, and both exist for a public
-file, whose weak branch nobody has trained. Training of ours trains the two together.
+alone, so it has no parameters of its own. Train Depth Head trains both together; in public files the weak
+branch is untrained (docs/derivations.md).
 """
 
 from collections.abc import Mapping, Sequence

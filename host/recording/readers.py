@@ -94,10 +94,9 @@ class FeatureReader:
 
 @dataclass(frozen=True)
 class DepthReader:
-    """Reads the depth (rows, 1, h, w), by the strong branch of a head that the host has loaded as well.
+    """Reads the depth (rows, 1, h, w) by the strong branch of a head that the host has loaded as well.
 
-    The head reads while the model samples, because its depth is all that is worth keeping: 8 kB a step and
-    image of SD 1.5 at 512 px, where the features that it reads take 12 MB.
+    The head runs while the model samples, so that its features, a thousand times larger, need not be kept.
     """
 
     head: HostedDepthHead

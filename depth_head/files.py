@@ -4,35 +4,59 @@
     kind                      what is in the file, such as "depth_head"
     ...                       text, and JSON where a value has structure
 
-Saving is atomic: a temporary name, then a rename. What is read is a stranger's: only data is ever loaded, a
-file that is damaged or not ours is refused in one sentence, and nothing is allocated on its word.
+Writing is atomic: a temporary file in the same folder, then a rename. A file that is read may come from
+anyone: only data is loaded, at most FILE_LIMIT bytes, and whatever is wrong with it is one sentence.
 """
 
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 FORMAT, VERSION = "inner_guidance", 1
 
+# The largest public head is 0.1 GB, its optimiser's state included.
+FILE_LIMIT = 2**29
+# Names, shapes and metadata; a head has about 20 kB of them.
+HEADER_LIMIT = 2**20
+MOST_BRACKETS = 100
+LONGEST_QUOTE = 80
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+T = TypeVar("T")
+
 
 def write(path: Path, kind: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file; an interruption leaves what was there before."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    """Write a file; an interruption or an error leaves what was there before.
+
+    Raises ValueError, in a sentence with the path, where the system refuses: a full disk, no permission.
+    """
     described = {"format": FORMAT, "format_version": str(VERSION), "kind": kind, **metadata}
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, described)
+    unfinished = path.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:
-        content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, described)
         # save_file makes files that only their owner may read
         unfinished.write_bytes(content)
         os.replace(unfinished, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> ValueError:
+    """The error for a path that the system refuses to write."""
+    return ValueError(
+        f"{legible(path, 300)} cannot be written ({error.strerror}): check the disk and the permissions of "
+        "its folder, or choose another filename_prefix."
+    )
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -40,58 +64,117 @@ def read(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 
     Raises ValueError for what is missing, damaged, not ours, of another kind or of a newer version.
     """
-    if not path.is_file():
-        raise ValueError(f"There is no file {path.name}: refresh the list of files and choose another.")
+    content = read_bytes(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _require_kind(path, kind, metadata)
-            return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        metadata, tensors = _parts(content)
+    # Errors of every class: a type of number that the library does not know is a KeyError.
+    except Exception as error:
         raise ValueError(
-            f"{path.name} is damaged, or not a safetensors file ({error}): fetch or save it again."
+            f"{legible(path.name)} is damaged, or not a safetensors file ({legible(error)}): fetch or save "
+            "it again."
+        ) from error
+    _require_kind(path, kind, metadata)
+    return metadata, tensors
+
+
+def _parts(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors. Raises an error of some class for what is no safetensors file."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    if end > HEADER_LIMIT:
+        raise ValueError("its header is too long")
+    tensors = load(content)
+    metadata = json.loads(content[8:end]).get("__metadata__", {})
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise TypeError("its metadata is not text")
+    return metadata, tensors
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content, in memory: to read a mapped file that another program truncates kills the process.
+
+    Raises ValueError for what is missing, larger than FILE_LIMIT or not readable.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError(
+                f"There is no file {legible(path.name)}: refresh the list of files and choose another."
+            )
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > FILE_LIMIT:
+                raise ValueError(
+                    f"{legible(path.name)} has {size / 2**20:,.0f} MB, more than any file of this pack "
+                    f"({FILE_LIMIT / 2**20:.0f} MB): choose another file."
+                )
+            return file.read(size)
+    except OSError as error:
+        raise ValueError(
+            f"{legible(path, 300)} cannot be read ({error.strerror}): check its permissions and its disk."
         ) from error
 
 
 def _require_kind(path: Path, kind: str, metadata: Mapping[str, str]) -> None:
-    wanted = kind.replace("_", " ")
+    name, wanted = legible(path.name), kind.replace("_", " ")
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path.name} is not a {wanted} of Inner Guidance: choose a file that is one.")
+        raise ValueError(f"{name} is not a {wanted} of Inner Guidance: choose a file that is one.")
     if metadata.get("kind") != kind:
-        found = metadata.get("kind", "").replace("_", " ")
-        raise ValueError(f"{path.name} holds a {found}, not a {wanted}: load it with the node for that.")
+        found = legible(metadata.get("kind", "").replace("_", " "))
+        raise ValueError(f"{name} holds a {found}, not a {wanted}: load it with the node for that.")
     if metadata.get("format_version") != str(VERSION):
         raise ValueError(
-            f"{path.name} has format version {metadata.get('format_version')}, this pack reads {VERSION}: "
-            "update Inner Guidance."
+            f"{name} has format version {legible(metadata.get('format_version'))}, this pack reads "
+            f"{VERSION}: update Inner Guidance."
         )
 
 
-def parse(path: Path, metadata: Mapping[str, str], name: str) -> Any:
-    """The JSON value of a metadata entry. Raises ValueError where there is none."""
+def parse(path: Path, metadata: Mapping[str, str], name: str, kind: type[T]) -> T:
+    """The JSON value of a metadata entry. Raises ValueError where there is none of this type."""
+    text = metadata.get(name, "")
     try:
-        return json.loads(metadata[name])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path.name} is damaged (its {name} cannot be read): fetch or save it again."
-        ) from error
+        # What is nested too deep to be written again must not be read.
+        value = json.loads(text) if text.count("[") + text.count("{") <= MOST_BRACKETS else None
+    except ValueError:
+        value = None
+    if type(value) is not kind:
+        raise damaged(path, f"its {name} cannot be read")
+    return value
 
 
 def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a network that was made on the meta device the tensors of a file, in the network's precision.
 
-    Raises ValueError unless these are its tensors, all of them, and finite.
+    Raises ValueError unless these are its tensors, all of them, plain numbers and finite.
     """
     expected = network.state_dict()
+    state = {}
     for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors or name not in expected or tensors[name].shape != expected[name].shape:
-            there = "missing" if name not in tensors else "not as its description says"
-            raise ValueError(f"{path.name} is damaged ({name} is {there}): fetch or save it again.")
-        if not tensors[name].isfinite().all():
-            raise ValueError(f"{path.name} is damaged ({name} is not finite): fetch or save it again.")
-    # copies, not views of the file, of which they would keep others from replacing it
-    state = {name: tensors[name].to(expected[name].dtype, copy=True) for name in expected}
+        if name not in tensors:
+            raise damaged(path, f"{name} is missing")
+        if name not in expected or tensors[name].shape != expected[name].shape:
+            raise damaged(path, f"{legible(name)} is not as its description says")
+        wanted, stored = expected[name].dtype, tensors[name].dtype
+        if stored not in (FLOATS if wanted.is_floating_point else (wanted,)):
+            raise ValueError(
+                f"{legible(path.name)} stores {name} as {stored}, which cannot be read: save it again as "
+                f"{FLOATS[0] if wanted.is_floating_point else wanted}."
+            )
+        # A copy, not a view of the file's content, which would stay in memory as a whole.
+        state[name] = tensors[name].detach().to(wanted, copy=True)
+        if not state[name].isfinite().all():
+            raise damaged(path, f"{name} is not finite")
     network.load_state_dict(state, assign=True)
+
+
+def damaged(path: Path, fault: str) -> ValueError:
+    """The error for a file in which something is not as it must be."""
+    return ValueError(f"{legible(path.name)} is damaged ({fault}): fetch or save it again.")
+
+
+def legible(value: object, longest: int = LONGEST_QUOTE) -> str:
+    """What a file says, fit for a message: one short line without control characters."""
+    text = str(value)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: longest + 1])
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def fingerprint(path: Path) -> str:

@@ -1,13 +1,15 @@
 """A depth head's file: ours, or a public Readout head (readout_files.py)."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .architectures import ARCHITECTURES, architecture_of, build
-from .files import fill, parse, read, write
+from .files import damaged, fill, legible, parse, read, write
 from .head import DepthHead
 from .metrics import DepthRange
 from .readout_files import read_readout
@@ -40,22 +42,41 @@ def load_depth_head(path: Path) -> DepthHead:
     if path.suffix == READOUT_SUFFIX:
         return read_readout(path)
     metadata, tensors = read(path, KIND)
-    if metadata.get("target") != TARGET:
-        raise ValueError(f"{path.name} predicts {metadata.get('target')}, this pack reads {TARGET}.")
+    name, target, architecture, family = (
+        legible(path.name),
+        *map(metadata.get, ("target", "architecture", "model_family")),
+    )
+    if target != TARGET:
+        raise ValueError(f"{name} predicts {legible(target)}, this pack reads {TARGET}.")
+    if architecture is None:
+        raise damaged(path, "its architecture is missing")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"{name} has the architecture {legible(architecture)}, which this pack does not know: update "
+            "Inner Guidance."
+        )
+    if family is None or legible(family) != family:
+        raise damaged(path, f"its model_family is {legible(family)}")
     config, distances, training = (
-        parse(path, metadata, name) for name in ("config", "depth_range", "training")
+        parse(path, metadata, entry, dict) for entry in ("config", "depth_range", "training")
     )
     try:
-        if metadata["architecture"] not in ARCHITECTURES:
-            raise ValueError(
-                f"{path.name} has the architecture {metadata['architecture']}, which this pack does not "
-                "know: update Inner Guidance."
-            )
         with torch.device("meta"):
-            network = build(metadata["architecture"], config)
-        head = DepthHead(network, metadata["model_family"], DepthRange(**distances), training, path.name)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path.name} is damaged ({error}): fetch or save it again.") from error
+            network = build(architecture, config)
+        depth_range = _depth_range(**distances)
+    except (TypeError, ValueError) as error:
+        raise damaged(path, legible(error, 200)) from error
     fill(path, network, tensors)
     network.requires_grad_(False).eval()
-    return head
+    return DepthHead(network, family, depth_range, training, name)
+
+
+def _depth_range(near: Any, far: Any) -> DepthRange:
+    """Raises ValueError or TypeError for what are not two distances."""
+    try:
+        finite = math.isfinite(near) and math.isfinite(far)
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise ValueError("its distances are not finite")
+    return DepthRange(float(near), float(far))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .files import fill, parse, read, write
+from .files import damaged, fill, legible, parse, read, write
 from .prior import SIZES, DepthPrior
 
 KIND = "depth_prior"
@@ -38,13 +38,14 @@ def load_depth_prior(path: Path, make_unet: Callable[[], nn.Module]) -> DepthPri
     for name, expected in (("architecture", ARCHITECTURE), ("target", TARGET)):
         if metadata.get(name) != expected:
             raise ValueError(
-                f"{path.name} has the {name} {metadata.get(name)}, which this pack does not know: update "
-                "Inner Guidance."
+                f"{legible(path.name)} has the {name} {legible(metadata.get(name))}, which this pack does "
+                "not know: update Inner Guidance."
             )
-    size, training = (parse(path, metadata, name) for name in ("size", "training"))
-    if size not in SIZES or not isinstance(training, dict):
-        raise ValueError(f"{path.name} is damaged (its size is {size}): fetch or save it again.")
+    size = parse(path, metadata, "size", int)
+    training = parse(path, metadata, "training", dict)
+    if size not in SIZES:
+        raise damaged(path, f"its size is {legible(size)}")
     unet = make_unet()
     fill(path, unet, tensors)
     unet.requires_grad_(False).eval()
-    return DepthPrior(unet, size, training, path.name)
+    return DepthPrior(unet, size, training, legible(path.name))

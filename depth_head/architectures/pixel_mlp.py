@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .limits import require_branch, require_taps, require_widths
 from .resize import resize
 from .running_norm import RunningNorm
 
@@ -36,7 +37,7 @@ class PixelMLP(nn.Module):
     """See architectures/__init__.py for what goes in and comes out.
 
     taps: name -> channels of every block that is read. strong, weak: the names that each branch reads, at
-    least one. Raises KeyError for a name that is not in taps.
+    least one. Raises ValueError for a name that is not in taps, and beyond limits.py.
     """
 
     def __init__(
@@ -47,6 +48,10 @@ class PixelMLP(nn.Module):
         widths: Sequence[int] = (128, 32),
     ) -> None:
         super().__init__()
+        require_taps(taps)
+        require_branch("strong", strong, taps)
+        require_branch("weak", weak, taps)
+        require_widths(widths)
         self.taps = dict(taps)
         self.branch_taps = {"strong": tuple(strong), "weak": tuple(weak)}
         self.widths = tuple(widths)

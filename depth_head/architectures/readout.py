@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .limits import require_branch, require_taps, require_widths
 from .resize import resize
 
 GROUPS = 32
@@ -28,8 +29,8 @@ class Readout(nn.Module):
 
     taps: name -> channels, the residual branches, deepest block first. weak: the names that the weak branch
     reads; the strong one reads all. embedding: name and channels of the UNet's embedding of the time.
-    projection: channels of a bottleneck's output, a multiple of 128. Raises KeyError for a weak name that is
-    not in taps.
+    projection: channels of a bottleneck's output, a multiple of 128. Raises ValueError for a weak name that
+    is not in taps, and beyond limits.py.
     """
 
     def __init__(
@@ -40,10 +41,16 @@ class Readout(nn.Module):
         projection: int = 384,
     ) -> None:
         super().__init__()
-        self.residuals = tuple(taps)
-        if not weak or not set(weak) <= set(taps):
-            raise KeyError(f"weak {tuple(weak)} must be some of {self.residuals}")
         self.embedding, embedding_channels = embedding
+        require_taps(taps)
+        require_taps({self.embedding: embedding_channels})
+        require_branch("weak", weak, taps)
+        require_widths([projection])
+        if self.embedding in taps or projection % (4 * GROUPS):
+            raise ValueError(
+                f"the embedding must not be a tap, projection must be a multiple of {4 * GROUPS}"
+            )
+        self.residuals = tuple(taps)
         self.projection = projection
         self.taps = {**taps, self.embedding: embedding_channels}
         self.branch_taps = {"strong": tuple(self.taps), "weak": (*weak, self.embedding)}
@@ -128,7 +135,9 @@ class NormalisedConv(nn.Conv2d):
     def __init__(self, before: int, after: int, kernel: int) -> None:
         super().__init__(before, after, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.GroupNorm(GROUPS, after)
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        # To draw nothing on the meta device, torch would import for seconds.
+        if not self.weight.is_meta:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, before, h, w) -> (B, after, h, w)."""

@@ -16,6 +16,8 @@ from .heads import HostedDepthHead, require_head_fits
 LARGEST_BATCH = 16
 # The host's own reserve over its estimate of a pass's memory.
 RESERVE = 1.5
+# Latent pixels of an image: a UNet halves both sides several times, and normalises what is left.
+FEWEST_PIXELS = 6
 
 
 def estimate_depth(
@@ -58,13 +60,26 @@ def estimate_depth(
 
 
 def require_latents(model: ModelPatcher, latents: Tensor) -> None:
-    """Raises ValueError for latents of another model."""
+    """Raises ValueError for latents of another model, none at all and too small ones."""
+    require_some(latents)
     channels = model.model.latent_format.latent_channels
     if latents.ndim != 4 or latents.shape[1] != channels:
         raise ValueError(
             f"The latent is {' x '.join(map(str, latents.shape))}, but this model needs images of {channels} "
             "channels: encode the image with the model's own VAE."
         )
+    if latents[0, 0].numel() < FEWEST_PIXELS:
+        least = 4 * pixels_per_latent(model)
+        raise ValueError(
+            f"The latent is {latents.shape[-1]} x {latents.shape[-2]}, too small to read depth from: use "
+            f"images of at least {least} x {least} pixels."
+        )
+
+
+def require_some(batch: Tensor) -> None:
+    """Raises ValueError for an empty batch."""
+    if batch.numel() == 0:
+        raise ValueError("The batch of images is empty: connect at least one image.")
 
 
 def pixels_per_latent(model: ModelPatcher) -> int:
@@ -84,6 +99,7 @@ def encode_whole(vae: Any, images: Tensor) -> Tensor:
 
     The VAE would crop what is no multiple of its blocks; here it is resized, so the depth is of all of it.
     """
+    require_some(images)
     block = vae.spacial_compression_encode()
     size = [max(1, round(side / block)) * block for side in images.shape[1:3]]
     pixels = images[..., :3].movedim(-1, 1)

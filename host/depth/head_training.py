@@ -18,6 +18,7 @@ from ...depth_head.training import Features, TrainingResult, TrainingSettings, t
 from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.named_features import TIME_TAP
+from .estimation import require_latents
 from .heads import HostedDepthHead, feature_channels, model_family
 from .training_watch import TrainingWatch
 
@@ -53,7 +54,7 @@ def train_depth_head(
     family = model_family(model)
     network = new_network(model, architecture, blocks, weak_blocks, settings.seed)
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
-    latents = encode(vae, images, progress)
+    latents = encode(model, vae, images, progress)
     labels = labels_for(vae, depths, images, latents.shape[-2:])
     require_depth(labels)
 
@@ -92,6 +93,8 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
             "A depth head needs at least two images with depth maps, one to learn from and one to judge by; "
             "ten are a good start."
         )
+    if images.numel() == 0 or depths.numel() == 0:
+        raise ValueError("The images or the depth maps have no pixels: check the nodes that make them.")
     aspect, label_aspect = (t.shape[2] / t.shape[1] for t in (images, depths))
     if abs(label_aspect / aspect - 1) > SAME_SHAPE:
         raise ValueError(
@@ -142,12 +145,21 @@ def new_network(
         return build(architecture, config)
 
 
-def encode(vae: Any, images: Tensor, progress: comfy.utils.ProgressBar) -> Tensor:
-    """Latents (N, C, h, w) of images, one after the other."""
-    latents = []
+def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.ProgressBar) -> Tensor:
+    """Latents (N, C, h, w) of images, one after the other.
+
+    Raises ValueError, at the first, for images that are too small and for a VAE of another model.
+    """
+    if 0 in vae.vae_encode_crop_pixels(images[:1, ..., :3]).shape:
+        raise ValueError(
+            f"The images are {images.shape[2]} x {images.shape[1]}, less than the VAE can encode: use larger "
+            "ones."
+        )
+    latents: list[Tensor] = []
     for image in images.split(1):
         comfy.model_management.throw_exception_if_processing_interrupted()
         latents.append(vae.encode(image[..., :3]).cpu())
+        require_latents(model, latents[-1])
         progress.update(1)
     return torch.cat(latents)
 

@@ -54,6 +54,8 @@ def make_unet() -> nn.Module:
 
 def depth_maps(images: Tensor) -> Tensor:
     """An IMAGE (N, h, w, C) as depth maps (N, 1, h, w). Raises ValueError where they say nothing."""
+    if images.numel() == 0:
+        raise ValueError("depths is empty: connect depth images, in which near is white and far is black.")
     maps = images[..., :3].mean(dim=-1).unsqueeze(1)
     if not maps.isfinite().all():
         raise ValueError("depths has values that are not numbers: check the node that makes the depth maps.")

@@ -11,7 +11,9 @@ import torch
 
 from .joint_models import JointModel, joint_model
 
-TERM = re.compile(r"([a-z])(\d+)(?:\.(\d+)|-([a-z])(\d+))?")
+TERM = re.compile(r"([a-z])([0-9]{1,9})(?:\.([0-9]{1,9})|-([a-z])([0-9]{1,9}))?")
+# Every block of the largest model written out has 500.
+LONGEST_TEXT = 4000
 UNET_PARTS = {
     "d": ("input", "input_blocks"),
     "m": ("middle", "middle_block"),
@@ -140,8 +142,13 @@ def parse_blocks(text: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     text: comma-separated names (m0), ranges (u0-u2) or single transformers (m0.3) of `available`, which comes
     from attention_blocks or feature_blocks. Raises ValueError, with the names there are, for anything else.
     """
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(
+            f"blocks is {len(text)} characters long, {LONGEST_TEXT} are the most: write ranges. "
+            f"{_listing(available)}"
+        )
     chosen: set[Layer] = set()
-    for term in text.replace(" ", "").lower().strip(",").split(","):
+    for term in "".join(text.split()).lower().strip(",").split(","):
         chosen.update(_layers_of(term, available))
     in_order = dict.fromkeys(layer for layers in available.values() for layer in layers)
     return tuple(layer for layer in in_order if layer in chosen)
@@ -153,19 +160,19 @@ def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     example = f"{last_name[0]}0-{last_name[0]}2"
     if match is None:
         raise ValueError(
-            f"blocks: '{term}' is not a block name. Write names such as m0, ranges such as {example}, "
+            f"blocks: {_quoted(term)} is not a block name. Write names such as m0, ranges such as {example}, "
             f"separated by commas; a number after a point, m0.0, is one of a block's transformers. "
             f"{_listing(available)}"
         )
     letter, number, transformer, last_letter, last = match.groups()
-    names = [f"{letter}{number}"]
-    if last is not None:
-        names = [f"{letter}{i}" for i in range(int(number), int(last) + 1)] if letter == last_letter else []
-        if not names:
-            raise ValueError(f"blocks: '{term}' is not a range. Write it as {example}. {_listing(available)}")
-    for name in names:
-        if name not in available:
-            raise ValueError(f"blocks: this model has no block {name}. {_listing(available)}")
+    if last is not None and (letter != last_letter or int(last) < int(number)):
+        raise ValueError(f"blocks: '{term}' is not a range. Write it as {example}. {_listing(available)}")
+    names = []
+    # As far as the model has blocks, however long the range is.
+    for i in range(int(number), int(last or number) + 1):
+        names.append(f"{letter}{i}")
+        if names[-1] not in available:
+            raise ValueError(f"blocks: this model has no block {names[-1]}. {_listing(available)}")
     if transformer is None:
         return tuple(layer for name in names for layer in available[name])
     layers = available[names[0]]
@@ -175,6 +182,11 @@ def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
             f"{names[0]}.0{f' to {names[0]}.{len(layers) - 1}' * (len(layers) > 1)}; there is no {term}."
         )
     return (layers[int(transformer)],)
+
+
+def _quoted(term: str) -> str:
+    """A term in quotes, shortened, its control characters escaped."""
+    return repr(term if len(term) <= 40 else f"{term[:39]}…")
 
 
 def _listing(available: Blocks[Layer]) -> str:

@@ -1,5 +1,7 @@
 """Block names on the host's models at their real depths."""
 
+import time
+
 import pytest
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -51,6 +53,8 @@ def test_blocks_of_sdxl(sdxl):
         ("d2", ["d2"]),
         ("u0-u2", ["u0", "u1", "u2"]),
         (" U1 , m0,", ["m0", "u1"]),
+        ("m0,\n\tu1", ["m0", "u1"]),
+        ("m0," * 1000, ["m0"]),
         ("m0,m0,u3,u2-u3", ["m0", "u2", "u3"]),
     ],
 )
@@ -75,11 +79,26 @@ def test_one_transformer_of_a_block(sdxl):
         ("", r"'' is not a block name"),
         ("m0,,u1", r"'' is not a block name"),
         ("m0.10", r"block m0 has 10 transformers, m0.0 to m0.9; there is no m0.10"),
+        ("u0-u999999999", r"no block u6\. It has d0-d3, m0, u0-u5\."),
+        ("u0-u999999999999", r"'u0-u999999999999' is not a block name"),
+        ("u999999999", r"no block u999999999\. It has"),
+        ("m0.999999999", r"there is no m0.999999999\."),
+        ("m0.0-m0.999999999999", r"'m0.0-m0.999999999999' is not a block name"),
+        ("u" + "9" * 3000, r"'u9{38}…' is not a block name"),
+        (
+            "m0," * 10**6 + "m0",
+            r"blocks is 3000002 characters long, 4000 are the most: write ranges\. It has",
+        ),
+        ("u\u0661", "'u\u0661' is not a block name"),
+        ("m0\x1b[31m", r"'m0\\x1b\[31m' is not a block name"),
     ],
 )
 def test_wrong_names_say_what_there_is(sdxl, text, message):
-    with pytest.raises(ValueError, match=message):
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=message) as error:
         parse_blocks(text, sdxl)
+    assert time.monotonic() - started < 2
+    assert len(str(error.value)) < 400
 
 
 def test_block_of_one_transformer(sd15):

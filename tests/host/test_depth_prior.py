@@ -108,6 +108,8 @@ def test_an_interruption_keeps_the_prior(monkeypatch):
     [
         (torch.cat([ramps(2), torch.full((1, 32, 48, 3), 0.5)]), r"1 of the 3 depth maps are of one grey"),
         (ramps() * torch.nan, r"values that are not numbers"),
+        (ramps()[:0], r"depths is empty: connect depth images"),
+        (ramps()[:, :0], r"depths is empty: connect depth images"),
     ],
 )
 def test_depth_maps_that_say_nothing_are_refused(depths, message):

@@ -116,6 +116,10 @@ def test_every_unet_family_trains():
     [
         ({"depths": pairs(5)}, "There are 6 images but 5 depth maps: connect"),
         ({"images": pairs(1)}, "needs at least two images"),
+        ({"images": pairs(6)[:0]}, "needs at least two images"),
+        ({"images": pairs(4, 3, 3)}, "The images are 3 x 3, less than the VAE can encode"),
+        ({"images": pairs(4, 8, 8)}, r"The latent is 2 x 2, too small .* of at least 32 x 32 pixels"),
+        ({"images": pairs(4)[:, :0]}, "have no pixels"),
         ({"depths": pairs(6, 64, 64)}, "The images are 48 x 64, the depth maps 64 x 64: use depth maps"),
         ({"depths": torch.full((6, 64, 48, 3), 0.4)}, "of one grey throughout"),
         ({"depths": torch.full((6, 64, 48, 3), torch.nan)}, "not finite"),

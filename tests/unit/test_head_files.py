@@ -187,6 +187,14 @@ def test_a_header_that_claims_a_huge_tensor_is_refused(saved):
         ({"depth_range": '{"near": 5, "far": 1}'}, "must be above 0 and below far"),
         ({"depth_range": '{"near": "x", "far": 1}'}, "is damaged"),
         ({"model_family": None}, "is damaged"),
+        ({"model_family": "a\nb"}, r"is damaged \(its model_family is a\\nb\)"),
+        ({"training": "[1]"}, r"is damaged \(its training cannot be read\)"),
+        ({"training": "7"}, r"is damaged \(its training cannot be read\)"),
+        ({"training": '{"a": ' * 900 + "1" + "}" * 900}, r"is damaged \(its training cannot be read\)"),
+        ({"depth_range": '{"near": 1, "far": Infinity}'}, r"is damaged \(its distances are not finite\)"),
+        ({"depth_range": '{"near": 1, "far": 1' + "0" * 400 + "}"}, r"\(its distances are not finite\)"),
+        ({"depth_range": '{"near": NaN, "far": 2}'}, r"is damaged \(its distances are not finite\)"),
+        ({"depth_range": "5"}, r"is damaged \(its depth_range cannot be read\)"),
     ],
 )
 def test_a_foreign_or_malicious_description_is_one_sentence(saved, change, sentence):

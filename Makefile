@@ -36,9 +36,9 @@ bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour o
 	@$(VENV) -m tools.run benchmarks.speed
 
 experiments: setup    ## the papers' tables on the demo world, into docs/results/; hours on two cores
-	@$(VENV) -m tools.run experiments.attention_spectrum
+	@$(VENV) -m tools.run experiments.spectrum_experiment
 	@$(VENV) -m tools.run experiments.label_efficiency
 	@$(VENV) -m tools.run experiments.prior_levels
 	@$(VENV) -m tools.run experiments.prior_size
-	@$(VENV) -m tools.run experiments.depth_aware_guidance sweep
-	@$(VENV) -m tools.run experiments.depth_aware_guidance compare
+	@$(VENV) -m tools.run experiments.dag_experiment sweep
+	@$(VENV) -m tools.run experiments.dag_experiment compare

@@ -1,4 +1,4 @@
-"""The figures by which depth guidance is judged, as functions of tensors.
+"""The figures of the depth guidance experiment, as functions of tensors.
 
 Depth is relative inverse depth, (N, 1, h, w), near = 1. Cameras of the demo world measure depth along their
 axis, so 1 / depth of a plane is affine in the image plane, and so is relative inverse depth.
@@ -13,33 +13,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FIRST_SOLID = 4
-"""Surfaces below this number are planes: floor, back, left and right wall."""
+from ..demo.ray_casting import FIRST_SOLID
+from ..depth_head.metrics import DepthRange, fit_to_label
+
 SURE = 0.8
-"""Probability of a surface from which on a cell counts to it."""
+"""Probability from which on a cell counts as showing a surface."""
 LEAST_CELLS = 20
+"""Cells that a plane needs to count."""
 
 Distance = Callable[[Tensor, Tensor], float]
+"""A distance between two sets of features, (N, D) and (M, D)."""
 
 
 class Change(NamedTuple):
-    """A figure, how much more it is than the baseline's at the same seeds, and the deviation of that."""
+    """A figure, its difference from the baseline's at the same seeds, and that difference's deviation."""
 
     value: float
     change: float
     deviation: float
 
 
+Cell = Change | float | str
+
+
 def depth_features(depth: Tensor, side: int) -> Tensor:
-    """What the Frechet distance of depth maps compares: area averages, (N, side * side)."""
+    """The features of dFID: area averages of depth maps, (N, side * side)."""
     return F.interpolate(depth, (side, side), mode="area").flatten(1)
 
 
 def planarity(depth: Tensor, surfaces: Tensor) -> Tensor:
-    """RMS distance (N,) of the depth on floor and walls from a plane through each; nan where none is seen.
+    """RMS distance (N,) of the depth on floor and walls from a plane through each; nan without any plane.
 
-    surfaces (N, surfaces, h, w): log-odds. A plane's border, where cells may show two surfaces, does not
-    count, nor does a plane that has fewer than LEAST_CELLS left.
+    surfaces: log-odds (N, SURFACES, h, w); those below FIRST_SOLID are planes. The border of a plane, where
+    cells may show two surfaces, does not count, nor does a plane with fewer than LEAST_CELLS cells left.
     """
     count, _, height, width = depth.shape
     sure = (surfaces.softmax(1)[:, :FIRST_SOLID] > SURE).double()
@@ -62,23 +68,19 @@ def planarity(depth: Tensor, surfaces: Tensor) -> Tensor:
 
 
 def distance_after_alignment(estimate: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute difference (N,) of depth, the estimate's scale and shift fitted to the truth."""
-    from inner_guidance.depth_head.metrics import fit_to_label
-
+    """Mean absolute difference (N,) after scale and shift of the estimate are fitted to the truth."""
     return (fit_to_label(estimate, truth) - truth).abs().mean((1, 2, 3))
 
 
 def abs_rel_after_alignment(estimate: Tensor, truth: Tensor, near: float, far: float) -> Tensor:
-    """AbsRel (N,) in metres of each image, after the estimate's scale and shift are fitted to the truth."""
-    from inner_guidance.depth_head.metrics import DepthRange, fit_to_label
-
+    """AbsRel (N,) in metres after scale and shift of the estimate are fitted to the truth."""
     metres = DepthRange(near, far).metres
     z, expected = metres(fit_to_label(estimate, truth).clamp(0, 1)), metres(truth)
     return ((z - expected).abs() / expected).mean((1, 2, 3))
 
 
 def change_of_mean(values: Tensor, baseline: Tensor) -> Change:
-    """Of a figure of each image (N,), paired; images where either is nan do not count."""
+    """Change of the mean of a figure of each image (N,), paired; images where either is nan do not count."""
     both = ~(values.isnan() | baseline.isnan())
     values, difference = values[both].double(), (values - baseline)[both].double()
     return Change(
@@ -89,9 +91,10 @@ def change_of_mean(values: Tensor, baseline: Tensor) -> Change:
 def change_of_distance(
     features: Tensor, baseline: Tensor, reference: Tensor, distance: Distance, resamples: int
 ) -> Change:
-    """Of a distance between sets (N, D) and a reference (M, D); row i of both sets has the same seed.
+    """Change of a distance between features (N, D) and a reference (M, D); row i of both sets has one seed.
 
-    The deviation is a bootstrap's: the same images are drawn of both sets, and others of the reference.
+    The deviation is that of a bootstrap: each resample draws the same images from both sets, and draws from
+    the reference too.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -107,7 +110,7 @@ def change_of_distance(
 
 
 def warp(pictures: Tensor, strength: float, seed: int) -> Tensor:
-    """Pictures (N, H, W, 3) in uint8 bent smoothly, on average by `strength` of their side."""
+    """Pictures (N, H, W, 3) in uint8, warped smoothly, on average by `strength` of their side."""
     shape = (len(pictures), 2, 5, 5)
     field = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     field = F.interpolate(field, pictures.shape[1:3], mode="bicubic").movedim(1, -1)
@@ -121,3 +124,24 @@ def warp(pictures: Tensor, strength: float, seed: int) -> Tensor:
         pictures.movedim(-1, 1).float(), straight + field, padding_mode="reflection", align_corners=False
     )
     return bent.movedim(1, -1).round().clamp(0, 255).to(torch.uint8)
+
+
+def fidelity(objects: Tensor, present: Tensor, main: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each picture's main object is recognised, and the share of its objects that are; (N,) each.
+
+    objects (N, kinds): probabilities. present (N, kinds): 1 for kinds that the picture should show. main
+    (N,): the kind of the main object.
+    """
+    found = (objects > 0.5).float()
+    return found[torch.arange(len(main)), main], (found * present).sum(1) / present.sum(1)
+
+
+def cell_text(cell: Cell, plain: bool) -> str:
+    """A cell as the tables show it; plain: without the change from the baseline."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, float):
+        return f"{cell:.3f}"
+    digits = 4 if abs(cell.value) < 10 else 2
+    value = f"{cell.value:.{digits}f}"
+    return value if plain else f"{value} ({cell.change:+.{digits}f} ± {cell.deviation:.{digits}f})"

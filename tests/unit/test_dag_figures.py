@@ -1,4 +1,4 @@
-"""experiments/depth_figures.py: planes of rendered scenes, alignment, paired changes, against references."""
+"""experiments/dag_figures.py: planes of renders, alignment, paired changes, against references; cells."""
 
 import numpy as np
 import pytest
@@ -10,13 +10,16 @@ from inner_guidance.demo.ray_casting import FIRST_SOLID, render
 from inner_guidance.demo.renders import HELD_OUT
 from inner_guidance.demo.scenes import FAR, NEAR, sample_scene
 from inner_guidance.demo.train_depth_judge import MIXED, surface_label
-from inner_guidance.experiments import depth_figures
-from inner_guidance.experiments.depth_figures import (
+from inner_guidance.experiments import dag_figures
+from inner_guidance.experiments.dag_figures import (
+    Change,
     abs_rel_after_alignment,
+    cell_text,
     change_of_distance,
     change_of_mean,
     depth_features,
     distance_after_alignment,
+    fidelity,
     planarity,
     warp,
 )
@@ -42,7 +45,6 @@ def seen():
 def test_planes_of_the_demo_world_are_planar(seen):
     depth, surfaces, _ = seen
 
-    assert depth_figures.FIRST_SOLID == FIRST_SOLID
     assert planarity(depth, surfaces).max() < 1e-6
 
 
@@ -65,7 +67,7 @@ def test_planarity_is_the_residual_of_least_squares(seen):
                 ],
                 axis=0,
             )
-            if inner.sum() < depth_figures.LEAST_CELLS:
+            if inner.sum() < dag_figures.LEAST_CELLS:
                 continue
             y, x = inner.nonzero()
             a = np.stack([np.ones(len(x)), x, y], 1)
@@ -153,3 +155,23 @@ def test_warp_moves_by_its_strength_and_keeps_what_is_everywhere():
     assert torch.equal(warp(ramp, 0.02, seed=0), warp(ramp, 0.02, seed=0))
     # The mean along one axis is 2 / pi of the mean length; the reflected border takes some of it.
     assert 0.8 < moved.mean() / (0.02 * 2 / torch.pi) < 1.1
+
+
+def test_fidelity_of_right_half_right_and_wrong_pictures():
+    objects = torch.tensor([[0.9, 0.8, 0.1], [0.9, 0.2, 0.1], [0.1, 0.1, 0.9]])
+    present = torch.tensor([[1.0, 1.0, 0.0]]).expand(3, -1)
+
+    main, found = fidelity(objects, present, torch.tensor([0, 1, 0]))
+
+    assert main.tolist() == [1, 0, 0]
+    assert found.tolist() == [1, 0.5, 0]
+
+
+def test_cells():
+    change = Change(0.12345, -0.01, 0.002)
+
+    assert cell_text(change, plain=True) == "0.1235"
+    assert cell_text(change, plain=False) == "0.1235 (-0.0100 ± 0.0020)"
+    assert cell_text(Change(12.345, 0.5, 0.25), plain=False) == "12.35 (+0.50 ± 0.25)"
+    assert cell_text(0.5, plain=False) == "0.500"
+    assert cell_text("", plain=True) == ""

@@ -1,15 +1,14 @@
 """Does a model look where the detail and the objects are? The frequency analysis of the SAG paper, version 1.
 
-    python -m tools.run experiments.attention_spectrum [--samples N] [--renders N]
+    python -m tools.run experiments.spectrum_experiment [--samples N]      writes attention_spectrum.md
 
-On the demo model, twice. *Samples*: pictures that it draws itself, with the attention of all steps averaged.
-*Renders*: scenes that it was never trained on, noised to a few t, one evaluation each; there the objects are
-known, so the overlap with them is measured too. Attention is read in every block, with the prompt and
-without; what Self-Attention Guidance reads on Stable Diffusion is m0 without prompt.
+Two measurements with the demo model. *Samples*: pictures that it draws, with the attention averaged over all
+steps. *Renders*: scenes that it was not trained on, noised to a few timesteps, one evaluation each. Their
+objects are known, so the overlap with them is measured too. Attention is recorded in every block, with the
+prompt and without. Self-Attention Guidance on Stable Diffusion reads m0 without the prompt.
 
-The paper's claim, more energy inside the mask at every frequency, is about means over patches. How far it
-goes beyond these pictures is told by resampling: the pictures are drawn again from themselves, with
-replacement.
+The paper claims more energy inside the mask at every frequency, in the mean over patches. A bootstrap over
+the pictures tells how certain that is.
 """
 
 from __future__ import annotations
@@ -19,23 +18,30 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import comfy.sample
+import comfy.samplers
 import torch
+from comfy.model_management import get_torch_device
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from torch import Tensor
 from tqdm import tqdm
 
+from ..demo import model as demo
+from ..demo import sheet
+from ..demo.ray_casting import FIRST_SOLID, render
+from ..demo.scenes import sample_scene
+from ..guidance.attention_spectrum import PATCH_SIZES, overlap
+from ..guidance.self_attention import average_on_finest_grid
+from ..host.recording.records import AttentionRecord, AttentionStep, Run
+from ..nodes.record import InnerRecordAttention
 from ..tools.setup_host import ROOT
 from .spectrum_figures import RESAMPLES, Excess, excess, inside, log_magnitudes, overlap_cell, table
 
-if TYPE_CHECKING:
-    from comfy.model_patcher import ModelPatcher
-    from comfy.sd import CLIP, VAE
-
-    from inner_guidance.host.recording.records import AttentionRecord, AttentionStep, Run
-
 TABLE = ROOT / "docs" / "results" / "attention_spectrum.md"
-COMMAND = "python -m tools.run experiments.attention_spectrum"
+COMMAND = "python -m tools.run experiments.spectrum_experiment"
 FIRST_SCENE = 1_080_000
 BLOCKS = "d0-d1,m0,u0-u3"
 THRESHOLDS = (1.0, 1.3)
@@ -51,7 +57,7 @@ Attention = Mapping[str, Mapping[str, Tensor]]
 
 
 def main() -> None:
-    """Measures and writes the tables."""
+    """Measures, and writes the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,12 +67,10 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
-    from comfy.model_management import get_torch_device
-
     started = time.monotonic()
     with torch.inference_mode():
         model = load()
-        tables = [*of_samples(model, options), *of_renders(model, options)]
+        tables = [*sample_tables(model, options), *render_tables(model, options)]
     heading = [
         "# Does the demo model look where the detail and the objects are?",
         "",
@@ -75,13 +79,13 @@ def main() -> None:
         f"{(time.monotonic() - started) / 60:.0f} minutes on {get_torch_device()}. The SHA-256 of "
         f"unet.safetensors begins {model.checksum}.",
         "",
-        "Rows: block and threshold; area: the share of the image whose attention is above it.",
+        "Rows: block and threshold. area: share of the image whose attention is above the threshold.",
         "",
-        "Spectra: how much more magnitude the patches inside have than all, in percent: in the mean over the "
-        "frequencies / at the frequency with least, and in brackets the share of "
-        f"{RESAMPLES} resamplings of the pictures in which it is more at every frequency.",
+        "Spectra: how much the magnitude of the patches inside exceeds that of all patches, in percent: mean "
+        "over the frequencies / at the frequency with the smallest excess. In brackets: share of "
+        f"{RESAMPLES} resamplings of the pictures in which it is above 0 at every frequency.",
         "",
-        "Overlap: intersection over union with the objects, and by how much that exceeds the mean of "
+        "Overlap: intersection over union with the objects, and how much that exceeds the mean of "
         f"{RANDOM_MASKS} random masks of the same area, in percent and in their standard deviations.",
         "",
     ]
@@ -90,7 +94,7 @@ def main() -> None:
 
 
 class Model(NamedTuple):
-    """The demo model with a recording on it, and the record; checksum: how the SHA-256 of the UNet begins."""
+    """The demo model with a recording attached, its record, and how the SHA-256 of the UNet begins."""
 
     recorded: ModelPatcher
     record: AttentionRecord
@@ -99,10 +103,8 @@ class Model(NamedTuple):
     checksum: str
 
 
-def of_samples(model: Model, options: argparse.Namespace) -> Iterator[str]:
-    """The tables of the model's own pictures."""
-    from inner_guidance.guidance.attention_spectrum import PATCH_SIZES
-
+def sample_tables(model: Model, options: argparse.Namespace) -> Iterator[str]:
+    """The tables of the pictures that the model draws."""
     pictures, attention = draw(model, options)
     logs = {size: log_magnitudes(pictures, size) for size in PATCH_SIZES}
     for prompt, title in PROMPTS.items():
@@ -115,11 +117,9 @@ def of_samples(model: Model, options: argparse.Namespace) -> Iterator[str]:
         yield from table(f"Samples, {title}", ["area", *(f"{size} px" for size in PATCH_SIZES)], rows)
 
 
-def of_renders(model: Model, options: argparse.Namespace) -> Iterator[str]:
+def render_tables(model: Model, options: argparse.Namespace) -> Iterator[str]:
     """The tables of renders: spectra, then overlaps."""
-    from inner_guidance.guidance.attention_spectrum import overlap
-
-    pictures, objects, attention = look_at_renders(model, options)
+    pictures, objects, attention = evaluate_renders(model, options)
     logs = log_magnitudes(pictures, RENDERS_PATCH)
     columns = [f"t = {t}" for t in TIMES]
     for prompt, title in PROMPTS.items():
@@ -138,9 +138,6 @@ def of_renders(model: Model, options: argparse.Namespace) -> Iterator[str]:
 
 def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
     """Pictures (N, H, W, 3) of the captions of unseen scenes, and the attention while they were drawn."""
-    from inner_guidance.demo import sheet
-    from inner_guidance.demo.scenes import sample_scene
-
     captions = [sample_scene(FIRST_SCENE + i).caption for i in range(options.samples)]
     pictures: list[Tensor] = []
     runs: dict[str, list[dict[str, Tensor]]] = {name: [] for name in PROMPTS}
@@ -150,19 +147,18 @@ def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
             model.recorded, model.clip, model.vae, batch, seed=first, steps=options.steps, cfg=options.cfg
         )
         pictures.append(drawn.clamp(0, 1))
-        for branch, found in received(model.record.runs[-1]).items():
+        for branch, found in mean_attention(model.record.runs[-1]).items():
             runs[branch].append(found)
-    return torch.cat(pictures), {branch: gathered(found) for branch, found in runs.items()}
+    return torch.cat(pictures), {branch: concatenate(found) for branch, found in runs.items()}
 
 
-def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, Tensor, dict[int, Attention]]:
-    """Renders (N, H, W, 3), the masks of their objects (N, H, W), and the attention to them by t.
+def evaluate_renders(
+    model: Model, options: argparse.Namespace
+) -> tuple[Tensor, Tensor, dict[int, Attention]]:
+    """Renders (N, H, W, 3), the masks of their objects (N, H, W), and the attention by timestep.
 
-    With the prompt is with the scene's caption, and without it is with the empty prompt.
+    The prompt is the caption of the scene; "without a prompt" is with the empty one.
     """
-    from inner_guidance.demo.ray_casting import FIRST_SOLID, render
-    from inner_guidance.demo.scenes import sample_scene
-
     pictures, objects = [], []
     runs: dict[int, dict[str, list[dict[str, Tensor]]]] = {t: {name: [] for name in PROMPTS} for t in TIMES}
     for first in tqdm(range(0, options.renders, BATCH), desc="renders", unit="batch"):
@@ -174,18 +170,15 @@ def look_at_renders(model: Model, options: argparse.Namespace) -> tuple[Tensor, 
         prompts = {"positive": [scene.caption for scene in scenes], "negative": [""]}
         for t in TIMES:
             for name, texts in prompts.items():
-                runs[t][name].append(look_once(model, latent, t, texts, seed=first))
+                runs[t][name].append(evaluate_once(model, latent, t, texts, seed=first))
     attention: dict[int, Attention] = {
-        t: {name: gathered(found) for name, found in of_t.items()} for t, of_t in runs.items()
+        t: {name: concatenate(found) for name, found in of_t.items()} for t, of_t in runs.items()
     }
     return torch.cat(pictures), torch.cat(objects), attention
 
 
-def look_once(model: Model, latent: Tensor, t: int, texts: Sequence[str], seed: int) -> dict[str, Tensor]:
-    """The attention of a single evaluation of latents, noised to t, by block."""
-    import comfy.sample
-    import comfy.samplers
-
+def evaluate_once(model: Model, latent: Tensor, t: int, texts: Sequence[str], seed: int) -> dict[str, Tensor]:
+    """The attention of one evaluation of latents that are noised to timestep t, by block."""
     prompt = [[torch.cat([model.clip.encode_from_tokens(model.clip.tokenize(text)) for text in texts]), {}]]
     model_sampling: Any = model.recorded.get_model_object("model_sampling")
     sigma = model_sampling.sigma(torch.tensor(t))
@@ -201,14 +194,11 @@ def look_once(model: Model, latent: Tensor, t: int, texts: Sequence[str], seed: 
         disable_pbar=True,
         seed=seed,
     )
-    return received(model.record.runs[-1])["positive"]
+    return mean_attention(model.record.runs[-1])["positive"]
 
 
 def load() -> Model:
-    """The demo model."""
-    from inner_guidance.demo import model as demo
-    from inner_guidance.nodes.record import InnerRecordAttention
-
+    """The demo model from its weights."""
     unet, clip, vae = demo.load_all(demo.WEIGHTS)
     recorded, record = InnerRecordAttention.execute(
         unet,
@@ -223,10 +213,8 @@ def load() -> Model:
     return Model(recorded, record, clip, vae, checksum)
 
 
-def received(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:
-    """The attention of a run, by branch and block, averaged over its steps: (B, h, w)."""
-    from inner_guidance.guidance.self_attention import average_on_finest_grid
-
+def mean_attention(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:
+    """The attention of a run by branch and block, (B, h, w), the mean over its steps."""
     found: dict[str, dict[str, Tensor]] = {}
     for branch, layer in run.steps[0].received:
         maps = [step.received[branch, layer].float() for step in run.steps]
@@ -236,6 +224,6 @@ def received(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def gathered(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Maps by block, all batches one after the other."""
+def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The maps of all batches, by block."""
     return {block: torch.cat([batch[block] for batch in batches]) for block in batches[0]}

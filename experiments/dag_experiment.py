@@ -1,0 +1,108 @@
+"""Does depth-aware guidance help (DAG, section 4)? And how strong should it be?
+
+    python -m tools.run experiments.dag_experiment sweep      writes depth_aware_guidance_sweep.md
+    python -m tools.run experiments.dag_experiment compare    writes depth_aware_guidance.md
+
+All rows of a table draw the same seeds with the demo model, through the node. A depth network estimates the
+depth of the pictures; it was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more
+rows frame the figures: renders after the autoencoder, without the UNet's faults, and the same renders bent,
+with broken geometry.
+
+Pictures are kept in the work folder and measured from there, so a second call resumes an interrupted one. Two
+processes share the work if one of them runs with --backwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from comfy.model_management import get_torch_device
+from tqdm import tqdm
+
+from ..tools.setup_host import ROOT
+from .dag_judges import Judges
+from .dag_pictures import BATCH, Drawings
+from .dag_rows import NONE, compared, swept
+from .dag_table import LEGEND, table
+
+COMMAND = "python -m tools.run experiments.dag_experiment"
+GROUPS = {"sweep": swept, "compare": compared}
+TITLES = {"sweep": "Strength of depth-aware guidance", "compare": "Does depth guidance help?"}
+TABLES = {
+    "sweep": ROOT / "docs" / "results" / "depth_aware_guidance_sweep.md",
+    "compare": ROOT / "docs" / "results" / "depth_aware_guidance.md",
+}
+
+
+def main() -> None:
+    """Draws what is missing, judges all pictures, writes the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=GROUPS)
+    parser.add_argument("--groups", nargs="+", help="tables to draw; all by default")
+    parser.add_argument(
+        "--rows", nargs="+", help="rows to draw in addition to that without guidance; all by default"
+    )
+    parser.add_argument("--samples", type=int, help="pictures in each row, instead of the table's own")
+    parser.add_argument("--steps", type=int, help="sampling steps, instead of the table's own")
+    parser.add_argument(
+        "--backwards", action="store_true", help="draw from the end and write no table: for a second process"
+    )
+    parser.add_argument("--work", type=Path, default=Path(".cache/depth_aware_guidance"))
+    parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
+    options = parser.parse_args()
+    groups = GROUPS[options.command]()
+    unknown = {*(options.groups or ())} - {*groups}
+    unknown |= {*(options.rows or ())} - {name for group in groups.values() for name in group.rows}
+    if unknown:
+        parser.error(f"There is no {' and no '.join(sorted(unknown))}. The groups are {', '.join(groups)}.")
+    changed = {name: getattr(options, name) for name in ("samples", "steps") if getattr(options, name)}
+    groups = {name: replace(group, **changed) for name, group in groups.items()}
+    work = options.work.resolve()
+    with torch.inference_mode():
+        drawings = Drawings(work)
+        jobs = [
+            (group, row, first)
+            for name, group in groups.items()
+            if name in (options.groups or groups)
+            for row in group.rows
+            if row == NONE or row in (options.rows or group.rows)
+            for first in range(0, group.samples, BATCH)
+        ]
+        for job in tqdm(jobs[::-1] if options.backwards else jobs, desc="drawing", unit="batch"):
+            drawings.draw(*job)
+        if options.backwards:
+            return
+        judges = Judges(drawings)
+        lines = heading(options, judges, max(group.samples for group in groups.values()))
+        for name, group in groups.items():
+            lines += table(judges, group, drawings.seconds(group) if options.command == "compare" else {})
+            judges.write_sheets(f"{options.command}-{name}", group)
+    out = options.out or TABLES[options.command]
+    out.write_text("\n".join(lines))
+    print(out.read_text())
+
+
+def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[str]:
+    """Title, command and legend of the tables, and how well the judge does on as many renders as `scenes`."""
+    judged = judges.judge_accuracy(scenes)
+    files = ("unet", "depth_head", "depth_prior", "depth_judge")
+    trial = [f"--{name} {getattr(options, name)}" for name in ("samples", "steps") if getattr(options, name)]
+    return [
+        f"# {TITLES[options.command]}",
+        "",
+        f"`{' '.join([COMMAND, options.command, *trial])}` on {get_torch_device()}; SHA-256 of "
+        + ", ".join(f"{name} begins {judges.drawings.checksums[name]}" for name in files)
+        + ".",
+        "",
+        *LEGEND,
+        "",
+        f"The judge on {scenes} renders that it never saw: "
+        + "; ".join(f"{name}: {metrics}" for name, metrics in judged.items())
+        + ".",
+        "",
+    ]

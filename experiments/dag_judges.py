@@ -1,0 +1,201 @@
+"""What independent networks see in the pictures of dag_pictures.py, and what head and prior see in them.
+
+Depth judge and recogniser were trained on renders alone; the guidance does not know them. Their results are
+kept next to the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..demo import model as demo
+from ..demo.depth_judge import DEPTH_JUDGE_FILE, DepthJudge, judge
+from ..demo.recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, scene_labels
+from ..demo.scenes import FAR, NEAR, sample_scene
+from ..demo.sheet import save_sheet
+from ..depth_head.metrics import DepthMetrics, DepthRange, measure
+from ..host.sampling.frozen_unet import FrozenUNet, with_frozen_unet
+from .dag_figures import warp
+from .dag_pictures import BATCH, FIRST_REFERENCE, FIRST_SCENE, Drawings, read_prior, save
+from .dag_rows import Group
+from .prior_losses import literal_loss
+
+BENT = 0.05
+SHEET_PICTURES, SHEET_SIZE = 16, 128
+
+READ_AT, READ_NOISES = 100.0, 2
+"""Timestep and number of noises at which the head reads finished pictures."""
+PRIOR_TIMESTEPS = (200, 500)
+"""Timesteps of the prior's loss."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the networks see in N pictures."""
+
+    depth: Tensor
+    """(N, 1, 32, 32), the judge's."""
+    surfaces: Tensor
+    """(N, surfaces, 32, 32), the judge's log-odds."""
+    features: Tensor
+    """(N, C), the recogniser's."""
+    objects: Tensor
+    """(N, kinds of solids), the recogniser's probabilities."""
+    head: Tensor
+    """(N, 1, 32, 32), the depth that the head's strong branch reads from the latents."""
+    consistency: Tensor
+    """(N,), mean |d_S - d_W| of the head."""
+    prior: Tensor
+    """(N,), L_dp of `head`."""
+
+
+class Judges:
+    """Depth judge and recogniser, and the depth head and prior that guide."""
+
+    def __init__(self, drawings: Drawings) -> None:
+        self.drawings = drawings
+        self.prior = read_prior(drawings.prior_file)
+        self.depth_judge = DepthJudge().eval()
+        self.depth_judge.load_state_dict(demo.read_weights(demo.WEIGHTS / DEPTH_JUDGE_FILE))
+        self.recogniser = Recogniser().eval()
+        self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
+
+    def seen(self, group: Group, name: str) -> Seen | None:
+        """What is seen in a row's pictures; None while some are missing."""
+        batches = self.drawings.batches(group, name)
+        if batches is None:
+            return None
+        pictures, latents = (
+            torch.cat([batch[kind] for batch in batches])[: group.samples] for kind in ("pictures", "latents")
+        )
+        return self.look(self.drawings.folder(group, name), pictures, lambda: latents)
+
+    def look(self, folder: Path, pictures: Tensor, latents: Callable[[], Tensor]) -> Seen:
+        """What is seen in pictures (N, 256, 256, 3) in uint8; kept in the folder."""
+        names = ("depth_judge", "recogniser", "unet", "depth_head", "depth_prior")
+        judges = "".join(self.drawings.checksums[name][:4] for name in names)
+        path = folder / f"seen-{len(pictures)}-{judges}.safetensors"
+        if not path.exists():
+            judged, recognised = judge(self.depth_judge, pictures), recognise(self.recogniser, pictures)
+            head, consistency = self.read_depth(latents())
+            save(
+                path,
+                depth=judged.depth,
+                surfaces=judged.surfaces,
+                features=recognised.features,
+                objects=recognised.logits["objects"].sigmoid(),
+                head=head,
+                consistency=consistency,
+                prior=self.prior_losses(head),
+            )
+        return Seen(**load_file(path))
+
+    def read_depth(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """`head` and `consistency` of Seen, from latents (N, 4, 32, 32)."""
+        hosted = self.drawings.head
+        network = hosted.head.network
+
+        def work(unet: FrozenUNet) -> tuple[Tensor, Tensor]:
+            strong, difference = [], []
+            for batch in latents.split(BATCH):
+                at = torch.full((len(batch),), READ_AT, device=unet.device)
+                maps = []
+                for noise in seeded_noise(READ_NOISES, *batch.shape[1:]):
+                    features = unet.features(list(network.taps), batch, noise.expand_as(batch), at)
+                    maps.append(
+                        torch.stack(network.branches(features, at, batch.shape[-2:], ("strong", "weak")))
+                    )
+                d_strong, d_weak = torch.stack(maps).mean(0).cpu()
+                strong.append(d_strong)
+                difference.append((d_strong - d_weak).abs().mean((1, 2, 3)))
+            return torch.cat(strong), torch.cat(difference)
+
+        conditioning, shape = self.drawings.conditioning([""]), (BATCH, *latents.shape[1:])
+        return with_frozen_unet(self.drawings.model, conditioning, shape, work, [hosted.patcher])
+
+    def prior_losses(self, depth: Tensor) -> Tensor:
+        """Mean over PRIOR_TIMESTEPS of L_dp, (N,), of depth maps (N, 1, h, w)."""
+        eta = seeded_noise(1, self.prior.size, self.prior.size)
+        losses = []
+        for batch in depth.split(BATCH):
+            etas = eta.expand(len(batch), -1, -1, -1)
+            at_timesteps = [literal_loss(self.prior, batch, etas, t) for t in PRIOR_TIMESTEPS]
+            losses.append(torch.stack(at_timesteps).mean(0))
+        return torch.cat(losses)
+
+    def reference(self, count: int) -> Seen:
+        """Renders of other scenes after the autoencoder, to which every Frechet distance is measured."""
+        pictures, latents = (
+            self.drawings.scene_tensor(name, FIRST_REFERENCE, count) for name in ("pictures", "latents")
+        )
+        return self.look(self.drawings.scene_folder / "reference", pictures, lambda: latents)
+
+    def renders(self, count: int) -> dict[str, Seen]:
+        """The scenes themselves after the autoencoder, as they are and bent."""
+        pictures, latents = (
+            self.drawings.scene_tensor(name, FIRST_SCENE, count) for name in ("pictures", "latents")
+        )
+        bent = warp(pictures, BENT, seed=0)
+
+        def encode_bent() -> Tensor:
+            return torch.cat(
+                [self.drawings.vae.encode(batch.float() / 255).cpu() for batch in bent.split(BATCH)]
+            )
+
+        folder = self.drawings.scene_folder
+        return {
+            "renders": self.look(folder / "renders", pictures, lambda: latents),
+            "renders, bent": self.look(folder / f"bent-{BENT:g}", bent, encode_bent),
+        }
+
+    def truth(self, count: int) -> Tensor:
+        """Depth of the scenes, (N, 1, 32, 32)."""
+        depth = self.drawings.scene_tensor("depth", FIRST_SCENE, count).float()
+        return F.interpolate(depth[:, None], (32, 32), mode="area")
+
+    def judge_accuracy(self, count: int) -> dict[str, DepthMetrics]:
+        """How well the depth judge does on renders, before and after the autoencoder."""
+        truth = self.truth(count)
+        return {
+            title: measure(
+                judge(self.depth_judge, self.drawings.scene_tensor(name, FIRST_SCENE, count)).depth,
+                truth,
+                DepthRange(NEAR, FAR),
+            )
+            for title, name in (("renders", "renders"), ("renders after the autoencoder", "pictures"))
+        }
+
+    def shown(self, count: int) -> tuple[Tensor, Tensor]:
+        """The kinds of solids that each scene shows, (N, kinds), and the kind of its largest, (N,)."""
+        surfaces = self.drawings.scene_tensor("surface", FIRST_SCENE, count)
+        scenes = [(sample_scene(FIRST_SCENE + i), surface) for i, surface in enumerate(surfaces)]
+        present = torch.stack([scene_labels(*scene)["objects"] for scene in scenes])
+        return present, torch.tensor([main_pair(*scene) for scene in scenes])
+
+    def write_sheets(self, name: str, group: Group) -> None:
+        """Writes the first pictures of each complete row, with the judge's depth of them below."""
+        tiles = []
+        for row in group.rows:
+            seen, batches = self.seen(group, row), self.drawings.batches(group, row)
+            if seen is None or batches is None:
+                continue
+            pictures = torch.cat([batch["pictures"] for batch in batches])
+            pictures = pictures[:SHEET_PICTURES].movedim(-1, 1).float() / 255
+            depth = seen.depth[: len(pictures)].expand(-1, 3, -1, -1)
+            for kind in (pictures, depth):
+                resized = F.interpolate(kind, (SHEET_SIZE, SHEET_SIZE), mode="bilinear", antialias=True)
+                tiles.append(resized.movedim(1, -1))
+        if tiles:
+            save_sheet(torch.cat(tiles), self.drawings.work / f"{name}.png", columns=len(tiles[0]))
+
+
+def seeded_noise(*shape: int) -> Tensor:
+    """The same noise for all pictures."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,220 @@
+"""The pictures of the depth guidance experiment: the demo model draws them, with and without guidance.
+
+They lie in a work folder, in files of BATCH pictures. A file that exists is not made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..demo import model as demo
+from ..demo.ray_casting import render
+from ..demo.renders import to_uint8
+from ..demo.scenes import FAR, NEAR, sample_scene
+from ..depth_head.head_files import load_depth_head
+from ..depth_head.metrics import DepthRange
+from ..depth_head.prior import DepthPrior
+from ..depth_head.prior_files import load_depth_prior
+from ..guidance import depth_aware
+from ..host.depth.heads import HostedDepthHead
+from ..host.depth.priors import make_unet
+from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
+from .dag_rows import Group, Row
+
+FIRST_SCENE, FIRST_REFERENCE = 1_100_000, 1_120_000
+BATCH = 10
+TURNS = 3
+"""Times that each row is timed."""
+CONSTANTS = (
+    "PAPER_WEIGHT",
+    "ROBUST_STEP",
+    "TARGET_STRETCH",
+    "TARGET_WEIGHT",
+    "PRIOR_LEVELS",
+    "PRIOR_NOISES",
+)
+"""The constants of guidance/depth_aware.py that change pictures."""
+
+
+class Drawings:
+    """The demo model with its depth head and prior, and the work folder of its pictures."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self.checksums = {path.stem: checksum(path) for path in demo.WEIGHTS.glob("*.safetensors")}
+        self.scene_folder = work / f"scenes-{self.checksums['autoencoder']}"
+        self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS)
+        self.head = HostedDepthHead.of(load_depth_head(demo.WEIGHTS / demo.DEPTH_HEAD_FILE))
+        self.prior_file = demo.WEIGHTS / demo.DEPTH_PRIOR_FILE
+
+    def scenes(self, first: int) -> dict[str, Tensor]:
+        """The held-out scenes of BATCH seeds from `first` on.
+
+        renders and pictures (BATCH, 256, 256, 3) in uint8: before and after the autoencoder; latents (BATCH,
+        4, 32, 32); depth (BATCH, 256, 256): relative inverse depth; surface (BATCH, 256, 256).
+        """
+        path = self.scene_folder / f"{first}.safetensors"
+        if not path.exists():
+            seen = [render(sample_scene(seed)) for seed in range(first, first + BATCH)]
+            latents = self.vae.encode(torch.stack([one.rgb.movedim(0, -1) for one in seen])).cpu()
+            save(
+                path,
+                renders=torch.stack([torch.from_numpy(to_uint8(one.rgb)) for one in seen]),
+                pictures=decode(self.vae, latents),
+                latents=latents,
+                depth=torch.stack([DepthRange(NEAR, FAR).relative(one.depth) for one in seen]).half(),
+                surface=torch.stack([one.surface for one in seen]),
+            )
+        return load_file(path)
+
+    def scene_tensor(self, name: str, first: int, count: int) -> Tensor:
+        """One of the tensors of `scenes`, of `count` scenes."""
+        parts = [self.scenes(seed)[name] for seed in range(first, first + count, BATCH)]
+        return torch.cat(parts)[:count]
+
+    def draw(self, group: Group, name: str, first: int) -> None:
+        """Draws BATCH pictures of a row unless they exist."""
+        path = self.folder(group, name) / f"{first}.safetensors"
+        if not path.exists():
+            latents = self.sample(group, name, first)
+            save(path, pictures=decode(self.vae, latents), latents=latents)
+
+    def sample(self, group: Group, name: str, first: int) -> Tensor:
+        """The latents (BATCH, 4, 32, 32) of BATCH pictures of a row."""
+        latent = torch.zeros(BATCH, 4, 32, 32)
+        with self.guided_model(group.rows[name], first) as model:
+            return comfy.sample.sample(
+                model,
+                comfy.sample.prepare_noise(latent, first),
+                group.steps,
+                group.cfg,
+                group.sampler,
+                group.scheduler,
+                self.prompts(group, first),
+                self.conditioning([""]),
+                latent,
+                seed=first,
+                disable_pbar=True,
+            ).cpu()
+
+    def seconds(self, group: Group) -> dict[str, float]:
+        """Seconds that sampling a picture takes in each row, median of TURNS. The rows take turns."""
+        measured: dict[str, list[float]] = {name: [] for name in group.rows}
+        for turn in range(TURNS):
+            for name in group.rows:
+                started = time.perf_counter()
+                self.sample(group, name, turn * BATCH)
+                measured[name].append((time.perf_counter() - started) / BATCH)
+        return {name: statistics.median(of_row) for name, of_row in measured.items()}
+
+    def prompts(self, group: Group, first: int) -> list[list[Any]]:
+        """The positive conditioning of a batch."""
+        if not group.captions:
+            return self.conditioning([""])
+        return self.conditioning([sample_scene(FIRST_SCENE + first + i).caption for i in range(BATCH)])
+
+    def conditioning(self, texts: Sequence[str]) -> list[list[Any]]:
+        """A conditioning with one prompt for each picture of a batch, or one for all."""
+        return [[torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts]), {}]]
+
+    @contextlib.contextmanager
+    def guided_model(self, row: Row, first: int) -> Iterator[ModelPatcher]:
+        """The model with the guidance of a row, for one batch."""
+        if row.settings is None:
+            yield self.model
+            return
+        inputs = self.node_inputs(row)
+        if row.step is not None:
+            inputs |= {
+                name: row.step / depth_aware.ROBUST_STEP * value
+                for name, value in inputs.items()
+                if name.endswith("_scale")
+            }
+        if inputs["target_scale"] != 0:
+            depth = self.scenes(FIRST_SCENE + first)["depth"].float()
+            inputs["target_depth"] = depth[..., None].expand(-1, -1, -1, 3)
+        (model,) = InnerDepthAwareGuidance.execute(
+            self.model, self.head, depth_prior=read_prior(row.prior or self.prior_file), **inputs
+        ).result
+        with contextlib.ExitStack() as stack:
+            for name, value in (*row.constants.items(), *row.losses.items()):
+                stack.enter_context(mock.patch.object(depth_aware, name, value))
+            yield model
+
+    def node_inputs(self, row: Row) -> dict[str, Any]:
+        """The node's defaults with the settings of a row."""
+        defaults = {
+            given.id: default
+            for given in InnerDepthAwareGuidance.define_schema().inputs
+            if (default := getattr(given, "default", None)) is not None
+        }
+        return defaults | dict(row.settings or {})
+
+    def folder(self, group: Group, name: str) -> Path:
+        """The folder of a row's pictures. Its name holds a digest of everything that makes them."""
+        row = group.rows[name]
+        made_by: dict[str, Any] = {
+            name: getattr(group, name) for name in ("sampler", "scheduler", "steps", "cfg", "captions")
+        }
+        made_by["weights"] = [self.checksums[name] for name in ("unet", "text_encoder", "autoencoder")]
+        if row.settings is not None:
+            inputs = self.node_inputs(row)
+            constants = {name: getattr(depth_aware, name) for name in CONSTANTS} | dict(row.constants)
+            constants["ROBUST_STEP"] = row.step or constants["ROBUST_STEP"]
+            if inputs["mode"] == "paper":
+                del constants["ROBUST_STEP"]
+            if inputs["target_scale"] == 0:
+                del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
+            made_by |= {"inputs": inputs, "constants": constants, "head": self.checksums["depth_head"]}
+            if inputs["prior_scale"] != 0:
+                made_by["prior"] = checksum(row.prior or self.prior_file)
+            if row.losses:
+                made_by["losses"] = {name: loss.__name__ for name, loss in row.losses.items()}
+        digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
+        plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+        return self.work / f"{plain}-{digest}"
+
+    def batches(self, group: Group, name: str) -> list[dict[str, Tensor]] | None:
+        """A row's files: pictures (BATCH, 256, 256, 3) in uint8, and latents. None while one is missing."""
+        paths = [
+            self.folder(group, name) / f"{first}.safetensors" for first in range(0, group.samples, BATCH)
+        ]
+        return [load_file(path) for path in paths] if all(path.exists() for path in paths) else None
+
+
+def read_prior(path: Path) -> DepthPrior:
+    """The depth prior in a file."""
+    return load_depth_prior(path, make_unet)
+
+
+def checksum(path: Path) -> str:
+    """The first 12 digits of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def decode(vae: VAE, latents: Tensor) -> Tensor:
+    """Pictures (N, 256, 256, 3) in uint8."""
+    return (vae.decode(latents).cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def save(path: Path, **tensors: Tensor) -> None:
+    """Writes a file of the work folder. An interruption leaves no file under that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{time.monotonic_ns()}")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
+    unfinished.replace(path)

@@ -1,0 +1,177 @@
+"""The rows of dag_experiment.py: the guidance that each row of pictures is drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..guidance.depth_aware import fit_target, per_image_mean, prior_loss
+
+NONE = "none"
+"""Name of the row without guidance, the first of every group."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a row differs from the node's defaults."""
+
+    settings: Mapping[str, Any] | None
+    """Inputs of the node that are not its defaults, by name; None: no guidance."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Values for constants of guidance/depth_aware.py, by name."""
+    step: float | None = None
+    """Value for ROBUST_STEP; the node's scales are multiplied by its ratio to the constant."""
+    prior: Path | None = None
+    """File of a depth prior; None: the demo model's own."""
+    losses: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
+    """Functions that replace losses of guidance/depth_aware.py, by name."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one table, by name. All draw the same seeds with the same sampler."""
+
+    title: str
+    rows: Mapping[str, Row]
+    samples: int
+    """Pictures in each row."""
+    sampler: str = "dpmpp_2m"
+    scheduler: str = "karras"
+    steps: int = 20
+    cfg: float = 1.0
+    captions: bool = False
+    """Whether the prompts are the captions of the scenes whose depth is the target; else they are empty."""
+    side: int = 8
+    """dFID compares depth maps of side x side cells."""
+
+
+def aligned_consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
+    """L_dc with the strong map fitted to the weak one; replaces depth_aware.consistency_loss."""
+    return per_image_mean((fit_target(d_strong, d_weak) - d_weak).square())
+
+
+def literal_prior_loss(d: Tensor, etas: Tensor, abar: float, eps_phi: Callable[[Tensor], Tensor]) -> Tensor:
+    """L_dp as the paper has it; replaces depth_aware.denoised_prior_loss."""
+    return prior_loss(d, etas[0], abar, eps_phi)
+
+
+def only(loss: str, scale: float = 1.0) -> dict[str, float]:
+    """Scales of the node with one loss alone."""
+    scales = dict.fromkeys(("consistency_scale", "prior_scale", "target_scale"), 0.0)
+    return scales | {f"{loss}_scale": scale}
+
+
+def both(consistency: float = 1.0, prior: float = 1.0) -> dict[str, float]:
+    """Scales of the node with DCG and DPG, without a target."""
+    return {"consistency_scale": consistency, "prior_scale": prior, "target_scale": 0.0}
+
+
+def compared() -> dict[str, Group]:
+    """The groups of `compare`: the node's defaults, then variations of the settings that matter most."""
+    losses = ("consistency_scale", "prior_scale", "target_scale")
+    names = {"DCG": losses[:1], "DPG": losses[1:2], "DCG + DPG": losses[:2], "target": losses[2:]}
+    defaults = {NONE: Row(None)} | {
+        name: Row({loss: 0.0 for loss in losses if loss not in acting}) for name, acting in names.items()
+    }
+    others = {
+        "DPG, twice as strong": Row(only("prior")),
+        "DPG, tau 0.1 to 0.5": Row(only("prior", 0.5), {"PRIOR_LEVELS": (0.1, 0.5)}),
+        "DCG of aligned maps": Row(
+            only("consistency", 0.5), losses={"consistency_loss": aligned_consistency_loss}
+        ),
+        "target, half as strong": Row(only("target", 0.5)),
+        "target, twice as strong": Row(only("target", 2.0)),
+        "target, to the last step": Row(only("target") | {"target_end_percent": 1.0}),
+    }
+    of_target = {NONE: defaults[NONE], "target": defaults["target"]} | {
+        "target, a third as strong": Row(only("target", 1 / 3)),
+        "target, 1.5 times as strong": Row(only("target", 1.5)),
+        "target, from 20 %": Row(only("target") | {"start_percent": 0.2}),
+        "target, from 30 %": Row(only("target") | {"start_percent": 0.3}),
+        "target, to 40 %": Row(only("target") | {"target_end_percent": 0.4}),
+    }
+    captions = Group("Robust mode, captions, CFG 3", defaults, 500, cfg=3.0, captions=True, steps=12)
+    return {
+        "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, steps=12),
+        "captions": captions,
+        "target": replace(
+            captions, title="A target with captions, by strength and window", rows=of_target, samples=200
+        ),
+    }
+
+
+# The settings that the sweep found. It varies one of them at a time.
+SWEPT_STEP = 0.3
+LITERAL = {"denoised_prior_loss": literal_prior_loss}
+SWEPT = {
+    "mode": "robust",
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "self_start_percent": 0.6,
+    "target_end_percent": 0.6,
+    "every_n_steps": 1,
+}
+SWEPT_CONSTANTS = {
+    "PRIOR_LEVELS": (0.01, 0.05),
+    "PRIOR_NOISES": 4,
+    "TARGET_WEIGHT": 3.0,
+    "PAPER_WEIGHT": 40.0,
+}
+LATENT_CELLS, PRIOR_CELLS = 32 * 32, 32 * 32
+
+
+def swept() -> dict[str, Group]:
+    """The groups of `sweep`: one setting at a time."""
+
+    def robust(
+        settings: dict[str, Any], losses: Mapping[str, Callable[..., Tensor]] | None = None, **constants: Any
+    ) -> Row:
+        return Row(SWEPT | settings, SWEPT_CONSTANTS | constants, SWEPT_STEP, losses=losses or {})
+
+    def paper(consistency: float, prior: float) -> Row:
+        return Row(SWEPT | {"mode": "paper"} | both(consistency, prior), SWEPT_CONSTANTS)
+
+    rows = {
+        f"{name}, {scale:g}": robust(only(loss, scale))
+        for name, loss, scales in (
+            ("DCG", "consistency", (0.25, 0.5, 1.0, 2.0)),
+            ("DPG", "prior", (0.5, 1.0, 2.0, 4.0)),
+            ("target", "target", (0.25, 0.5, 1.0, 1.5, 2.0)),
+        )
+        for scale in scales
+    }
+    rows |= {
+        f"DCG 0.5 + DPG 1, from {start:g}": robust(both(0.5, 1.0) | {"self_start_percent": start})
+        for start in (0.0, 0.2, 0.4, 0.6, 0.8)
+    }
+    rows |= {
+        f"target, to {end:g}": robust(only("target") | {"target_end_percent": end}) for end in (0.4, 0.8, 1.0)
+    }
+    rows |= {
+        f"DPG, tau {low:g} to {high:g}": robust(only("prior"), PRIOR_LEVELS=(low, high))
+        for low, high in ((0.02, 0.1), (0.1, 0.5), (0.02, 0.98))
+    }
+    rows |= {f"DPG, noises: {n}": robust(only("prior"), PRIOR_NOISES=n) for n in (1, 16)}
+    early = only("prior") | {"self_start_percent": 0.0}
+    rows |= {
+        "DPG, from 0": robust(early),
+        "DPG by L_dp": robust(only("prior"), LITERAL),
+        "DPG by L_dp, from 0": robust(early, LITERAL),
+    }
+    weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (1.0, 4.0, 16.0)}
+    weights["DCG + DPG, w = 40, sums"] = paper(LATENT_CELLS, PRIOR_CELLS)
+    return {
+        "robust": Group("Robust mode", {NONE: Row(None)} | rows, 60, steps=12, side=4),
+        "paper": Group(
+            "Paper mode",
+            {NONE: Row(None)} | weights,
+            40,
+            sampler="ddpm",
+            scheduler="normal",
+            side=4,
+        ),
+    }

@@ -3,10 +3,10 @@
     python -m tools.run experiments.label_efficiency [--steps N]      writes label_efficiency.md
 
 Heads are trained on 10, 50, 100 and 1,000 labelled renders of the demo world and judged on 200 others, at
-four noise levels. The first baseline is the same MLP on the noisy latent, with pixel positions: features carry
-position through the UNet's padding, so the comparison would be unfair without it. The second is the mean
-depth map of the labels, which needs no picture. A second table has a head for each block alone. The UNet saw
-none of the scenes in training.
+four noise levels. The first baseline is the same MLP on the noisy latent, with pixel positions: features
+carry position through the UNet's padding, so the comparison would be unfair without it. The second is the
+mean depth map of the labels, which needs no picture. A second table has a head for each block alone. The
+UNet saw none of the scenes in training.
 """
 
 from __future__ import annotations

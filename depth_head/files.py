@@ -13,6 +13,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,14 +49,15 @@ def write(path: Path, kind: str, metadata: Mapping[str, str], tensors: Mapping[s
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def unwritable(path: Path, error: OSError) -> ValueError:
     """The error for a path that the system refuses to write."""
     return ValueError(
         f"{legible(path, 300)} cannot be written ({error.strerror}): check the disk and the permissions of "
-        "its folder, or choose another filename_prefix."
+        "its folder, or choose another name."
     )
 
 

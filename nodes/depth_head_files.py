@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..depth_head.files import fingerprint
 from ..depth_head.head_files import READOUT_SUFFIX, SUFFIX, load_depth_head, save_depth_head
 from ..host.depth.heads import HostedDepthHead
-from ..host.depth.model_folders import file_path, new_file_path, register_model_folder
+from ..host.depth.model_folders import file_path, new_file, register_model_folder
 from .model_files import file_input, prefix_input, saved_as
 from .schema import DEPTH_HEAD
 
@@ -73,7 +73,7 @@ class InnerSaveDepthHead(io.ComfyNode):
 
     @classmethod
     def execute(cls, depth_head: HostedDepthHead, filename_prefix: str) -> io.NodeOutput:
-        """Write the file. Raises ValueError if the prefix points outside the folder."""
-        path = new_file_path(FOLDER, filename_prefix, SUFFIX)
-        save_depth_head(path, depth_head.head)
+        """Write the file. Raises ValueError if it cannot be written under this prefix."""
+        with new_file(FOLDER, filename_prefix, SUFFIX) as path:
+            save_depth_head(path, depth_head.head)
         return saved_as(path)

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..depth_head.files import fingerprint
 from ..depth_head.prior import DepthPrior
 from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
-from ..host.depth.model_folders import file_path, new_file_path, register_model_folder
+from ..host.depth.model_folders import file_path, new_file, register_model_folder
 from ..host.depth.priors import make_unet
 from .model_files import file_input, prefix_input, saved_as
 from .schema import DEPTH_PRIOR
@@ -73,7 +73,7 @@ class InnerSaveDepthPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, depth_prior: DepthPrior, filename_prefix: str) -> io.NodeOutput:
-        """Write the file. Raises ValueError if the prefix points outside the folder."""
-        path = new_file_path(FOLDER, filename_prefix, SUFFIX)
-        save_depth_prior(path, depth_prior)
+        """Write the file. Raises ValueError if it cannot be written under this prefix."""
+        with new_file(FOLDER, filename_prefix, SUFFIX) as path:
+            save_depth_prior(path, depth_prior)
         return saved_as(path)

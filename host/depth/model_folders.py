@@ -1,10 +1,20 @@
 """Folders below `models` that the host has no name for."""
 
 import os
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import folder_paths
+
+from ...depth_head.files import legible, unwritable
+
+# What no file name may hold on one system or another: workflows and models travel between them.
+NOWHERE_VALID = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
+DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+# In UTF-8, of one name. The number and the suffix follow it, and 255 is the most.
+LONGEST_NAME = 200
 
 
 def register_model_folder(name: str, extensions: Collection[str]) -> None:
@@ -23,22 +33,67 @@ def file_path(name: str, file: str) -> Path:
     path = folder_paths.get_full_path(name, file)
     if path is None:
         raise ValueError(
-            f"There is no file {file} in models/{name}: refresh the list of files (key R) and choose another."
+            f"There is no file {legible(file)} in models/{name}: refresh the list of files (key R) and "
+            "choose another."
         )
     return Path(path)
 
 
-def new_file_path(name: str, filename_prefix: str, suffix: str) -> Path:
-    """Where a saver writes: numbered as the host numbers its files, in the first folder of this name.
+@contextmanager
+def new_file(name: str, filename_prefix: str, suffix: str) -> Iterator[Path]:
+    """A file for a saver to write: numbered as the host numbers its files, in the first folder of this name.
 
-    Raises ValueError where the prefix leads out of it.
+    It exists from here on, empty, so that no other saver takes the number; it is removed if the saver fails.
+    Raises ValueError for a prefix that leads out of the folder, a name that some system cannot hold, and
+    whatever this system refuses.
     """
-    (folder, *_) = (os.path.realpath(path) for path in folder_paths.get_folder_paths(name))
-    wanted = os.path.realpath(os.path.join(folder, filename_prefix))
-    if not wanted.startswith(folder + os.sep):
-        raise ValueError(
-            f"filename_prefix '{filename_prefix}' leads out of models/{name}: write a name, or folder/name."
-        )
+    folder = os.path.realpath(folder_paths.get_folder_paths(name)[0])
+    prefix = portable(name, folder, filename_prefix)
+    try:
+        path = _take_number(folder, prefix, suffix)
+    except OSError as error:
+        raise unwritable(Path(folder, f"{prefix}{suffix}"), error) from error
+    try:
+        yield path
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
+
+
+def _take_number(folder: str, prefix: str, suffix: str) -> Path:
+    """Make the file of the first number that nobody has."""
     os.makedirs(folder, exist_ok=True)
-    directory, file, counter, *_ = folder_paths.get_save_image_path(filename_prefix, folder)
-    return Path(directory, f"{file}_{counter:05}_{suffix}")
+    directory, file, number, *_ = folder_paths.get_save_image_path(prefix, folder)
+    while True:
+        path = Path(directory, f"{file}_{number:05}_{suffix}")
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def portable(name: str, folder: str, filename_prefix: str) -> str:
+    """A prefix with / between folders. Raises ValueError unless it stays in the folder on every system."""
+    prefix = filename_prefix.replace("\\", "/")
+    said = f"filename_prefix '{legible(filename_prefix)}'"
+    if NOWHERE_VALID.search(prefix):
+        raise ValueError(
+            f'{said} has a character that file names cannot have on every system, one of < > : " | ? * or a '
+            "control character: leave it out."
+        )
+    if not os.path.realpath(os.path.join(folder, prefix)).startswith(folder + os.sep):
+        raise ValueError(f"{said} leads out of models/{name}: write a name, or folder/name.")
+    for part in prefix.split("/"):
+        if part in ("", ".", ".."):
+            continue
+        if len(part.encode()) > LONGEST_NAME:
+            raise ValueError(f"{said} is too long: a name may have {LONGEST_NAME} bytes.")
+        if part[-1] in ". " or DEVICES.fullmatch(part):
+            raise ValueError(
+                f"{said} has a name that Windows cannot hold, '{legible(part)}': choose one that is no "
+                "device (CON, NUL, COM1) and does not end in a dot or a space."
+            )
+    return prefix

@@ -1,6 +1,10 @@
 """Load and Save Depth Head through the host's folders, and whether a head fits a model of the host."""
 
+import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import comfy.model_management
 import comfy.ops
@@ -73,6 +77,124 @@ def test_a_prefix_that_leaves_the_folder_is_refused(folder, prefix):
     with pytest.raises(ValueError, match=r"leads out of models/depth_heads: write a name"):
         save(hosted(), prefix)
     assert not list(folder.parent.parent.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "sentence"),
+    [
+        *((f"rooms/a{c}b", "has a character that file names cannot have on every system") for c in '<>:"|?*'),
+        ("a\0b", r"^filename_prefix 'a\\x00b' has a character"),
+        ("a\nb", r"^filename_prefix 'a\\nb' has a character"),
+        ("a\ud800b", r"^filename_prefix 'a\\ud800b' has a character"),
+        ("C:\\heads\\a", "has a character that file names"),
+        *(
+            (name, "has a name that Windows cannot hold")
+            for name in ("CON", "nul", "Com1", "LPT9.old", "aux ")
+        ),
+        ("con/a", r"has a name that Windows cannot hold, 'con': choose"),
+        ("rooms./a", r"has a name that Windows cannot hold, 'rooms\.'"),
+        ("rooms/a ", r"has a name that Windows cannot hold, 'a '"),
+        ("a" * 300, r"^filename_prefix 'a{79}…' is too long: a name may have 200 bytes"),
+        ("ü" * 101, "is too long"),
+        ("rooms\\..\\..\\outside", "leads out of models/depth_heads"),
+    ],
+)
+def test_a_name_that_some_system_cannot_hold_is_refused_on_all(folder, prefix, sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
+        save(hosted(), prefix)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 400
+    assert not list(folder.parent.parent.rglob("*_.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path"),
+    [
+        ("rooms\\mine", "rooms/mine_00001_.safetensors"),
+        ("console", "console_00001_.safetensors"),
+        ("com10.v1", "com10.v1_00001_.safetensors"),
+        ("./rooms//mine", "rooms/mine_00001_.safetensors"),
+        ("部屋 ü", "部屋 ü_00001_.safetensors"),
+        ("a" * 200, "a" * 200 + "_00001_.safetensors"),
+    ],
+)
+def test_names_that_every_system_can_hold(folder, prefix, path):
+    save(hosted(), prefix)
+    assert [p.relative_to(folder).as_posix() for p in folder.rglob("*.*")] == [path]
+
+
+def test_savers_at_the_same_time_lose_no_file(folder, monkeypatch):
+    """All of them see an empty folder before the first writes."""
+    at_once = threading.Barrier(4)
+    number = folder_paths.get_save_image_path
+
+    def together(*args):
+        found = number(*args)
+        at_once.wait(10)
+        return found
+
+    monkeypatch.setattr(folder_paths, "get_save_image_path", together)
+    heads = [hosted(seed=seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(save, heads))
+
+    names = [f"depth_head_0000{i}_.safetensors" for i in (1, 2, 3, 4)]
+    assert sorted(os.listdir(folder)) == names
+    assert sorted(text for node in said for text in node.ui.as_dict()["text"]) == [
+        f"Saved as {name}" for name in names
+    ]
+    biases = {load(name).head.network.strong.depth.bias.item() for name in names}
+    assert biases == {head.head.network.strong.depth.bias.item() for head in heads}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="what POSIX says")
+def test_a_folder_that_is_a_file_is_one_sentence(folder):
+    folder.parent.mkdir()
+    folder.touch()
+    with pytest.raises(ValueError, match=rf"^{folder}.* cannot be written \(File exists\): check the disk"):
+        save(hosted())
+    folder.unlink()
+    folder.mkdir()
+    (folder / "rooms").touch()
+    with pytest.raises(ValueError, match=rf"^{folder}/rooms/.* cannot be written \(Not a directory\)"):
+        save(hosted(), "rooms/mine")
+    assert os.listdir(folder) == ["rooms"]
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(folder, monkeypatch):
+    def refused(path, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(
+        ValueError, match=rf"{FOLDER}.depth_head.* cannot be written \(Permission denied\): check"
+    ):
+        save(hosted())
+    assert os.listdir(folder) == []
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, monkeypatch):
+    save(hosted())
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match=r"depth_head_00002_.safetensors cannot be written \(No space left"):
+        save(hosted())
+    assert os.listdir(folder) == ["depth_head_00001_.safetensors"]
+
+
+def test_an_interrupted_saver_leaves_nothing(folder, monkeypatch):
+    def interrupted(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(hosted())
+    assert os.listdir(folder) == []
 
 
 def test_the_folder_is_registered_the_hosts_way():

@@ -7,6 +7,8 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from inner_guidance.depth_head import prior
 from inner_guidance.depth_head.prior_files import save_depth_prior
@@ -130,6 +132,41 @@ def test_a_saved_prior_is_listed_and_loaded(folder):
         assert torch.equal(weight, expected[key].half().float())
     fingerprint = InnerLoadDepthPrior.fingerprint_inputs(name)
     assert fingerprint == InnerLoadDepthPrior.fingerprint_inputs(name)
+
+
+def test_priors_are_numbered_and_their_names_checked_as_heads_are(folder):
+    said = [InnerSaveDepthPrior.execute(made_here(), "prior").ui.as_dict()["text"][0] for _ in range(2)]
+    with pytest.raises(ValueError, match="has a name that Windows cannot hold"):
+        InnerSaveDepthPrior.execute(made_here(), "NUL")
+
+    assert said == ["Saved as prior_00001_.safetensors", "Saved as prior_00002_.safetensors"]
+    assert sorted(os.listdir(folder)) == ["prior_00001_.safetensors", "prior_00002_.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "sentence"),
+    [
+        ("size", "[64]", r"its size cannot be read"),
+        ("size", "64.0", r"its size cannot be read"),
+        ("size", "7", r"its size is 7"),
+        ("training", "[]", r"its training cannot be read"),
+        (
+            "architecture",
+            "\x1b" + "x" * 10**5,
+            r"has the architecture \\x1bx+…, which this pack does not know",
+        ),
+    ],
+)
+def test_a_prior_with_a_foreign_description_is_one_sentence(folder, entry, value, sentence):
+    folder.mkdir(parents=True)
+    path = folder / "a.safetensors"
+    save_depth_prior(path, made_here())
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() | {entry: value}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=sentence):
+        InnerLoadDepthPrior.execute("a.safetensors")
 
 
 def test_gradients_pass_a_loaded_prior(folder):

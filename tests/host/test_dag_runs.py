@@ -109,10 +109,17 @@ def test_a_readout_head_reads_the_embedding_of_the_time():
     assert_steers(settings={"depth_head": depth.readout_head()})
 
 
-def test_checkpointing_gives_the_same_image():
-    image = assert_steers(settings={"checkpointing": True})
+def test_checkpointing_computes_blocks_again_and_gives_the_same_image():
+    def run(checkpointing):
+        model, calls = tiny.patcher(), []
+        model.set_model_attn1_patch(lambda q, k, v, extra_options: calls.append(1) or (q, k, v))
+        image = sampled(model=model, settings={"checkpointing": checkpointing})
+        return image, len(calls)
 
-    torch.testing.assert_close(image, sampled(), rtol=1e-4, atol=1e-4)
+    (once, calls), (twice, more_calls) = run(False), run(True)
+
+    assert more_calls > calls
+    torch.testing.assert_close(twice, once, rtol=1e-4, atol=1e-4)
 
 
 def test_the_depth_is_shown_on_the_node_while_a_sampler_runs(monkeypatch):

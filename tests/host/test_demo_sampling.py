@@ -1,5 +1,7 @@
 """The demo model in the host's stock nodes: every sampler and scheduler, images in, masks, sizes."""
 
+import itertools
+
 import comfy.samplers
 import pytest
 import torch
@@ -57,12 +59,12 @@ def test_every_sampler(sample, sampler):
     drawn = sample(empty(128), sampler=sampler, scheduler="karras", steps=6, cfg=1.5)["samples"]
 
     assert drawn.shape == (1, 4, 16, 16)
-    assert drawn.std() < 2.5  # 1 on renders; a sampler that diverges leaves that far behind
+    assert 0.3 < drawn.std() < 2.5  # 1 on renders; a sampler that diverges leaves that far behind
 
 
 @pytest.mark.parametrize("scheduler", KSAMPLER.SCHEDULERS)
 def test_every_scheduler(sample, scheduler):
-    assert sample(empty(128), scheduler=scheduler)["samples"].std() < 2.5
+    assert 0.3 < sample(empty(128), scheduler=scheduler)["samples"].std() < 2.5
 
 
 def test_ksampler_advanced_in_two_parts(loaded, sample):
@@ -140,7 +142,10 @@ def test_conditioning_nodes(loaded):
     model, clip, _ = loaded
     red, blue = (stock.CLIPTextEncode().encode(clip, text)[0] for text in ("red sphere", "blue box"))
     zeroed = stock.ConditioningZeroOut().zero_out(red)[0]
+    pictures = []
     for positive in (
+        red,
+        blue,
         stock.ConditioningCombine().combine(red, blue)[0],
         stock.ConditioningConcat().concat(red, blue)[0],
         stock.ConditioningAverage().addWeighted(red, blue, 0.5)[0],
@@ -151,6 +156,9 @@ def test_conditioning_nodes(loaded):
     ):
         drawn = stock.KSampler().sample(model, 3, 3, 3.0, "euler", "normal", positive, zeroed, empty(128))[0]
         assert drawn["samples"].isfinite().all()
+        pictures.append(drawn["samples"])
+    for one, other in itertools.combinations(pictures, 2):
+        assert (one - other).norm() > 0.05 * one.norm()
 
 
 def test_prompt_decides_the_colour(sample, vae):

@@ -81,7 +81,9 @@ def test_seed_and_noise_level_matter():
     assert torch.equal(estimate()[2], first)
     assert not torch.equal(estimate(seed=1)[2], first)
     assert not torch.equal(estimate(noise_level=0.5)[2], first)
-    assert estimate(noise_level=0.0)[2].isfinite().all()
+    clean = estimate(noise_level=0.0)[2]
+    assert clean.isfinite().all()
+    assert not torch.equal(clean, first)
 
 
 def test_what_the_model_is_told_matters():

@@ -63,8 +63,9 @@ class TestFeatureMaps:
         pictures, masks = shown(InnerFeatureMaps, feature_record(), show="regions", regions=4, legend=False)
 
         for picture, of_picture in zip(pictures, masks.split(4), strict=True):
-            for mask in of_picture:
-                assert len(picture[mask.bool()].unique(dim=0)) <= 1
+            colours = [picture[mask.bool()].unique(dim=0) for mask in of_picture]
+            assert [len(colour) for colour in colours] == [1] * 4
+            assert len(torch.cat(colours).unique(dim=0)) == 4
 
     def test_over_the_image(self):
         image = torch.rand(2, 64, 64, 3)

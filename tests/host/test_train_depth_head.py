@@ -107,8 +107,12 @@ def test_every_unet_family_trains():
         ("small", "EDM"),
         ("inpaint", "EPS"),
     ):
-        head, _ = train(tiny.patcher(kind, model_type), batch_size=1, steps=2)
+        model = tiny.patcher(kind, model_type)
+        head, _ = train(model, batch_size=1, steps=2)
+        untrained = new_network(model, "pixel_mlp", "auto", "auto", seed=0).state_dict()
         assert all(value.isfinite().all() for value in weights(head).values())
+        for name, _ in head.head.network.named_parameters():
+            assert not torch.equal(weights(head)[name], untrained[name])
 
 
 @pytest.mark.parametrize(

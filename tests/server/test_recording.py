@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from inner_guidance.tests.support.node_defaults import with_defaults
 from inner_guidance.tools.host_server import HostServerError
 
 PREVIEW_IMAGE_WITH_METADATA = 4
@@ -20,18 +21,7 @@ PROMPT = {
     "1": {"class_type": "InnerLoadDemoModel", "inputs": {}},
     "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "red sphere"}},
     "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 64, "batch_size": 1}},
-    "4": {
-        "class_type": "InnerRecordAttention",
-        "inputs": {
-            "model": ["1", 0],
-            "blocks": "m0",
-            "start_percent": 0.0,
-            "end_percent": 1.0,
-            "max_steps": 50,
-            "prompt": True,
-            "preview": True,
-        },
-    },
+    "4": {"class_type": "InnerRecordAttention", "inputs": {"model": ["1", 0]}},
     "5": {
         "class_type": "KSampler",
         "inputs": {
@@ -52,22 +42,7 @@ PROMPT["6"] = {
     "class_type": "KSampler",
     "inputs": PROMPT["5"]["inputs"] | {"latent_image": ["5", 0], "steps": 2, "denoise": 0.5},
 }
-MAPS = {
-    "record": ["4", 1],
-    "attention": "self",
-    "branch": "positive",
-    "steps": "each",
-    "blocks": "average",
-    "words": "",
-    "prompt": "",
-    "threshold": 1.0,
-    "colours": "ember",
-    "legend": False,
-    "smooth": False,
-    "opacity": 1.0,
-    "lightest": 3.0,
-    "prompt_number": 1,
-}
+MAPS = {"record": ["4", 1], "steps": "each", "legend": False, "smooth": False, "lightest": 3.0}
 for number, sampler in (("7", "5"), ("8", "6")):
     PROMPT[number] = {"class_type": "InnerAttentionMaps", "inputs": MAPS | {"latent": [sampler, 0]}}
     PROMPT[f"{number}1"] = {"class_type": "PreviewImage", "inputs": {"images": [number, 0]}}
@@ -85,7 +60,7 @@ async def previews(server, prompt):
     address = f"ws://127.0.0.1:{server.port}/ws?clientId={client}"
     async with aiohttp.ClientSession() as session, session.ws_connect(address, max_msg_size=0) as events:
         await events.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
-        queued = server.queue(prompt, client)
+        queued = server.queue(with_defaults(prompt, server.object_info()), client)
         assert "prompt_id" in queued, queued
         async for message in events:
             if message.type is aiohttp.WSMsgType.BINARY:
@@ -105,7 +80,7 @@ async def previews(server, prompt):
 
 def maps_of(server, prompt):
     """The pictures of both map nodes."""
-    images = server.run(prompt)
+    images = server.run(with_defaults(prompt, server.object_info()))
     return [
         [np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in images[node]]
         for node in ("71", "81")
@@ -144,8 +119,8 @@ def test_each_sampler_has_its_run_and_only_what_samples_again_is_recorded_again(
 
 def test_a_latent_of_no_sampler_is_refused_in_one_sentence(server):
     """Two runs are there, and a latent of neither."""
-    server.run(PROMPT)
+    maps_of(server, PROMPT)
     prompt = PROMPT | {"7": {"class_type": "InnerAttentionMaps", "inputs": MAPS | {"latent": ["3", 0]}}}
 
     with pytest.raises(HostServerError, match="comes from none of the 2 samplers"):
-        server.run(prompt)
+        maps_of(server, prompt)

@@ -102,6 +102,8 @@ def test_whoever_stops_the_training_keeps_what_it_has_learned():
     unet, losses = train(steps=1000, on_step=on_step)
 
     assert len(losses) == 3
+    untrained = Pixelwise()
+    assert not torch.equal(unet.layers[0].weight, untrained.layers[0].weight)
     assert not unet.training
     assert not any(weight.requires_grad for weight in unet.parameters())
 

@@ -79,7 +79,7 @@ class TestReceivedAttention:
     def test_half_precision_logits_do_not_overflow(self):
         q = torch.full((1, 1, 4, 64), 40.0, dtype=torch.float16)  # q . k is 102400, beyond float16
 
-        assert sag.received_attention(q, q).isfinite().all()
+        torch.testing.assert_close(sag.received_attention(q, q), torch.ones(1, 4))
 
     def test_merged_queries_keep_the_mean_at_one(self):
         received = sag.received_attention(random(1, 2, 9, 4).float(), random(1, 2, 16, 4, seed=1).float())

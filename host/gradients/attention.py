@@ -14,6 +14,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
+from .patches import run_foreign
 from .weights import normal
 
 
@@ -39,7 +40,7 @@ class DifferentiableAttention:
             q,
             k,
             v,
-            lambda q, k, v: override(attention_pytorch, q, k, v, *rest, **kwargs),
+            lambda q, k, v: run_foreign(override, attention_pytorch, q, k, v, *rest, **kwargs),
             lambda q, k, v: attention_pytorch(q, k, v, *rest, **kwargs),
         )
 

@@ -2,12 +2,13 @@
 
 Nodes run under inference mode, samplers under no_grad, weights are inference tensors. So within an
 APPLY_MODEL wrapper the pass is run outside inference mode, with weights, attention and patches of other nodes
-that can be differentiated (differentiable_weights.py, _attention.py, _patches.py). ControlNets have run
-before; what they, IPAdapters and LoRAs add are constants of the graph.
+that can be differentiated (weights.py, attention.py, patches.py). ControlNets have run before; what they,
+IPAdapters and LoRAs add are constants of the graph.
 
 Only what is needed is kept for the backward pass:
 - of a batch with the conditional and the unconditional half, one half is differentiated, and the other one is
-  evaluated as the host would, in a pass of its own;
+  evaluated as the host would, in a pass of its own; where code of other nodes may make one half depend on the
+  other (rows.py), both are differentiated together;
 - behind the last layer that a loss depends on, the forward pass goes on without a graph;
 - with `checkpointing`, blocks are computed again in the backward pass.
 """
@@ -29,9 +30,10 @@ from ..keys import ModelExecutor
 from ..taps.blocks import FeatureLayer
 from ..taps.feature_tap import FeatureTap
 from .attention import DifferentiableAttention
-from .patches import differentiable_patches
+from .patches import differentiable_forwards, differentiable_patches
 from .weights import differentiable_weights, normal
 
+BEFORE_SKIP, AFTER_SKIP = "input_block_patch", "input_block_patch_after_skip"
 Features = dict[FeatureLayer, Tensor]
 # Given the features, tensors that depend on them and their cotangents: what a loss's gradient is there.
 Products = Callable[[Features], tuple[Sequence[Tensor], Sequence[Tensor]]]
@@ -44,6 +46,7 @@ def evaluate_with_gradient(
     products: Products,
     inputs: Mapping[str, Any],
     *,
+    apart: bool = True,
     constant: Collection[FeatureLayer] = (),
     checkpointing: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -51,19 +54,21 @@ def evaluate_with_gradient(
 
     executor: the wrapper's. inputs: all its arguments by name, transformer_options with the labels
     (`cond_or_uncond`, `uuids`) of as many chunks as the batch has; rows: those of one chunk. `products` gets
-    the features in `layers` of these rows, and returns outputs y_i and cotangents c_i. constant: layers whose
-    features no y_i depends on; not all.
+    the features in `layers` of these rows, and returns outputs y_i and cotangents c_i. apart: whether the
+    other rows may have a pass of their own (rows_are_independent). constant: layers whose features no y_i
+    depends on; not all.
 
-    Returns D(x), as the host computes it up to rounding, and sum_i c_i dy_i/dx, (len(rows), C, h, w); None
-    where the layers were not computed, because a cache of another node skipped them.
+    Returns D(x), as the host computes it up to rounding, and sum_i c_i dy_i/dx, (len(rows), C, h, w), where x
+    is the latent, which every chunk is given; None where the layers were not computed, because a cache of
+    another node skipped them.
     """
     count = inputs["x"].shape[0]
-    if len(rows) == count:
-        return differentiate(executor, layers, constant, products, inputs, checkpointing)
+    if len(rows) == count or not apart:
+        return differentiate(executor, rows, layers, constant, products, inputs, checkpointing)
     others = [i for i in range(count) if i not in rows]
     out_of_others = call(executor, of_rows(inputs, others))
     out_of_rows, gradient = differentiate(
-        executor, layers, constant, products, of_rows(inputs, rows), checkpointing
+        executor, range(len(rows)), layers, constant, products, of_rows(inputs, rows), checkpointing
     )
     out = torch.empty((count, *out_of_rows.shape[1:]), dtype=out_of_rows.dtype, device=out_of_rows.device)
     out[others], out[list(rows)] = out_of_others, out_of_rows
@@ -103,17 +108,19 @@ def of_rows(inputs: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
 
 def differentiate(
     executor: ModelExecutor,
+    rows: Sequence[int],
     layers: Sequence[FeatureLayer],
     constant: Collection[FeatureLayer],
     products: Products,
     inputs: Mapping[str, Any],
     checkpointing: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """evaluate_with_gradient for all rows of a pass."""
+    """evaluate_with_gradient in one pass."""
     model = executor.class_obj
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),
+        differentiable_forwards(model),
         differentiable_weights(model),
         uncompiled(),
         checkpointed(model.diffusion_model) if checkpointing else nullcontext(),
@@ -127,13 +134,13 @@ def differentiate(
         options["optimized_attention_override"] = DifferentiableAttention(
             options.get("optimized_attention_override")
         )
-        if inputs["control"] is not None:
+        if inputs["control"] is not None or AFTER_SKIP in options["patches"]:
             options["patches"] = with_skips_apart(options["patches"])
         features: Features = {}
         differentiated = set(layers) - set(constant)
 
         def read(layer: FeatureLayer, feature: Tensor) -> None:
-            features[layer] = feature.clone()
+            features[layer] = feature.narrow(0, rows[0], len(rows)).clone()
             if differentiated <= features.keys():
                 torch.set_grad_enabled(False)
 
@@ -144,16 +151,21 @@ def differentiate(
         with torch.enable_grad():
             outputs, cotangents = products(features)
             (gradient,) = torch.autograd.grad(outputs, leaf, cotangents)
-    return out, gradient
+    return out, gradient.unflatten(0, (-1, len(rows))).sum(0)
 
 
 def with_skips_apart(patches: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     """Patches of a UNet whose skip connections are tensors of their own.
 
-    The host adds a ControlNet's output to them in place, after the next block has kept them for its backward.
+    The host adds a ControlNet's output to them in place, and patches after the skip may write into them, when
+    the next block, or a patch before the skip, has kept them for its backward.
     """
-    name = "input_block_patch_after_skip"
-    return {**patches, name: [lambda h, transformer_options: h.clone(), *patches.get(name, [])]}
+    before, after = patches.get(BEFORE_SKIP, []), patches.get(AFTER_SKIP, [])
+    return {**patches, BEFORE_SKIP: [*before, _copy] if before else [], AFTER_SKIP: [*after, _copy]}
+
+
+def _copy(h: Tensor, transformer_options: dict[str, Any]) -> Tensor:
+    return h.clone()
 
 
 def _normal(value: Any) -> Any:

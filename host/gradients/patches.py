@@ -1,16 +1,25 @@
-"""Patches of other nodes through which autograd can differentiate, for one forward pass.
+"""Code of other nodes through which autograd can differentiate, for one forward pass.
 
-IPAdapter, GLIGEN and their like compute with tensors and networks of their own, inside a block of the model.
-A node has made those under inference mode, so autograd refuses to keep them for the backward pass. While such
-a patch runs, whatever it hands to PyTorch is exchanged for a normal tensor on the same storage.
+IPAdapter, GLIGEN and their like compute with tensors and networks of their own, inside a block of the model;
+a LoRA in bypass mode replaces the forward of a layer. A node has made those tensors under inference mode, so
+autograd refuses to keep them for the backward pass. While such code runs, whatever it hands to PyTorch is
+exchanged for a normal tensor on the same storage.
+
+Such code may also write into tensors that the backward pass needs, as FreeU and NAG do. So it gets copies of
+the tensors that it is handed, and what it overwrites of its own is copied first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from .weights import normal
@@ -31,11 +40,68 @@ class NormalTensors(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class Kept:
+    """A tensor that the graph keeps for the backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.version = tensor._version
+
+    def unchanged(self) -> Tensor:
+        """The tensor. Raises RuntimeError if something has written into it since."""
+        if self.tensor._version != self.version:
+            raise RuntimeError("The gradient needs a tensor of another node that was overwritten afterwards.")
+        return self.tensor
+
+
+class CopyBeforeWrite(TorchDispatchMode):
+    """Within it, what the graph keeps is copied when an operation is about to write into its storage.
+
+    PyTorch's allow_mutation_on_saved_tensors does this for whole tensors; FreeU writes into half of one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, WeakSet[Kept]] = {}  # by the address of the storage
+
+    def keep(self, t: Tensor) -> Kept:
+        """Pack hook of saved_tensors_hooks."""
+        kept = Kept(t)
+        self.kept.setdefault(t.untyped_storage().data_ptr(), WeakSet()).add(kept)
+        return kept
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The operation, after the copies."""
+        kwargs = kwargs or {}
+        for i, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = args[i] if i < len(args) else kwargs.get(argument.name)
+                tree_map_only(Tensor, self.copy_kept, written)
+        return func(*args, **kwargs)
+
+    def copy_kept(self, written: Tensor) -> None:
+        """Move what is kept on this storage to storages of its own."""
+        for kept in self.kept.pop(written.untyped_storage().data_ptr(), ()):
+            kept.tensor = kept.unchanged().clone()
+            kept.version = kept.tensor._version
+
+
 def differentiable_patches(transformer_options: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of transformer_options that hold patches, in new dictionaries and lists."""
     patches, replaced = (transformer_options.get(name, {}) for name in ("patches", "patches_replace"))
     return {
-        "patches": {name: [_differentiable(patch) for patch in of_name] for name, of_name in patches.items()},
+        "patches": {
+            name: [
+                _differentiable(patch, on_skip=name == "input_block_patch_after_skip") for patch in of_name
+            ]
+            for name, of_name in patches.items()
+        },
         "patches_replace": {
             name: {key: _differentiable(patch) for key, patch in of_name.items()}
             for name, of_name in replaced.items()
@@ -43,13 +109,75 @@ def differentiable_patches(transformer_options: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _differentiable(patch: Any) -> Any:
+def _differentiable(patch: Any, on_skip: bool = False) -> Any:
     if isinstance(patch, tuple):  # forward_timestep_embed_patch: a type of layer, and what runs in its place
         layer, instead = patch
-        return layer, partial(_run, instead)
-    return partial(_run, patch)
+        return layer, partial(run_foreign, instead)
+    return partial(_run_on_skip if on_skip else run_foreign, patch)
 
 
-def _run(patch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with NormalTensors():
-        return patch(*args, **kwargs)
+@contextmanager
+def differentiable_forwards(model: torch.nn.Module) -> Iterator[None]:
+    """Within it, forwards that other nodes have put in the place of a layer's own can be differentiated.
+
+    The backward pass belongs within it, too: it may run layers again.
+    """
+    replaced = {module: vars(module)["forward"] for module in model.modules() if has_foreign_forward(module)}
+    try:
+        for module, forward in replaced.items():
+            module.forward = partial(run_foreign, forward)
+        yield
+    finally:
+        for module, forward in replaced.items():
+            module.forward = forward
+
+
+def has_foreign_forward(module: torch.nn.Module) -> bool:
+    """Whether another node has replaced this module's forward.
+
+    A compiled module has one of PyTorch's, and a node may have put the module's own back into the instance.
+    """
+    forward = vars(module).get("forward")
+    if forward is None or hasattr(module, "_orig_mod"):
+        return False
+    return getattr(forward, "__func__", None) is not type(module).forward
+
+
+def run_foreign(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the code of another node returns, with a graph through it where a gradient is wanted."""
+    return _run(function, *_own_copies(args, kwargs))
+
+
+def _run_on_skip(patch: Callable[..., Tensor], h: Tensor, transformer_options: dict[str, Any]) -> Tensor:
+    """A patch after the skip. h is the skip connection, too: what the patch writes into it belongs there."""
+    copy = h.clone()
+    written = copy._version
+    out = _run(patch, (copy, transformer_options), {})
+    if copy._version != written:
+        h.copy_(copy)
+    return h if out is copy else out
+
+
+def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    copies = CopyBeforeWrite()
+    with NormalTensors(), copies, saved_tensors_hooks(copies.keep, Kept.unchanged):
+        return function(*args, **kwargs)
+
+
+def _own_copies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments, with a copy of each tensor that is in the graph.
+
+    Patches of a block may share state through the options, so those stay the same dictionary.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def own(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.requires_grad:
+            if id(value) not in copies:
+                copies[id(value)] = value.clone()
+            return copies[id(value)]
+        if isinstance(value, dict) and "cond_or_uncond" not in value:
+            return {key: own(v) if isinstance(v, Tensor) else v for key, v in value.items()}
+        return value
+
+    return tuple(own(a) for a in args), {name: own(a) for name, a in kwargs.items()}

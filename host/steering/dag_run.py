@@ -63,7 +63,11 @@ class DepthAwareGuidance:
 
 
 class DepthAwareRun(GuidedRun):
-    """What a run remembers: the last gradient, the loss scale, head and prior on the model's device."""
+    """What a run remembers: the last gradient, the loss scale, head and prior on the model's device.
+
+    last: the gradient and the scales that it was taken with, for each size of the latent: some samplers
+    (Euler SMEA Dyn) evaluate it at a second size within a step.
+    """
 
     def __init__(
         self,
@@ -85,8 +89,7 @@ class DepthAwareRun(GuidedRun):
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.renoises_estimate = renoises_estimate(sampler)
         self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
-        self.last: Tensor | None = None
-        self.last_scales: tuple[float, ...] = ()
+        self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...]]] = {}
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
         """The settings, less the losses that do not act at this sigma.
@@ -118,22 +121,23 @@ class DepthAwareRun(GuidedRun):
         if sigma not in self.within or not settings.acts:
             return executor(x, timestep, model_options, seed)
         schedule = model_options["transformer_options"]["sample_sigmas"]
+        last, last_scales = self.last.get(x.shape, (None, ()))
         step = DepthAwareStep(
             settings,
             self.networks,
             self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             loss_scale=self.loss_scale,
-            previous=self.last,
-            fresh=self.last is None
-            or self.last_scales != settings.scales
+            previous=last,
+            fresh=last is None
+            or last_scales != settings.scales
             or self.is_nth_step(sigma, schedule, settings.every_n_steps),
             share=1 - next_sigma(sigma, schedule) / sigma if self.renoises_estimate else 1.0,
             not_of_sampler=self.not_of_sampler,
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
-            self.last, self.last_scales = step.gradient, settings.scales
+            self.last[x.shape] = step.gradient, settings.scales
         depth = step.depth
         if depth is not None:
             self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(depth))

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ...guidance import depth_aware as dag
 from ..gradients.forward import Features, evaluate_with_gradient
+from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor, add_wrapper
 from ..sampling.chunks import Conditions, full_frame_condition, placements_of
+from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.schedule import next_sigma, noise_share, time_at
 from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
@@ -210,28 +212,44 @@ class ChunkReading:
         step, model = self.step, executor.class_obj
         time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
         taps, guiding_taps = map(step.taps, (step.settings.branches, step.settings.guiding_branches))
-        named = NamedFeatures(model.diffusion_model, taps)
+        apart = len(chunks) == 1 or rows_are_independent(model, transformer_options)
+        named = NamedFeatures(model.diffusion_model, taps, rows=None if apart else list(rows))
 
         def products(features: Features) -> tuple[list[Tensor], list[Tensor]]:
             seeded = torch.Generator().manual_seed(step.seed)
             return step.products(named.with_time(features), time, x.shape[-2:], seeded)
 
-        out, gradient = evaluate_with_gradient(
-            executor,
-            rows,
-            named.layers,
-            products,
-            {
-                "x": x,
-                "t": t,
-                "c_concat": c_concat,
-                "c_crossattn": c_crossattn,
-                "control": control,
-                "transformer_options": named.options(transformer_options),
-                **kwargs,
-            },
-            constant=[layer for layer, name in named.names.items() if name not in guiding_taps],
-            checkpointing=step.settings.checkpointing,
-        )
+        with out_of_memory_says(out_of_memory(step.settings.checkpointing, apart)):
+            out, gradient = evaluate_with_gradient(
+                executor,
+                rows,
+                named.layers,
+                products,
+                {
+                    "x": x,
+                    "t": t,
+                    "c_concat": c_concat,
+                    "c_crossattn": c_crossattn,
+                    "control": control,
+                    "transformer_options": named.options(transformer_options),
+                    **kwargs,
+                },
+                apart=apart,
+                constant=[layer for layer, name in named.names.items() if name not in guiding_taps],
+                checkpointing=step.settings.checkpointing,
+            )
         step.take(gradient)
         return out
+
+
+def out_of_memory(checkpointing: bool, apart: bool) -> str:
+    """What to change when a step with a gradient does not fit into memory."""
+    advice = ["lower the resolution or the batch size"]
+    if not checkpointing:
+        advice.insert(0, "turn on checkpointing")
+    if not apart:
+        advice.append("remove other nodes that patch the model, which keep both prompts in the gradient")
+    return (
+        f"Depth-Aware Guidance ran out of memory while taking its gradient: {', or '.join(advice)}. "
+        "A higher every_n_steps saves time, but no memory."
+    )

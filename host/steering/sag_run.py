@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -51,12 +52,15 @@ class SelfAttentionGuidance:
 
 
 class SelfAttentionRun(GuidedRun):
-    """What a run remembers: the guidance of the last extra pass, and the noise-to-signal ratio there."""
+    """What a run remembers of the last extra pass, for each size of the latent: guidance, noise to signal.
+
+    Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step.
+    """
 
     def __init__(self, settings: SelfAttentionSettings, guider: Any, denoise_mask: Tensor | None) -> None:
         super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
         self.settings = settings
-        self.last: tuple[Tensor, float] | None = None
+        self.last: dict[torch.Size, tuple[Tensor, float]] = {}
 
     def predict_noise(
         self,
@@ -75,23 +79,25 @@ class SelfAttentionRun(GuidedRun):
             self.settings,
             self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
-            previous=self.previous(sigma),
-            fresh=self.last is None or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
+            previous=self.previous(x.shape, sigma),
+            fresh=x.shape not in self.last or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.fresh:
+            self.last.pop(x.shape, None)
             ratio = noise_to_signal(self.model_sampling, sigma)
             # Where x is noise alone, e = e_bar: there is no difference to hold constant.
-            self.last = None if step.guidance is None or ratio == math.inf else (step.guidance, ratio)
+            if step.guidance is not None and ratio != math.inf:
+                self.last[x.shape] = step.guidance, ratio
         self.warn(step.problem if step.guidance is None else None, sigma)
         return denoised
 
-    def previous(self, sigma: float) -> Tensor | None:
-        """The last guidance for another sigma.
+    def previous(self, shape: torch.Size, sigma: float) -> Tensor | None:
+        """The last guidance of a latent of this shape, for another sigma.
 
         What is held constant is e - e_bar. For x = a x0 + c e that is a shift of x0 proportional to c / a.
         """
-        if self.last is None:
+        if shape not in self.last:
             return None
-        guidance, ratio = self.last
+        guidance, ratio = self.last[shape]
         return guidance * (noise_to_signal(self.model_sampling, sigma) / ratio)

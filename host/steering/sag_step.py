@@ -25,6 +25,7 @@ from ..keys import add_wrapper
 from ..sampling.attention_recorder import AttentionRecorder
 from ..sampling.chunks import Conditions
 from ..sampling.extra_pass import extra_pass
+from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.schedule import signal_coefficient, v_coefficient
 from ..taps.blocks import AttentionLayer
 
@@ -32,6 +33,10 @@ GUIDANCE = "self_attention_guidance"
 POSITIVE, NEGATIVE = 0, 1  # the order of the host's condition lists
 BRANCHES = {"auto": (NEGATIVE, POSITIVE), "negative": (NEGATIVE,), "positive": (POSITIVE,)}
 SPACES = ("eps", "v")
+OUT_OF_MEMORY = (
+    "Self-Attention Guidance ran out of memory in its extra pass: lower the resolution or the batch size. A "
+    "higher every_n_steps saves time, but no memory."
+)
 MASKS = ("attention", "global", "high frequency", "random")
 
 
@@ -171,7 +176,8 @@ class SelfAttentionStep:
             return
         signal = signal_coefficient(model.model_sampling, sigma, x.ndim)
         x_bar = sag.renoise(x, x0, x0_bar, signal)
-        d_bar = extra_pass(GUIDANCE, model, conds, label, x_bar, sigma, args["model_options"])
+        with out_of_memory_says(OUT_OF_MEMORY):
+            d_bar = extra_pass(GUIDANCE, model, conds, label, x_bar, sigma, args["model_options"])
         in_v = v_coefficient(model.model_sampling, sigma, x.ndim) if settings.space == "v" else None
         guidance = sag.guidance(x0, x0_bar, d_bar, settings.scale, in_v)
         if guidance.isfinite().all():

@@ -1,0 +1,56 @@
+"""Whether the rows of a forward pass may be evaluated apart.
+
+The host's models compute each row of a batch from that row alone. Code of other nodes inside the pass may
+not: NAG compares the attention of the two prompts, BrushNet adds a tensor with as many rows as the sampler's
+batch, HyperTile and ToMe draw random numbers once for all rows. What such code does cannot be known, so its
+presence decides. Only what is listed here keeps rows independent.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..keys import WRAPPER_KEY
+from .patches import has_foreign_forward
+
+# Modules of the host whose code computes row by row and draws no random numbers: FreeU, FreeU_V2 and
+# PatchModelAddDownscale, and the layers of LoRAs in bypass mode. The host names a node's module by its path.
+ROW_BY_ROW = re.compile(
+    r"(.*[./\\])?comfy_extras[./\\](nodes_freelunch|nodes_model_downscale)|comfy\.weight_adapter\.bypass"
+)
+ROW_BY_ROW_WRAPPERS = (WRAPPER_KEY, "torch.compile")
+
+
+def rows_are_independent(model: torch.nn.Module, transformer_options: Mapping[str, Any]) -> bool:
+    """Whether no code of other nodes in this pass may make the output of one row depend on another row.
+
+    model: a BaseModel of the host. transformer_options: those that an APPLY_MODEL wrapper is given.
+    """
+    return all(_is_row_by_row(function) for function in foreign_functions(model, transformer_options))
+
+
+def foreign_functions(model: torch.nn.Module, transformer_options: Mapping[str, Any]) -> Iterator[Any]:
+    """The functions of other nodes that run inside a forward pass."""
+    for of_name in transformer_options.get("patches", {}).values():
+        yield from of_name
+    for of_name in transformer_options.get("patches_replace", {}).values():
+        yield from of_name.values()
+    override = transformer_options.get("optimized_attention_override")
+    if override is not None:
+        yield override
+    for wrapper_type in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
+        for key, wrappers in transformer_options.get("wrappers", {}).get(wrapper_type, {}).items():
+            if key not in ROW_BY_ROW_WRAPPERS:
+                yield from wrappers
+    for module in model.modules():
+        if has_foreign_forward(module):
+            yield vars(module)["forward"]
+        yield from module._forward_pre_hooks.values()
+        yield from module._forward_hooks.values()
+
+
+def _is_row_by_row(function: Any) -> bool:
+    return ROW_BY_ROW.fullmatch(getattr(function, "__module__", None) or "") is not None

@@ -1,0 +1,28 @@
+"""What to change when a guided step does not fit into memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+
+
+@contextmanager
+def out_of_memory_says(advice: str) -> Iterator[None]:
+    """Within it, running out of memory raises the host's exception with this sentence.
+
+    The host knows the failure by the type of the exception, and unloads its models then.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise comfy.model_management.OOM_EXCEPTION(advice) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if hasattr(
+        comfy.model_management, "is_oom"
+    ):  # not in 0.9.2; it also knows the errors of other accelerators
+        return comfy.model_management.is_oom(error)
+    return isinstance(error, comfy.model_management.OOM_EXCEPTION)

@@ -1,7 +1,5 @@
 """One step of Depth-Aware Guidance in the host's sampler, against a naive float64 forward and backward."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from inner_guidance.depth_head.prior import schedule
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.naive_depth import double, gradient_of, naive_depth
 
 pytestmark = pytest.mark.oldest_host
 
@@ -42,50 +41,6 @@ def run(model_type="EPS", steps=3, latent=None, **settings):
     seen = Seen(guided)
     tiny.sample(guided, latent, steps=steps, cfg=CFG, sampler="euler_ancestral")
     return model, seen.steps
-
-
-def double(module):
-    with torch.inference_mode(False):
-        return copy.deepcopy(module).double().requires_grad_(False)
-
-
-def naive_depth(model, network, x, sigma, prompt):
-    """Depth maps with their graph, from a copy of the UNet in float64, and the latent that they depend on."""
-    unet, network = double(model.model.diffusion_model), double(network)
-    unet.dtype = torch.float64
-    sampling = model.get_model_object("model_sampling")
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = x.clone().double().requires_grad_()
-        sigma = sigma.clone().double()
-        features = {}
-        for name in network.taps:
-            block = unet.output_blocks[int(name[1:])][-1]
-            block.register_forward_hook(lambda m, i, out, name=name: features.update({name: out}))
-        given = sampling.calculate_input(sigma, leaf)
-        time = sampling.timestep(sigma.float().clone()).float()
-        context = prompt[0][0].clone().double().expand(len(x), -1, -1)
-        unet(given, time.double(), context=context, transformer_options={})
-        maps = [
-            network.strong(*branch_inputs(network, features, "strong", time), x.shape[-2:]),
-            network.weak(*branch_inputs(network, features, "weak", time), x.shape[-2:]),
-        ]
-    return leaf, maps
-
-
-def branch_inputs(network, features, branch, time):
-    """Standardised features and the embedding of the time, in float64: what PixelMLP.branches does."""
-    from inner_guidance.depth_head.architectures.pixel_mlp import embed_time
-
-    standard = {
-        name: standardise(features[name])
-        for name, standardise in zip(network.taps, network.standardise, strict=True)
-    }
-    return [standard[name] for name in network.branch_taps[branch]], embed_time(time).double()
-
-
-def gradient_of(loss, leaf):
-    with torch.inference_mode(False):
-        return torch.autograd.grad(loss, leaf)[0]
 
 
 def noise_given_to(monkeypatch, loss):

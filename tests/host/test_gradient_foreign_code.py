@@ -16,6 +16,8 @@ from inner_guidance.tests.support.gradient_reference import (
 )
 from inner_guidance.tests.support.tiny_models import result_of
 
+pytestmark = pytest.mark.oldest_host
+
 # Patches that write into tensors
 
 

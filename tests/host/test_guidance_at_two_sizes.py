@@ -9,6 +9,8 @@ import torch
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 
 @torch.no_grad()
 def euler_at_two_sizes(model, x, sigmas, extra_args=None, callback=None, disable=None):

@@ -9,6 +9,8 @@ from inner_guidance.host.keys import TAG
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 
 class Memory:
     """Where a ResBlock runs out of memory; None is nowhere."""

@@ -1,7 +1,7 @@
 """The demo model's autoencoder: pictures (B, 3, 8h, 8w) in [-1, 1] to latents (B, 4, h, w) of unit variance.
 
-All work happens at a quarter of the picture's resolution and below, behind pixel (un)shuffles, so that it
-trains on a CPU: a seventh of the cost of the host's own small autoencoder, TAESD.
+Almost all layers run at a quarter of the picture's resolution or below, between pixel (un)shuffles, so that
+it trains on a CPU. It costs a seventh of TAESD, the host's small autoencoder.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class SceneAutoencoder(nn.Module):
-    """Encoder and decoder with the two methods that the host's VAE calls."""
+    """Encoder and decoder, with the two methods that the host's VAE calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,14 +83,15 @@ class SceneAutoencoder(nn.Module):
         return self.encoder(x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """(B, 4, h, w) -> (B, 3, 8h, 8w). Latents beyond 4 standard deviations are softly held back."""
+        """(B, 4, h, w) -> (B, 3, 8h, 8w). Latents are softly limited to 4 standard deviations."""
         return self.decoder(torch.tanh(z / 4) * 4)
 
 
 class DemoVAE(comfy.sd.VAE):
-    """The host's VAE around our autoencoder.
+    """The host's VAE with a SceneAutoencoder.
 
-    The host builds only autoencoders that it knows; a stand-in gets everything else of its VAE made.
+    The host builds only autoencoders that it knows, so its constructor builds a tiny stand-in, which is then
+    replaced.
     """
 
     first_stage_model: Any

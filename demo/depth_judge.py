@@ -1,8 +1,8 @@
-"""An independent network that sees how far things are in a picture of the demo world.
+"""A network that estimates the depth of a picture of the demo world.
 
-It learns from renders alone and sees nothing of the UNet, nor any drawn picture, so it can judge what depth
-guidance does to drawn ones. Beside the depth it says which cells show floor, walls and solids: there depth
-must be planar.
+It is trained on renders alone and never sees the UNet or a drawn picture, so it can judge what depth guidance
+does to drawn ones. It also tells which cells show floor, walls and solids: on floor and walls, depth must be
+planar.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..depth_head.metrics import DepthRange
 from .ray_casting import FIRST_SOLID
-from .recogniser import Residual
+from .recogniser import Residual, shrink
 from .scenes import FAR, NEAR
 
 DEPTH_JUDGE_FILE = "depth_judge.safetensors"
@@ -22,7 +23,7 @@ SIZE = 128
 GRID = 32
 WIDTHS = (24, 48, 64, 72)
 SURFACES = FIRST_SOLID + 1
-"""Floor, back, left and right wall as in ray_casting.py, and solids."""
+"""Number of classes of a cell: floor, back, left and right wall as in ray_casting.py, and solids."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +72,13 @@ def _enlarge(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear")
 
 
-def shrink(pictures: Tensor) -> Tensor:
-    """(N, H, W, 3) to the network's (N, 3, SIZE, SIZE) by area averages."""
-    return F.interpolate(pictures.permute(0, 3, 1, 2), size=(SIZE, SIZE), mode="area")
-
-
-def relative_inverse_depth(metres: Tensor) -> Tensor:
-    """Metres to what the network puts out; linear in 1 / metres."""
-    return ((1 / metres - 1 / FAR) / (1 / NEAR - 1 / FAR)).clamp(0, 1)
-
-
 def depth_label(metres: Tensor) -> Tensor:
-    """(H, W) metres to (1, GRID, GRID), area averages, which leave planes affine in the image plane."""
-    return F.interpolate(relative_inverse_depth(metres)[None, None], (GRID, GRID), mode="area")[0]
+    """(H, W) metres to relative inverse depth (1, GRID, GRID): area averages, which keep planes affine."""
+    return F.interpolate(DepthRange(NEAR, FAR).relative(metres)[None, None], (GRID, GRID), mode="area")[0]
 
 
 @torch.inference_mode()
 def judge(network: DepthJudge, pictures: Tensor) -> Judgement:
     """What the network sees in pictures (N, H, W, 3) in uint8."""
-    seen = [network(shrink(batch.float() / 255)) for batch in pictures.split(50)]
+    seen = [network(shrink(batch.float() / 255, SIZE)) for batch in pictures.split(50)]
     return Judgement(torch.cat([part.depth for part in seen]), torch.cat([part.surfaces for part in seen]))

@@ -21,15 +21,15 @@ from .text import CONTEXT_LENGTH, EMPTY, SceneTextEncoder, SceneTokenizer
 BATCH = 16
 LEARNING_RATE = 1e-3
 EMPTY_PROMPTS = 0.1
-"""Share of samples trained without a prompt, for classifier-free guidance."""
+"""Share of the samples without a prompt, for classifier-free guidance."""
 PARTIAL_PROMPTS = 0.3
-"""Share of samples trained with half of their phrases: prompts may be shorter than a full caption."""
+"""Share of the samples with half of their phrases, so that prompts may be shorter than a caption."""
 AVERAGE_DECAY = 0.999
 CHECKPOINT_MINUTES = 5.0
 
 
 class TextToLatent(nn.Module):
-    """The two networks that learn together; the UNet is the host's."""
+    """UNet and text encoder, which are trained together. The UNet is the host's class."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,9 +84,9 @@ def train_diffusion(
     device: str,
     after_checkpoint: Callable[[dict[str, Tensor], int], None],
 ) -> None:
-    """Trains for `minutes` in all, earlier calls included.
+    """Trains for `minutes`, earlier calls included.
 
-    `after_checkpoint` gets the averaged weights and the number of samples seen.
+    after_checkpoint: called with the averaged weights and the number of samples so far.
     """
     seeds, x0 = load_latents(latents)
     phrases = [[_tokens(phrase) for phrase in sample_scene(seed).phrases] for seed in seeds]
@@ -119,7 +119,7 @@ def _tokens(phrase: str) -> list[int]:
 
 
 def _prompt(phrases: list[list[int]], rng: np.random.Generator) -> Tensor:
-    """(CONTEXT_LENGTH,) tokens of a caption, of half of it, or of the empty prompt."""
+    """Tokens (CONTEXT_LENGTH,) of a caption, of about half of its phrases, or of the empty prompt."""
     chance = rng.random()
     if chance < EMPTY_PROMPTS:
         phrases = []

@@ -2,10 +2,11 @@
 
     python -m tools.run demo.evaluate [--samples N] [--weights FOLDER]
 
-The model draws the captions of scenes that it never saw. A network trained on renders alone (demo.recogniser)
-says whether the prompts' objects are there, and gives the features for the Frechet distance to other renders.
-Beside these figures stand those of the scenes' own renders, which are the best that could be reached, of the
-renders after the autoencoder, and of the drawn pictures under a prompt that is not theirs, which is chance.
+The model draws the captions of scenes that it was not trained on. A network trained on renders alone
+(demo/recogniser.py) tells whether the objects of the prompts are there, and gives the features for the
+Frechet distance to other renders. For comparison, the table has the same figures of the scenes' own renders,
+the best that could be reached; of these renders after the autoencoder; and of the drawn pictures with the
+prompts of others, which is chance.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from comfy.sd import VAE
 from torch import Tensor
 from tqdm import tqdm
 
 from .measures import frechet_distance, psnr
+from .model import WEIGHTS, load_all, read_weights
 from .ray_casting import render
 from .recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, recognition_scores, scene_labels
 from .renders import HELD_OUT, to_uint8
 from .scenes import sample_scene
-
-if TYPE_CHECKING:
-    from comfy.sd import VAE
+from .sheet import draw, pictures_to_uint8, save_sheet
 
 OTHER_SCENES = HELD_OUT + 10_000
 """Seeds of the renders that every Frechet distance is measured to."""
@@ -39,28 +39,28 @@ BATCH = 10
 SHEET_PICTURES = 64
 
 Draw = Callable[[list[str], int], Tensor]
-"""Prompts and a seed to pictures (N, 256, 256, 3) in [0, 1]: the model, guided or not, is inside."""
+"""Draws prompts with a seed: pictures (N, 256, 256, 3) in [0, 1]."""
 
 
 @dataclass(frozen=True)
-class Scenes:
+class RenderedScenes:
     """Held-out scenes and their renders."""
 
     captions: list[str]
     pictures: Tensor
     """(N, 256, 256, 3), uint8."""
     labels: dict[str, Tensor]
-    """What the renders show, by the heads of the recogniser."""
+    """What the renders show, by head of the recogniser."""
     main: Tensor
     """(N,), number in PAIRS of the largest visible solid."""
 
 
-def render_scenes(first_seed: int, count: int) -> Scenes:
+def render_scenes(first_seed: int, count: int) -> RenderedScenes:
     """The scenes of `count` seeds, rendered."""
     scenes = [sample_scene(seed) for seed in range(first_seed, first_seed + count)]
     renders = [render(scene) for scene in tqdm(scenes, desc="rendering", unit="img")]
     labels = [scene_labels(scene, seen.surface) for scene, seen in zip(scenes, renders, strict=True)]
-    return Scenes(
+    return RenderedScenes(
         captions=[scene.caption for scene in scenes],
         pictures=torch.stack([torch.from_numpy(to_uint8(seen.rgb)) for seen in renders]),
         labels={head: torch.stack([label[head] for label in labels]) for head in labels[0]},
@@ -70,20 +70,24 @@ def render_scenes(first_seed: int, count: int) -> Scenes:
     )
 
 
-def draw_captions(draw: Draw, captions: list[str]) -> Tensor:
-    """(N, 256, 256, 3), uint8, drawn in batches; the seed of a batch is the number of its first caption."""
+def draw_captions(draw_batch: Draw, captions: list[str]) -> Tensor:
+    """Pictures (N, 256, 256, 3) in uint8. The seed of a batch is the number of its first caption."""
     batches = tqdm(range(0, len(captions), BATCH), desc="drawing", unit="batch")
-    return torch.cat([_to_uint8(draw(captions[first : first + BATCH], first)) for first in batches])
+    return torch.cat(
+        [pictures_to_uint8(draw_batch(captions[first : first + BATCH], first)) for first in batches]
+    )
 
 
 def autoencode(vae: VAE, pictures: Tensor) -> Tensor:
-    """Pictures (N, H, W, 3) in uint8 encoded and decoded by the host's VAE."""
+    """Pictures (N, H, W, 3) in uint8 after the autoencoder."""
     batches = tqdm(pictures.split(BATCH), desc="autoencoding", unit="batch")
-    return torch.cat([_to_uint8(vae.decode(vae.encode(batch.float() / 255))) for batch in batches])
+    return torch.cat([pictures_to_uint8(vae.decode(vae.encode(batch.float() / 255))) for batch in batches])
 
 
-def evaluate(recogniser: Recogniser, scenes: Scenes, reference: Tensor, pictures: Tensor) -> dict[str, float]:
-    """All figures of pictures that should show the scenes; `reference` are the features of other renders."""
+def evaluate(
+    recogniser: Recogniser, scenes: RenderedScenes, reference: Tensor, pictures: Tensor
+) -> dict[str, float]:
+    """All figures of pictures that should show the scenes. reference: features of other renders, (M, C)."""
     seen = recognise(recogniser, pictures)
     return {
         "Frechet distance to other renders": frechet_distance(seen.features, reference),
@@ -91,18 +95,14 @@ def evaluate(recogniser: Recogniser, scenes: Scenes, reference: Tensor, pictures
     }
 
 
-def seconds_per_image(draw: Draw, caption: str) -> float:
-    """Median time to draw one picture alone, after everything is loaded."""
+def seconds_per_image(draw_batch: Draw, caption: str) -> float:
+    """Median time to draw one picture alone, with everything loaded."""
     times = []
     for seed in range(5):
         start = time.perf_counter()
-        draw([caption], seed)
+        draw_batch([caption], seed)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _to_uint8(pictures: Tensor) -> Tensor:
-    return (pictures.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _table(figures: dict[str, dict[str, float]]) -> str:
@@ -116,20 +116,17 @@ def _table(figures: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Draws, measures, and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--samples", type=int, default=500, help="held-out captions to draw")
-    parser.add_argument("--weights", type=Path, help="folder of the demo model's files, else demo/weights")
     parser.add_argument(
-        "--sheet", type=Path, help=f"PNG to write the first {SHEET_PICTURES} drawn pictures to"
+        "--weights", type=Path, help="folder of the demo model's files, instead of demo/weights"
     )
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--sheet", type=Path, help=f"PNG file for the first {SHEET_PICTURES} drawn pictures")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
-
-    from .model import WEIGHTS, load_all, read_weights
-    from .sheet import draw, save_sheet
 
     recogniser = Recogniser().eval()
     recogniser.load_state_dict(read_weights(WEIGHTS / RECOGNISER_FILE))

@@ -1,10 +1,8 @@
-"""Labelled renders, from which recogniser and depth judge learn: made once, on disk, a file a shard."""
+"""Labelled renders on disk, one file per shard, and the training of recogniser and depth judge on them."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .progress import Training
-from .renders import SHARD, shards
+from .renders import SHARD, in_processes, shards
 from .scenes import Scene, sample_scene
 
 LEARNING_RATE = 2e-3
@@ -23,21 +21,17 @@ AVERAGE_DECAY = 0.998
 CHECKPOINT_MINUTES = 1.0
 
 Examples = dict[str, Tensor]
-"""Pictures (N, 3, H, W) in uint8 under "pictures", and labels (N, ...) under their names."""
+"""Pictures (N, 3, H, W) in uint8 under "pictures", labels (N, ...) under their names."""
 Label = Callable[[Tensor, list[Scene]], Examples]
 """Renders (N, H, W, 3) in uint8 and their scenes to examples."""
 
 
 def label_shards(renders: Path, folder: Path, scenes: int, workers: int, label: Label) -> None:
-    """Writes examples of the first shards of renders, at least `scenes` of them; finished ones are kept."""
+    """Writes examples of the first `scenes` renders, in whole shards. Finished files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = shards(renders)[: -(-scenes // SHARD)]
     missing = [path for path in wanted if not (folder / f"{path.stem}.npz").exists()]
-    # Forked: a new interpreter would not know the package `inner_guidance`.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        jobs = pool.map(partial(_label_shard, folder, label), missing)
-        for _ in tqdm(jobs, total=len(missing), desc="labelling", unit="shard"):
-            pass
+    in_processes(partial(_label_shard, folder, label), missing, workers, "labelling")
 
 
 def _label_shard(folder: Path, label: Label, shard: Path) -> None:
@@ -52,7 +46,7 @@ def _label_shard(folder: Path, label: Label, shard: Path) -> None:
 
 
 def load_examples(folder: Path) -> Examples:
-    """What `label_shards` has written there, all shards one after the other."""
+    """The examples that `label_shards` wrote, all shards concatenated."""
     arrays = [np.load(path) for path in sorted(folder.glob("*.npz"))]
     return {name: torch.from_numpy(np.concatenate([a[name] for a in arrays])) for name in arrays[0]}
 
@@ -67,7 +61,7 @@ def train_on_examples(
     minutes: float,
     device: str,
 ) -> dict[str, Tensor]:
-    """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
+    """Trains for `minutes`, earlier calls included; returns the averaged weights."""
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
     training = Training(stage, model, optimiser, checkpoint, minutes)
     budget = training.budget

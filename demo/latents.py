@@ -12,7 +12,7 @@ from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
 from .autoencoder import SceneAutoencoder
-from .renders import shards
+from .renders import shards, write_shard
 
 BATCH = 10
 
@@ -21,7 +21,7 @@ BATCH = 10
 def encode_shards(
     renders: Path, latents: Path, autoencoder: dict[str, Tensor], scenes: int, device: str
 ) -> None:
-    """Writes a (SHARD, 4, 32, 32) half-precision array for every shard of renders; finished ones are kept."""
+    """Writes the latents (SHARD, 4, 32, 32) of shards of renders, in float16. Finished files are kept."""
     model = SceneAutoencoder()
     model.load_state_dict(autoencoder)
     convert_conv2d_weight_memory_format(model.to(device), torch.channels_last)
@@ -36,10 +36,7 @@ def encode_shards(
             x = (batch.to(device).float() / 127.5 - 1).to(memory_format=torch.channels_last)
             with torch.autocast(device, torch.bfloat16):
                 encoded.append(model.encode(x).half().cpu())
-        unfinished = latents / f"{path.stem}.unfinished"
-        with open(unfinished, "wb") as file:
-            np.save(file, torch.cat(encoded).numpy())
-        unfinished.rename(latents / path.name)
+        write_shard(latents / path.name, torch.cat(encoded).numpy())
 
 
 def load_latents(folder: Path) -> tuple[list[int], Tensor]:
@@ -51,9 +48,9 @@ def load_latents(folder: Path) -> tuple[list[int], Tensor]:
 
 
 def linear_preview(renders: Path, latents: Path) -> Tensor:
-    """(5, 3): the least-squares colour of a latent pixel in [-1, 1], four channel factors and a bias.
+    """(5, 3): factors of the four latent channels and a bias that give a latent pixel's colour in [-1, 1].
 
-    What the host's Latent2RGB previews need, from the first shard.
+    A least-squares fit to the first shard, for the host's Latent2RGB previews.
     """
     start = shards(latents)[0].name
     pictures = torch.from_numpy(np.load(renders / start)).permute(0, 3, 1, 2).float() / 127.5 - 1

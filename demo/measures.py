@@ -1,4 +1,4 @@
-"""The figures of demo.evaluate, as functions of tensors."""
+"""The figures of demo/evaluate.py, as functions of tensors."""
 
 from __future__ import annotations
 

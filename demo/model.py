@@ -1,4 +1,4 @@
-"""The demo model for the host: its configuration, and MODEL, CLIP and VAE from their safetensors files."""
+"""The demo model for the host: its configuration; MODEL, CLIP and VAE from their safetensors files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ UNET_EXTRA_CONFIG = {"num_heads": -1, "num_head_channels": 32}
 
 
 class DemoLatent(comfy.latent_formats.LatentFormat):
-    """The autoencoder is trained to latents of unit variance, so there is nothing to scale."""
+    """Latents without a scale: the autoencoder is trained to unit variance."""
 
     latent_rgb_factors: Any = LATENT_RGB
     latent_rgb_factors_bias: Any = LATENT_RGB_BIAS
@@ -85,8 +85,8 @@ def load_all(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
 def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """The UNet under the host's memory management, in the precision that the host chooses for this device.
 
-    The host calls it again, through `cached_patcher_init`, where it needs weights that nobody shares: for
-    training, and for a second GPU. It may ask for a patcher without dynamic memory; this one never has it.
+    The host calls it again, through `cached_patcher_init`, for weights that are not shared: for training, and
+    for a second GPU. It may then ask for a patcher without dynamic memory, which this one never has.
     """
     state_dict = read_weights(path)
     load_device = comfy.model_management.get_torch_device()
@@ -108,7 +108,7 @@ def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
 def load_clip(path: Path, **memory: bool) -> comfy.sd.CLIP:
     """The text encoder as the host's own CLIP, so that every node with a CLIP input takes it.
 
-    `memory` is for the host, when it loads again: hosts since 0.16 ask there for `disable_dynamic`.
+    memory: keywords of the host when it loads again; hosts since 0.16 pass `disable_dynamic`.
     """
     state_dict = read_weights(path)
     clip = comfy.sd.CLIP(
@@ -153,7 +153,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path, state_dict: dict[str, Tensor]) -> None:
-    """Writes tensors in half precision; an interruption leaves the previous file whole."""
+    """Writes tensors in half precision. An interruption leaves the previous file intact."""
     unfinished = path.with_suffix(".unfinished")
     save_file({name: weight.half().contiguous() for name, weight in state_dict.items()}, unfinished)
     unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""What every training stage does around its loss: a time budget, checkpoints, an average of the weights."""
+"""What all training stages share: a time budget, checkpoints, an average of the weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Budget:
-    """Training time, which outlives interruptions: `spent` is what earlier calls of the stage have used."""
+    """The training time of a stage, in minutes. spent: what earlier calls have used."""
 
     minutes: float
     spent: float = 0.0
@@ -36,10 +36,10 @@ class Budget:
 
 
 class Training:
-    """A model on its way, with its averaged weights and the number of steps and minutes behind it.
+    """A model in training, with its averaged weights, steps and minutes.
 
-    It goes on from the checkpoint of its stage. From that of another stage, or one of published weights, it
-    takes the weights and begins anew.
+    It resumes the checkpoint of its stage. From a checkpoint of another stage or of published weights, it
+    takes the weights and starts at step 0.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Training:
         self.budget = Budget(minutes, self.saved)
 
     def learn(self, loss: Tensor, rate: float, decay: float) -> None:
-        """One step down the gradient at this learning rate, and the average of the weights after it."""
+        """One optimiser step at this learning rate, then the average of the weights."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -74,7 +74,7 @@ class Training:
         self.step += 1
 
     def save_every(self, minutes: float) -> bool:
-        """Writes the checkpoint if the last one is so old, or the time is used up; says whether it did."""
+        """Writes a checkpoint if the last is older, or the time is used up; returns whether it did."""
         due = self.budget.elapsed > self.saved + minutes or self.budget.fraction == 1
         if due:
             self.saved = self.budget.elapsed
@@ -91,28 +91,28 @@ class Training:
 
 
 def write_checkpoint(path: Path, **state: object) -> None:
-    """Writes a checkpoint so that an interruption leaves the previous one whole."""
+    """Writes a checkpoint. An interruption leaves the previous one intact."""
     unfinished = path.with_suffix(".unfinished")
     torch.save(state, unfinished)
     unfinished.replace(path)
 
 
 def read_checkpoint(path: Path) -> dict | None:
-    """What `write_checkpoint` wrote, None where there is nothing yet."""
+    """What `write_checkpoint` wrote; None without a file."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 def read_average(path: Path) -> dict[str, Tensor]:
-    """The averaged weights in a checkpoint. Raises SystemExit where there is none."""
+    """The averaged weights in a checkpoint. Raises SystemExit when there is none."""
     state = read_checkpoint(path)
     if state is None:
-        raise SystemExit(f"There is no {path}: run that stage first.")
+        raise SystemExit(f"There is no checkpoint {path}: run the stage `{path.stem}` first.")
     return state["average"]
 
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
-    """Exponential moving average of the weights; a young average forgets faster."""
+    """Exponential moving average of the weights. The first steps use a smaller decay."""
     decay = min(decay, (1 + step) / (10 + step))
     weights = model.state_dict()
     torch._foreach_lerp_(list(average.values()), [weights[name] for name in average], 1 - decay)

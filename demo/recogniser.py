@@ -1,6 +1,6 @@
-"""An independent network that names what a picture of the demo world shows.
+"""A network that names the objects, floor and wall in a picture of the demo world.
 
-It learns from renders alone and never sees a drawn picture, so it can judge the demo model: are the objects
+It is trained on renders alone and never sees a drawn picture, so it can judge the demo model: are the objects
 of the prompt there, and how far are its features on drawn pictures from those on renders?
 """
 
@@ -28,11 +28,11 @@ ROOM_HEADS = {
     "floor tint": len(FLOOR_TINTS),
     "wall tint": len(WALL_TINTS),
 }
-"""Number of classes of each head that reads floor and wall."""
+"""Number of classes of each head for floor and wall."""
 HEADS = ("objects", *ROOM_HEADS)
 
 VISIBLE = 0.004
-"""Share of the picture below which a solid counts as hidden."""
+"""Share of the picture that a solid must cover to count as visible."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Recognition:
     """What the network sees in N pictures."""
 
     features: Tensor
-    """(N, C), the mean of the trunk's map."""
+    """(N, C), the mean of the last map."""
     places: Tensor
-    """(N, PAIRS, SIZE / STRIDE, SIZE / STRIDE), log-odds of each kind of solid against none at a place."""
+    """(N, PAIRS, SIZE / STRIDE, SIZE / STRIDE), log-odds of each kind of solid against none."""
     logits: dict[str, Tensor]
     """(N, classes) by head."""
 
@@ -67,10 +67,10 @@ class Residual(nn.Module):
 
 
 class Recogniser(nn.Module):
-    """A residual network whose last map has a place for every STRIDE x STRIDE pixels.
+    """A residual network whose last map has one place for every STRIDE x STRIDE pixels.
 
-    Objects are named place by place and a picture shows what its surest place shows; floor and wall are read
-    from the mean over the places.
+    Each place has logits of the kinds of solids; those of the picture are their maxima over the places. Floor
+    and wall are classified from the mean over the places.
     """
 
     def __init__(self) -> None:
@@ -99,15 +99,15 @@ class Recogniser(nn.Module):
         return Recognition(features, places, logits)
 
 
-def shrink(pictures: Tensor) -> Tensor:
-    """(N, H, W, 3) to the network's (N, 3, SIZE, SIZE) by area averages."""
-    return F.interpolate(pictures.permute(0, 3, 1, 2), size=(SIZE, SIZE), mode="area")
+def shrink(pictures: Tensor, size: int) -> Tensor:
+    """Pictures (N, H, W, 3) to (N, 3, size, size), by area averages."""
+    return F.interpolate(pictures.permute(0, 3, 1, 2), size=(size, size), mode="area")
 
 
 def scene_labels(scene: Scene, surface: Tensor) -> dict[str, Tensor]:
-    """What is to be recognised: (PAIRS,) zeros and ones for the visible solids, class numbers for the rest.
+    """Labels by head: zeros and ones (PAIRS,) for the visible kinds of solids, class numbers for the rest.
 
-    `surface` is a render's, of any size.
+    surface: the surface numbers of a render of any size.
     """
     objects = torch.zeros(len(PAIRS))
     for solid, pixels in zip(scene.solids, solid_pixels(scene, surface), strict=True):
@@ -122,20 +122,20 @@ def scene_labels(scene: Scene, surface: Tensor) -> dict[str, Tensor]:
 
 
 def main_pair(scene: Scene, surface: Tensor) -> int:
-    """Number in PAIRS of the solid that covers most of the picture."""
+    """Index in PAIRS of the solid that covers most of the picture."""
     main = scene.solids[int(solid_pixels(scene, surface).argmax())]
     return PAIRS.index((main.colour, main.shape))
 
 
 def solid_pixels(scene: Scene, surface: Tensor) -> Tensor:
-    """(solids,) pixels that each solid covers."""
+    """Pixels that each solid covers, (solids,)."""
     return surface.flatten().long().bincount(minlength=FIRST_SOLID + len(scene.solids))[FIRST_SOLID:]
 
 
 @torch.inference_mode()
 def recognise(recogniser: Recogniser, pictures: Tensor) -> Recognition:
     """What the network sees in pictures (N, H, W, 3) in uint8."""
-    seen = [recogniser(shrink(batch.float() / 255)) for batch in pictures.split(50)]
+    seen = [recogniser(shrink(batch.float() / 255, SIZE)) for batch in pictures.split(50)]
     return Recognition(
         features=torch.cat([part.features for part in seen]),
         places=torch.cat([part.places for part in seen]),
@@ -144,7 +144,10 @@ def recognise(recogniser: Recogniser, pictures: Tensor) -> Recognition:
 
 
 def recognition_scores(seen: Recognition, labels: dict[str, Tensor], main: Tensor) -> dict[str, float]:
-    """Shares of the pictures, or of their objects, in which the recogniser finds what the labels say."""
+    """Shares of the pictures, or of their objects, on which recogniser and labels agree.
+
+    main: index in PAIRS of each picture's largest solid, (N,).
+    """
     objects = seen.logits["objects"].sigmoid()
     pairs = objects.view(-1, len(COLOURS), len(SHAPES))
     picture, colour, shape = torch.arange(len(main)), main // len(SHAPES), main % len(SHAPES)

@@ -1,14 +1,17 @@
-"""Renders of the demo world on disk: shards of uint8 pictures that the training stages share.
+"""Renders of the demo world on disk, in shards that the training stages share.
 
-Shard `start` holds the scenes of seeds start ... start + SHARD - 1 as a (SHARD, H, W, 3) array.
+Shard `start` holds the scenes of seeds start ... start + SHARD - 1 as a (SHARD, H, W, 3) array in uint8.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,28 +21,35 @@ from .ray_casting import render
 from .scenes import sample_scene
 
 SHARD = 250
+"""Scenes in a shard."""
 HELD_OUT = 1_000_000
-"""Seeds from here on are never trained on."""
+"""No network is trained on scenes from this seed on."""
+
+T = TypeVar("T")
 
 
 def render_shards(folder: Path, scenes: int, workers: int) -> None:
-    """Renders seeds 0 ... scenes - 1; finished shards are kept when called again."""
+    """Renders seeds 0 ... scenes - 1. Finished shards are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [start for start in range(0, scenes, SHARD) if not shard_path(folder, start).exists()]
-    # Forked: a new interpreter would not know the package `inner_guidance`.
+    in_processes(partial(_render_shard, folder), missing, workers, "rendering")
+
+
+def in_processes(work: Callable[[T], None], shards: Sequence[T], workers: int, title: str) -> None:
+    """Calls `work` with every shard, in `workers` processes, behind a progress bar."""
+    # Forked, because a new interpreter would not know the package `inner_guidance`.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-        jobs = pool.map(_render_shard, [folder] * len(missing), missing)
-        for _ in tqdm(jobs, total=len(missing), desc="rendering", unit="shard"):
+        for _ in tqdm(pool.map(work, shards), total=len(shards), desc=title, unit="shard"):
             pass
 
 
 def shard_path(folder: Path, start: int) -> Path:
-    """Where the shard of seeds start ... start + SHARD - 1 lies."""
+    """The file of the shard of seeds start ... start + SHARD - 1."""
     return folder / f"{start:07d}.npy"
 
 
 def shards(folder: Path) -> list[Path]:
-    """Paths of the finished shards in the order of their seeds."""
+    """The files of the finished shards in the order of their seeds."""
     return sorted(folder.glob("[0-9]*.npy"))
 
 
@@ -51,8 +61,12 @@ def to_uint8(rgb: torch.Tensor) -> np.ndarray:
 def _render_shard(folder: Path, start: int) -> None:
     torch.set_num_threads(1)
     pictures = np.stack([to_uint8(render(sample_scene(seed)).rgb) for seed in range(start, start + SHARD)])
-    target = shard_path(folder, start)
-    unfinished = target.with_suffix(f".{os.getpid()}")
+    write_shard(shard_path(folder, start), pictures)
+
+
+def write_shard(path: Path, array: np.ndarray) -> None:
+    """Writes an array. An interruption leaves no file under that name."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
     with open(unfinished, "wb") as file:
-        np.save(file, pictures)
-    unfinished.rename(target)
+        np.save(file, array)
+    unfinished.rename(path)

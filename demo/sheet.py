@@ -1,4 +1,4 @@
-"""Draws prompts with the demo model through the host's own sampler, and puts pictures on a sheet."""
+"""Draws prompts with the demo model through the host's sampler; puts pictures on a sheet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def draw(
     sampler: str = "dpmpp_2m",
     scheduler: str = "karras",
 ) -> Tensor:
-    """One 256 px picture a prompt in one batch: (N, 256, 256, 3) in [0, 1]."""
+    """One picture per prompt, in one batch: (N, 256, 256, 3) in [0, 1]."""
     positive = torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts])
     negative = clip.encode_from_tokens(clip.tokenize(""))
     latent = torch.zeros(len(prompts), 4, 32, 32, device=comfy.model_management.intermediate_device())
@@ -45,11 +45,16 @@ def draw(
     return vae.decode(drawn)
 
 
+def pictures_to_uint8(pictures: Tensor) -> Tensor:
+    """Pictures of any shape in [0, 1] to uint8, on the CPU."""
+    return (pictures.cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def save_sheet(pictures: Tensor, path: Path, columns: int) -> None:
-    """Writes (N, H, W, 3) pictures in rows of `columns`, left to right."""
+    """Writes pictures (N, H, W, 3) in [0, 1] to an image file, `columns` in each row."""
     _, height, width, _ = pictures.shape
     sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
     for number, picture in enumerate(pictures):
-        tile = Image.fromarray((picture * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy())
+        tile = Image.fromarray(pictures_to_uint8(picture).numpy())
         sheet.paste(tile, (number % columns * width, number // columns * height))
     sheet.save(path)

@@ -1,7 +1,7 @@
-"""The demo model's text encoder: a bag of words, one token a word, to the graph an ordinary CLIP.
+"""The demo model's text encoder: a bag of words with one token per word. In the graph it is an ordinary CLIP.
 
-A noun ends a phrase ("red sphere", "grey checker floor"). The context vector of a word is computed from the
-sum of its phrase's embeddings beside its own, so that "red" knows what it colours.
+A noun ends a phrase ("red sphere", "grey checker floor"). The context vector of a word is computed from its
+own embedding and from the sum of those of its phrase, so that "red" depends on what it colours.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EMPTY = 0
 NOUNS = (*SHAPES, "floor", "wall")
 ADJECTIVES = tuple(dict.fromkeys((*COLOURS, *WALL_TINTS, *FLOOR_TINTS, *FLOOR_PATTERNS)))
 VOCABULARY = ("", *NOUNS, *ADJECTIVES)
-"""Every word the model knows, by token; the order is part of the weights. Token 0 fills the unused places."""
+"""Every word that the model knows, by token. The order is part of the weights; token 0 is padding."""
 
 PASSED_OVER = frozenset({"a", "an", "the", "and", "with", "of", "on", "in", "at", "to", "is", "room"})
 """Words that are ignored without a warning."""
 
 
 class SceneTokenizer:
-    """Words to tokens, with the host's `(word:1.2)` weights; the interface of the host's tokenizers."""
+    """Words to tokens, with weights as in `(word:1.2)`. It has the interface of the host's tokenizers."""
 
     def __init__(self, embedding_directory: object = None, tokenizer_data: object = None) -> None:
         pass
@@ -39,7 +39,7 @@ class SceneTokenizer:
     def tokenize_with_weights(
         self, text: str, return_word_ids: bool = False, **_: object
     ) -> dict[str, list[list[tuple]]]:
-        """Sections of CONTEXT_LENGTH (token, weight) pairs, with the word's number as a third when asked.
+        """Sections of CONTEXT_LENGTH pairs (token, weight), with the word number as a third on request.
 
         A phrase is never cut in two. Words outside the vocabulary are left out, with one warning.
         """
@@ -72,7 +72,7 @@ class SceneTokenizer:
         return [(pair, VOCABULARY[pair[0]]) for pair in token_weight_pair]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a saved checkpoint keeps of a tokenizer: here nothing."""
+        """What a saved checkpoint keeps of a tokenizer: nothing."""
         return {}
 
 
@@ -119,26 +119,26 @@ class SceneTextEncoder(nn.Module, ClipTokenWeightEncoder):
         return self.out(nn.functional.silu(self.mix(torch.cat([words, phrases], -1)))) + words
 
     def encode(self, tokens: list[list[int]]) -> tuple[Tensor, None]:
-        """Context and pooled output, which the UNet does not ask for."""
+        """Context, and None for the pooled output, which the UNet does not use."""
         device = self.execution_device or self.words.weight.device
         return self(torch.tensor(tokens, device=device)), None
 
     def encode_token_weights(self, token_weight_pairs: dict[str, list]) -> tuple[Tensor, None]:
-        """Context of all sections, end to end: (1, sections x CONTEXT_LENGTH, CONTEXT_DIM)."""
+        """Context of all sections, concatenated: (1, sections x CONTEXT_LENGTH, CONTEXT_DIM)."""
         return super().encode_token_weights(token_weight_pairs["scene"])
 
     def gen_empty_tokens(self, special_tokens: dict[str, int], length: int) -> list[int]:
-        """The empty prompt, from which weighted words are scaled away."""
+        """The empty prompt: the host scales weighted words relative to its context."""
         return [special_tokens["pad"]] * length
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """The host names the device it has moved the weights to."""
+        """Takes the device to which the host moved the weights."""
         self.execution_device = options.get("execution_device", self.execution_device)
 
     def reset_clip_options(self) -> None:
-        """Back to wherever the weights are."""
+        """Returns to the device of the weights."""
         self.execution_device = None
 
     def load_sd(self, state_dict: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-        """The names that are missing and those that are too many."""
+        """Loads weights; returns the names of missing and of unexpected ones."""
         return self.load_state_dict(state_dict, strict=False)

@@ -1,7 +1,7 @@
 """Trains the demo model's autoencoder on crops of renders.
 
-The encoder can be frozen (`train_encoder=False`) to go on with the decoder alone: a diffusion model trained
-on its latents stays valid.
+With train_encoder=False only the decoder is trained, and a diffusion model that was trained on the latents
+remains valid.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .renders import shards
 CROP = 128
 BATCH = 12
 SHARDS = 16
-"""Shards of renders that are kept in memory: 50 MB each."""
+"""Shards of renders in memory, 50 MB each."""
 LEARNING_RATE = 1e-3
 LATENT_NOISE = 0.03
-"""Standard deviation of the noise on training latents: the decoder must forgive what a sampler leaves."""
+"""Standard deviation of the noise on training latents: the decoder must tolerate what a sampler leaves."""
 AVERAGE_DECAY = 0.995
 CHECKPOINT_MINUTES = 2.0
 
@@ -33,10 +33,10 @@ CHECKPOINT_MINUTES = 2.0
 def train_autoencoder(
     renders: Path, checkpoint: Path, minutes: float, device: str, train_encoder: bool = True
 ) -> dict[str, Tensor]:
-    """Trains for `minutes` in all, earlier calls included; returns the averaged weights.
+    """Trains for `minutes`, earlier calls included; returns the averaged weights.
 
-    The encoder is also held to latents of mean 0 and standard deviation 1 in each channel, so that the latent
-    format needs no scale.
+    A term of the loss pulls every channel of the latents to mean 0 and standard deviation 1, so that the
+    latent format needs no scale.
     """
     pictures = [np.load(path) for path in shards(renders)[:SHARDS]]
 

@@ -1,9 +1,10 @@
-"""Trains the demo model's depth head and depth prior, through the code behind the nodes that do that.
+"""Trains the demo model's depth head and depth prior with the code behind the training nodes.
 
-    python -m tools.run demo.train_depth head  [--scenes 1000] [--steps N]      into demo/weights
-    python -m tools.run demo.train_depth prior [--scenes 4000] [--steps N] [--size 64]
+    python -m tools.run demo.train_depth head  [--scenes 1000] [--steps 3000]
+    python -m tools.run demo.train_depth prior [--scenes 12000] [--steps 6000] [--size 32]
 
-Anew from the first step; the UNet must be there. The scenes are of seeds that it never saw.
+Writes to demo/weights. Training starts from scratch every time. The head reads the UNet in demo/weights, on
+scenes that the UNet was not trained on.
 """
 
 from __future__ import annotations
@@ -11,54 +12,56 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import comfy.utils
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..depth_head.head_files import save_depth_head
+from ..depth_head.metrics import DepthRange
+from ..depth_head.prior_files import save_depth_prior
+from ..depth_head.training import TrainingSettings
+from ..host.depth.head_training import AUTO, train_depth_head
+from ..host.depth.priors import depth_maps, train
+from ..nodes.demo_scenes import InnerDemoScenes
+from . import model as demo
 from .renders import HELD_OUT
 from .scenes import FAR, NEAR
+from .sheet import pictures_to_uint8
 
 FIRST_SCENE = HELD_OUT + 40_000
 SIZE = 256
 
 
 def main() -> None:
-    """The command line."""
+    """Trains one of the two and writes its file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("head", "prior"))
-    parser.add_argument("--scenes", type=int)
+    parser.add_argument("--scenes", type=int, help="labelled renders to train on")
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--size", type=int, default=64, help="pixels at which the prior sees depth maps")
-    parser.add_argument("--out", type=Path, help="folder for the file, else demo/weights")
-    parser.add_argument("--report", type=Path, help="PNG to write the report to")
+    parser.add_argument("--size", type=int, default=64, help="side of the prior's depth maps in pixels")
+    parser.add_argument("--out", type=Path, help="folder for the file, instead of demo/weights")
+    parser.add_argument("--report", type=Path, help="PNG file for the report of the training")
     options = parser.parse_args()
-    from inner_guidance.demo import model as demo
-
     folder = options.out or demo.WEIGHTS
     with torch.inference_mode():
         if options.what == "head":
-            report = train_head(folder / demo.DEPTH_HEAD_FILE, options.scenes or 1000, options.steps or 3000)
+            report = train_demo_head(
+                folder / demo.DEPTH_HEAD_FILE, options.scenes or 1000, options.steps or 3000
+            )
         else:
-            report = train_prior(
+            report = train_demo_prior(
                 folder / demo.DEPTH_PRIOR_FILE, options.scenes or 12_000, options.steps or 6000, options.size
             )
     if options.report:
-        Image.fromarray((report[0] * 255).round().to(torch.uint8).numpy()).save(options.report)
+        Image.fromarray(pictures_to_uint8(report[0]).numpy()).save(options.report)
 
 
-def train_head(path: Path, scenes: int, steps: int) -> Tensor:
-    """Write a pixel MLP on the default blocks; its report (1, H, W, 3)."""
-    import comfy.utils
-
-    from inner_guidance.demo import model as demo
-    from inner_guidance.depth_head.head_files import save_depth_head
-    from inner_guidance.depth_head.metrics import DepthRange
-    from inner_guidance.depth_head.training import TrainingSettings
-    from inner_guidance.host.depth.head_training import AUTO, train_depth_head
-
+def train_demo_head(path: Path, scenes: int, steps: int) -> Tensor:
+    """Trains and writes a pixel MLP on the default blocks; returns the report (1, H, W, 3)."""
     images, depths = rendered(scenes, SIZE)
     clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
     with tqdm(total=scenes + steps, desc="encoding, training") as bar:
@@ -78,11 +81,8 @@ def train_head(path: Path, scenes: int, steps: int) -> Tensor:
     return trained.report
 
 
-def train_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
-    """Write a depth prior; its report (1, H, W, 3)."""
-    from inner_guidance.depth_head.prior_files import save_depth_prior
-    from inner_guidance.host.depth.priors import depth_maps, train
-
+def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
+    """Trains and writes a depth prior; returns the report (1, H, W, 3)."""
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:
         prior, report = train(
@@ -99,7 +99,5 @@ def train_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
 
 
 def rendered(scenes: int, size: int) -> tuple[Tensor, Tensor]:
-    """Pictures and depth maps as IMAGEs, of the Demo Scenes node."""
-    from inner_guidance.nodes.demo_scenes import InnerDemoScenes
-
+    """Images and depth maps (N, size, size, 3) of the Demo Scenes node."""
     return InnerDemoScenes.execute(FIRST_SCENE, scenes, size).result

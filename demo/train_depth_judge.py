@@ -1,4 +1,4 @@
-"""Trains the depth judge on renders, shrunk and labelled once."""
+"""Trains the depth judge on renders, which are shrunk and labelled once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from .depth_judge import GRID, DepthJudge, Judgement, depth_label, shrink
+from .depth_judge import GRID, SIZE, DepthJudge, Judgement, depth_label
 from .examples import Examples, label_shards, load_examples, train_on_examples
 from .ray_casting import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, render
+from .recogniser import shrink
 from .scenes import Scene
 
 BATCH = 16
 NOISE = 0.03
-"""Largest standard deviation of the noise on training pictures: the autoencoder's faults must not matter."""
+"""Largest standard deviation of the noise on training pictures, so that autoencoder faults do not matter."""
 SURFACE_WEIGHT = 0.05
 MIXED = 255
-"""Label of a cell that shows more than one surface: nothing is learnt there."""
+"""Label of a cell that shows more than one surface; the loss leaves it out."""
 
 
 def train_depth_judge(
     renders: Path, examples: Path, scenes: int, checkpoint: Path, minutes: float, device: str, workers: int
 ) -> dict[str, Tensor]:
-    """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
+    """Trains for `minutes`, earlier calls included; returns the averaged weights."""
     label_shards(renders, examples, scenes, workers, label)
     model = convert_conv2d_weight_memory_format(DepthJudge().to(device), torch.channels_last)
 
@@ -45,14 +46,14 @@ def label(pictures: Tensor, scenes: list[Scene]) -> Examples:
     """Pictures of SIZE pixels, their depth, and the surfaces in their cells."""
     renders = [render(scene, size=2 * GRID) for scene in scenes]
     return {
-        "pictures": shrink(pictures.float()).round().to(torch.uint8),
+        "pictures": shrink(pictures.float(), SIZE).round().to(torch.uint8),
         "depth": torch.stack([depth_label(seen.depth) for seen in renders]).half(),
         "surfaces": torch.stack([surface_label(seen.surface) for seen in renders]),
     }
 
 
 def surface_label(surface: Tensor) -> Tensor:
-    """(2 GRID, 2 GRID) surface numbers to (GRID, GRID): the surface that fills a cell, or MIXED."""
+    """Surface numbers (2 GRID, 2 GRID) to (GRID, GRID): the surface that fills a cell, or MIXED."""
     cells = surface.clamp(max=FIRST_SOLID).unflatten(0, (GRID, 2)).unflatten(2, (GRID, 2))
     low, high = cells.amin((1, 3)), cells.amax((1, 3))
     return torch.where(low == high, low, MIXED).to(torch.uint8)
@@ -68,7 +69,7 @@ def judgement_loss(seen: Judgement, labels: dict[str, Tensor]) -> Tensor:
 def _augment(
     pictures: Tensor, labels: dict[str, Tensor], rng: np.random.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mirrors half of the pictures (N, 3, H, W) and their labels; blurs all, and adds noise."""
+    """Mirrors half of the pictures (N, 3, H, W) with their labels; blurs all pictures and adds noise."""
     mirrored = torch.from_numpy(rng.random(len(pictures)) < 0.5).to(pictures.device)
     mirrored = mirrored[:, None, None]
     pictures = torch.where(mirrored[..., None], pictures.flip(-1), pictures)

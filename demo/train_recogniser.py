@@ -1,4 +1,4 @@
-"""Trains the recogniser on renders, shrunk and labelled once."""
+"""Trains the recogniser on renders, which are shrunk and labelled once."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .scenes import Scene
 
 BATCH = 32
 NOISE = 0.03
-"""Largest standard deviation of the noise on training pictures: the autoencoder's faults must not matter."""
+"""Largest standard deviation of the noise on training pictures, so that autoencoder faults do not matter."""
 
 
 def train_recogniser(
     renders: Path, examples: Path, scenes: int, checkpoint: Path, minutes: float, device: str, workers: int
 ) -> dict[str, Tensor]:
-    """Trains for `minutes` in all, earlier calls included; returns the averaged weights."""
+    """Trains for `minutes`, earlier calls included; returns the averaged weights."""
     label_shards(renders, examples, scenes, workers, label)
     model = convert_conv2d_weight_memory_format(Recogniser().to(device), torch.channels_last)
 
@@ -44,21 +44,21 @@ def label(pictures: Tensor, scenes: list[Scene]) -> Examples:
     labels = [
         scene_labels(*seen) | {"places": place_labels(*seen)} for seen in zip(scenes, surfaces, strict=True)
     ]
-    return {"pictures": shrink(pictures.float()).round().to(torch.uint8)} | {
+    return {"pictures": shrink(pictures.float(), SIZE).round().to(torch.uint8)} | {
         name: torch.stack([of_scene[name] for of_scene in labels]) for name in labels[0]
     }
 
 
 def place_labels(scene: Scene, surface: Tensor) -> Tensor:
-    """(SIZE / STRIDE, SIZE / STRIDE): 1 + number in PAIRS of the solid at each place of the map, or 0."""
+    """(SIZE / STRIDE, SIZE / STRIDE): 1 + index in PAIRS of the solid at each place of the map, else 0."""
     kinds = [0] * FIRST_SOLID + [1 + PAIRS.index((solid.colour, solid.shape)) for solid in scene.solids]
     return torch.tensor(kinds)[surface[STRIDE // 2 :: STRIDE, STRIDE // 2 :: STRIDE].long()]
 
 
 def recognition_loss(recognition: Recognition, labels: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy over the places and for floor and wall + binary cross-entropy of the objects.
+    """Cross-entropy of the places, of floor and of wall, plus binary cross-entropy of the objects.
 
-    The last is summed over the kinds; everything else is a mean.
+    The last is a sum over the kinds of solids; the others are means.
     """
     logits = {head: logits.float() for head, logits in recognition.logits.items()}
     none = torch.zeros_like(recognition.places[:, :1])

@@ -26,6 +26,7 @@ from ..demo import model as demo
 from ..demo.ray_casting import render
 from ..demo.renders import to_uint8
 from ..demo.scenes import FAR, NEAR, sample_scene
+from ..demo.sheet import pictures_to_uint8
 from ..depth_head.head_files import load_depth_head
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior import DepthPrior
@@ -209,7 +210,7 @@ def checksum(path: Path) -> str:
 
 def decode(vae: VAE, latents: Tensor) -> Tensor:
     """Pictures (N, 256, 256, 3) in uint8."""
-    return (vae.decode(latents).cpu() * 255).round().clamp(0, 255).to(torch.uint8)
+    return pictures_to_uint8(vae.decode(latents))
 
 
 def save(path: Path, **tensors: Tensor) -> None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..demo.train_depth import train_prior
+from ..demo.train_depth import train_demo_prior
 from ..depth_head.prior import DepthPrior
 from ..guidance.depth_aware import PRIOR_NOISES
 from ..nodes.demo_scenes import InnerDemoScenes
@@ -93,7 +93,7 @@ def prior_file(training: PriorTraining, work: Path) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode():
-            train_prior(path, SCENES, training.steps, training.size)
+            train_demo_prior(path, SCENES, training.steps, training.size)
     return path
 
 

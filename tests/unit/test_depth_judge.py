@@ -14,14 +14,6 @@ from inner_guidance.demo.train_depth_judge import MIXED, surface_label, swap_sid
 from inner_guidance.depth_head.metrics import DepthRange, measure
 
 
-def test_depth_is_that_of_the_depth_heads():
-    metres = torch.tensor([1.0, 1.5, 2.0, 5.0, 12.0, 20.0])
-
-    assert torch.allclose(
-        depth_judge.relative_inverse_depth(metres), DepthRange(NEAR, FAR).relative(metres), atol=1e-6
-    )
-
-
 def test_labels_of_cells():
     surface = torch.full((2 * GRID, 2 * GRID), LEFT_WALL, dtype=torch.uint8)
     surface[:2, :2] = FIRST_SOLID + 2

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..depth_head.depth_maps import read_depth_maps
 from ..depth_head.head_files import save_depth_head
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior_files import save_depth_prior
 from ..depth_head.training import TrainingSettings
 from ..host.depth.head_training import AUTO, train_depth_head
-from ..host.depth.priors import depth_maps, train
+from ..host.depth.priors import train
 from ..nodes.demo_scenes import InnerDemoScenes
 from . import model as demo
 from .renders import HELD_OUT
@@ -86,7 +87,7 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:
         prior, report = train(
-            depth_maps(depths),
+            read_depth_maps(depths, "depths"),
             size,
             steps=steps,
             batch_size=16,

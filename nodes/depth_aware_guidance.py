@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..depth_head.depth_maps import read_target_depth
 from ..depth_head.prior import DepthPrior
 from ..host.depth.heads import HostedDepthHead, require_head_fits
-from ..host.depth.priors import depth_maps
 from ..host.keys import attach
 from ..host.recording.executing import executing
 from ..host.steering.dag_losses import MODES, DepthAwareSettings
@@ -173,7 +173,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
             DepthAwareSettings(
                 head=depth_head,
                 prior=depth_prior,
-                target=None if target_depth is None else depth_maps(target_depth),
+                target=None if target_depth is None else read_target_depth(target_depth, "target_depth"),
                 target_mask=None
                 if target_mask is None
                 else target_mask.reshape(-1, 1, *target_mask.shape[-2:]),

@@ -4,9 +4,10 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..depth_head.depth_maps import read_depth_maps
 from ..depth_head.prior import DEFAULT_SIZE, SIZES
 from ..depth_head.prior_report import LOSS
-from ..host.depth.priors import depth_maps, train
+from ..host.depth.priors import train
 from ..host.depth.training_watch import TrainingWatch
 from .schema import ADVANCED, DEPTH_PRIOR
 
@@ -115,7 +116,7 @@ class InnerTrainDepthPrior(io.ComfyNode):
         size: str = str(DEFAULT_SIZE),
     ) -> io.NodeOutput:
         """Prior and report. Raises ValueError before training for uniform or non-finite depth maps."""
-        maps = depth_maps(depths)
+        maps = read_depth_maps(depths, "depths")
         watch = TrainingWatch("Train Depth Prior", LOSS, comfy.utils.ProgressBar(steps))
         prior, report = train(
             maps,

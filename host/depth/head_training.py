@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...depth_head.architectures import DepthNetwork, build
+from ...depth_head.depth_maps import read_depth_maps
 from ...depth_head.head import DepthHead, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
@@ -51,11 +52,12 @@ def train_depth_head(
     Raises ValueError, before anything long begins, for pairs that do not match and blocks that are not there.
     """
     require_pairs(images, depths)
+    maps = read_depth_maps(depths, "depths")
     family = model_family(model)
     network = new_network(model, architecture, blocks, weak_blocks, settings.seed)
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
     latents = encode(model, vae, images, progress)
-    labels = labels_for(vae, depths, images, latents.shape[-2:])
+    labels = labels_for(vae, maps, images, latents.shape[-2:])
     require_depth(labels)
 
     def work(unet: FrozenUNet) -> TrainingResult:
@@ -104,9 +106,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
 
 
 def require_depth(labels: Tensor) -> None:
-    """Raises ValueError for labels that say nothing."""
-    if not labels.isfinite().all():
-        raise ValueError("Some depth maps have values that are not finite: mend them before training.")
+    """Raises ValueError if the part of the depth maps that the VAE encodes is uniform."""
     if labels.std() < 1e-3:
         raise ValueError("The depth maps are of one grey throughout: connect depth maps, near = white.")
 
@@ -164,9 +164,8 @@ def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.
     return torch.cat(latents)
 
 
-def labels_for(vae: Any, depths: Tensor, images: Tensor, size: Sequence[int]) -> Tensor:
-    """Depth maps (N, h, w, C) as labels (N, 1, *size): of the part of the images that the VAE encodes."""
-    depth = depths.mean(dim=-1, keepdim=True).movedim(-1, 1).float()
+def labels_for(vae: Any, depth: Tensor, images: Tensor, size: Sequence[int]) -> Tensor:
+    """Depth maps (N, 1, h, w) as labels (N, 1, *size): of the part of the images that the VAE encodes."""
     mode = "area" if depth.shape[-1] >= images.shape[2] else "bilinear"
     depth = F.interpolate(depth, images.shape[1:3], mode=mode)
     cropped = vae.vae_encode_crop_pixels(depth.expand(-1, 3, -1, -1).movedim(1, -1))[..., :1].movedim(-1, 1)

@@ -27,8 +27,6 @@ UNET_CONFIG = {
     "dtype": torch.float32,
 }
 
-# A difference of grey levels below which a depth map is one grey.
-FLAT = 1e-3
 # Depth maps of its own that the report shows.
 SHOWN = 6
 
@@ -50,22 +48,6 @@ def make_unet() -> nn.Module:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
     return unet
-
-
-def depth_maps(images: Tensor) -> Tensor:
-    """An IMAGE (N, h, w, C) as depth maps (N, 1, h, w). Raises ValueError where they say nothing."""
-    if images.numel() == 0:
-        raise ValueError("depths is empty: connect depth images, in which near is white and far is black.")
-    maps = images[..., :3].mean(dim=-1).unsqueeze(1)
-    if not maps.isfinite().all():
-        raise ValueError("depths has values that are not numbers: check the node that makes the depth maps.")
-    flat = maps.amax(dim=(1, 2, 3)) - maps.amin(dim=(1, 2, 3)) < FLAT
-    if flat.any():
-        raise ValueError(
-            f"{int(flat.sum())} of the {len(maps)} depth maps are of one grey: give depth images, in which "
-            "near is white and far is black."
-        )
-    return maps.clamp(0, 1)
 
 
 @torch.inference_mode(False)

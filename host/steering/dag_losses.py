@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...depth_head.architectures import STRONG, WEAK, DepthNetwork
+from ...depth_head.depth_maps import centre_crop
 from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
 from ...guidance import depth_aware as dag
 from ..depth.heads import HostedDepthHead
@@ -115,8 +116,11 @@ def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Genera
 
 
 def of_batch(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps (N, 1, h, w) for a batch at its resolution: the first ones, or over and over again."""
-    maps = maps.to(like)
+    """Maps (N, 1, h, w) for a batch at its resolution: the first ones, or over and over again.
+
+    Maps of another aspect ratio are cropped at the centre, as the host's ControlNets do.
+    """
+    maps = centre_crop(maps.to(like), *like.shape[-2:])
     if maps.shape[-2:] != like.shape[-2:]:
         maps = F.interpolate(maps, tuple(like.shape[-2:]), mode="bilinear", antialias=True)
     return maps[torch.arange(len(like), device=maps.device) % len(maps)]

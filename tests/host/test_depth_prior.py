@@ -109,7 +109,7 @@ def test_an_interruption_keeps_the_prior(monkeypatch):
     ("depths", "message"),
     [
         (torch.cat([ramps(2), torch.full((1, 32, 48, 3), 0.5)]), r"1 of the 3 depth maps are of one grey"),
-        (ramps() * torch.nan, r"values that are not numbers"),
+        (ramps() * torch.nan, r"values that are not finite"),
         (ramps()[:0], r"depths is empty: connect depth images"),
         (ramps()[:, :0], r"depths is empty: connect depth images"),
     ],

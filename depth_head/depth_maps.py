@@ -1,0 +1,60 @@
+"""Depth maps that a user connects, as every node reads them."""
+
+import logging
+
+from torch import Tensor
+
+from .metrics import normalise
+
+# Difference of grey levels, as a share of the largest value, below which a map is uniform.
+UNIFORM = 1e-3
+# Rounding of resized maps leaves [0, 1] by this much.
+TOLERANCE = 1e-3
+
+
+def read_depth_maps(images: Tensor, name: str) -> Tensor:
+    """An IMAGE (N, h, w, C) as relative inverse depth (N, 1, h, w) in [0, 1], float32; near = 1.
+
+    The mean of the colour channels; alpha is dropped. Maps within [0, 1] stay as they are, so that a batch
+    may share a scale. If any value lies outside, each map is stretched from its own farthest point to its
+    nearest, and the log says so. name: of the input, for messages.
+
+    Raises ValueError for an empty batch, for values that are not finite and for maps that are uniform.
+    """
+    if not images.numel():
+        raise ValueError(f"{name} is empty: connect depth images.")
+    channels = images.shape[-1]
+    colour = images[..., : 1 if channels < 3 else 3]
+    maps = colour.float().mean(dim=-1).unsqueeze(1)
+    if not maps.isfinite().all():
+        raise ValueError(f"{name} has values that are not finite: check the node that makes the depth maps.")
+    low, high = maps.amin(dim=(1, 2, 3)), maps.amax(dim=(1, 2, 3))
+    uniform = high - low < UNIFORM * maps.abs().amax(dim=(1, 2, 3)).clamp_min(1)
+    if uniform.any():
+        raise ValueError(
+            f"{name}: {int(uniform.sum())} of the {len(maps)} depth maps are of one grey: connect depth "
+            "images, in which near is white and far is black."
+        )
+    if low.min() < -TOLERANCE or high.max() > 1 + TOLERANCE:
+        logging.warning(
+            "%s: depth from %g to %g is outside 0 to 1. Each map is stretched from its farthest point (0) to "
+            "its nearest (1).",
+            name,
+            float(low.min()),
+            float(high.max()),
+        )
+        return normalise(maps)
+    return maps.clamp(0, 1)
+
+
+def read_target_depth(images: Tensor, name: str) -> Tensor:
+    """A target (N, 1, h, w): read_depth_maps, each stretched to [0, 1], since only its shape counts."""
+    return normalise(read_depth_maps(images, name))
+
+
+def centre_crop(maps: Tensor, height: int, width: int) -> Tensor:
+    """The part of maps (N, 1, h, w) with the aspect ratio of height and width: the host's "center" crop."""
+    old_height, old_width = maps.shape[-2:]
+    x = max(0, round((old_width - old_height * width / height) / 2))
+    y = max(0, round((old_height - old_width * height / width) / 2))
+    return maps[..., y : old_height - y, x : old_width - x]

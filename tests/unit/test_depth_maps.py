@@ -1,0 +1,90 @@
+"""depth_head/depth_maps.py: the same depth, however a node or a file delivers it."""
+
+import logging
+
+import pytest
+import torch
+
+from inner_guidance.depth_head.depth_maps import centre_crop, read_depth_maps, read_target_depth
+
+
+def depth(count=2, height=24, width=32):
+    """Depth (N, h, w) that spans [0, 1] in each image."""
+    maps = torch.rand(count, height, width, generator=torch.Generator().manual_seed(0))
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low)
+
+
+def image(maps, channels=3):
+    return maps[..., None].expand(-1, -1, -1, channels)
+
+
+AFFINE = {"metres": (9, 1), "bytes": (255, 0), "centred": (1, -0.5), "narrow": (0.3, 0.2)}
+
+
+@pytest.mark.parametrize("scale_and_shift", AFFINE.values(), ids=AFFINE)
+def test_only_the_shape_of_a_target_counts(scale_and_shift):
+    scale, shift = scale_and_shift
+
+    read = read_target_depth(image(scale * depth() + shift), "target_depth")
+
+    torch.testing.assert_close(read, depth()[:, None], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["metres", "bytes", "centred"])
+def test_labels_outside_0_to_1_are_stretched_one_by_one(kind, caplog):
+    scale, shift = AFFINE[kind]
+    with caplog.at_level(logging.WARNING):
+        read = read_depth_maps(image(scale * depth() + shift), "depths")
+
+    torch.testing.assert_close(read, depth()[:, None], rtol=0, atol=1e-5)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("depths: depth from ")
+
+
+def test_labels_within_0_to_1_keep_the_scale_that_they_share(caplog):
+    labels = 0.3 * depth() + 0.2
+
+    assert torch.equal(read_depth_maps(image(labels), "depths"), image(labels).mean(-1)[:, None])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_alpha_is_dropped(channels):
+    """Of one channel and alpha, and of three and alpha, the depth is that of the colours."""
+    pixels = image(depth(), channels).clone()
+    if channels in (2, 4):
+        pixels[..., -1] = 1.0
+
+    torch.testing.assert_close(read_depth_maps(pixels, "depths"), depth()[:, None])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "sentence"),
+    [
+        (image(depth())[:0], "depths is empty"),
+        (image(depth() * torch.inf), "depths has values that are not finite"),
+        (
+            torch.cat([image(depth()), torch.full((1, 24, 32, 3), 0.5)]),
+            "1 of the 3 depth maps are of one grey",
+        ),
+        (image(0 * depth() + 255), "2 of the 2 depth maps are of one grey"),
+    ],
+)
+def test_maps_without_depth_are_refused(pixels, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_depth_maps(pixels, "depths")
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        ((16, 16), slice(0, 24), slice(4, 28)),
+        ((8, 16), slice(4, 20), slice(0, 32)),
+        ((48, 64), slice(0, 24), slice(0, 32)),
+    ],
+)
+def test_another_aspect_is_cropped_at_the_centre(size, rows, columns):
+    maps = depth()[:, None]
+
+    assert torch.equal(centre_crop(maps, *size), maps[..., rows, columns])

@@ -19,7 +19,9 @@ from ...pictures.live import attention_picture, depth_picture, feature_picture
 from ..depth.estimation import pixels_per_latent
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
-from ..sampling.chunks import Chunk, Conditions, Evaluation, MapKey, Placement, Reader, full_frame_condition
+from ..sampling.chunks import Chunk, Evaluation, MapKey, Reader
+from ..sampling.crops import UNTRACED
+from ..sampling.placements import Conditions, Placement, full_frame_condition
 from ..sampling.schedule import SigmaRange, step_of
 from ..sampling.step_recorder import Recorder, over_latent
 from .executing import executing
@@ -120,14 +122,18 @@ class RecordedRun:
             return executor(x, timestep, model_options, seed)
         recorder = Recorder(self.recording.all_readers, self.choose)
         out = executor(x, timestep, recorder.options(model_options), seed)
-        maps = self.maps(recorder, x)
+        traced = recorder.traced(x)
+        maps = self.maps(recorder, x) if traced else {}
         if maps:
             step = step_made_of(number, sigma, maps)
             self.run.put(step)
             self.preview.show(len(self.run.steps), lambda: picture_of(step, self.run.image_size))
         elif not self.warned:
             logging.warning(
-                "%s: nothing of the blocks could be read at sigma %.3f.", self.recording.record.title, sigma
+                "%s recorded nothing at sigma %.3f: %s.",
+                self.recording.record.title,
+                sigma,
+                "the blocks could not be read" if traced else UNTRACED,
             )
             self.warned = True
         return out

@@ -10,7 +10,8 @@ from torch import Tensor
 from ...guidance.self_attention import average_on_finest_grid
 from ..taps.attention_received import attention_tap, received_by
 from ..taps.blocks import AttentionLayer
-from .chunks import Conditions, ForwardPass, MapKey, Maps
+from .chunks import ForwardPass, MapKey, Maps
+from .placements import Conditions
 from .step_recorder import Recorder, over_latent
 
 RECEIVED = "received"

@@ -2,23 +2,24 @@
 
 The host evaluates the conditions in as many forward passes as memory, areas and hooks ask for. A pass is a
 batch of chunks: chunk i holds the latent batch for one condition, and `cond_or_uncond[i]` says from which of
-the condition lists it is. An evaluation writes down maps for every chunk, and blends the maps by the same
-areas, masks and strengths by which the host blends the chunks' outputs.
+the condition lists it is. A wrapper of another node may evaluate a chunk tile by tile. An evaluation writes
+down maps for every chunk or tile, and blends the maps by the same areas, masks and strengths by which the
+host blends the chunks' outputs. Tiles that overlap share their weight equally.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import comfy.model_base
-import comfy.samplers
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..keys import ModelExecutor
-
-Conditions = list[dict[str, Any]]
+from .crops import Crop, conditions_of, crops_of
+from .placements import Box, Conditions, Placement, add_part, box_of, in_area, part_of
 
 
 class MapKey(NamedTuple):
@@ -58,15 +59,8 @@ class Reader(Protocol):
         ...
 
 
-class Placement(NamedTuple):
-    """Where the host puts the output of a condition: area (sizes, then offsets) and weight (B, 1, *area)."""
-
-    area: list[int] | None
-    weight: Tensor
-
-
 class Chunk(NamedTuple):
-    """What was read of a chunk: number of its condition list, its condition, where it belongs, maps."""
+    """What was read of a chunk or a tile: number of its condition list, its condition, where it is, maps."""
 
     label: int
     uuid: Any
@@ -75,7 +69,10 @@ class Chunk(NamedTuple):
 
 
 class Evaluation:
-    """What is recorded during one `calc_cond_batch`: the chunks of the condition lists in `placements`."""
+    """What is recorded during one `calc_cond_batch`.
+
+    active: the placements of all conditions that are active, by list and uuid. recorded: the lists to record.
+    """
 
     def __init__(
         self,
@@ -83,8 +80,8 @@ class Evaluation:
         model: Any,
         conds: list[Conditions | None],
         x: Tensor,
-        active: list[int],
-        placements: dict[int, dict[Any, Placement]],
+        active: Mapping[int, Mapping[Any, Placement]],
+        recorded: Sequence[int],
         window: Any,
     ) -> None:
         self.reader = reader
@@ -92,10 +89,11 @@ class Evaluation:
         self.conds = conds
         self.x = x
         self.active = active
-        self.placements = placements
+        self.placements = {label: active[label] for label in recorded}
         self.window = window
-        self.chunks: list[Chunk] = []
-        self.rows: dict[Any, list[Maps]] = {}
+        self.out: list[Tensor] = []
+        self.evaluated: set[tuple[int, Any]] = set()
+        self.read: dict[tuple[int, Any], dict[Box, dict[int, Maps]]] = {}
 
     def apply_model(
         self,
@@ -110,35 +108,85 @@ class Evaluation:
     ) -> Tensor:
         """APPLY_MODEL wrapper: records one forward pass.
 
-        A model_function_wrapper may split a batch over several passes: their rows follow one another, so the
-        rows so far tell which these are. Rows that it adds are nobody's, and such a pass is not recorded.
+        Of a part that a wrapper evaluates once more, the first counts.
         """
-        labels, uuids = transformer_options["cond_or_uncond"], transformer_options["uuids"]
-        batch = self.x.shape[0]
-        rows = self.rows.setdefault((*labels, *uuids), [])
-        numbers = range(len(rows), len(rows) + x.shape[0])
-        if numbers.stop > len(labels) * batch:
+        recorded = [
+            (label, uuid)
+            for label, uuid in conditions_of(transformer_options)
+            if uuid in self.placements.get(label, ())
+        ]
+        if not recorded:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        wanted = [i for i, number in enumerate(numbers) if labels[number // batch] in self.placements]
-        maps: Maps = {}
-        if wanted:
-            forward = ForwardPass(executor.class_obj, x, t, c_crossattn, transformer_options)
-            with self.reader.reading(forward, wanted) as (transformer_options, maps):
-                out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        else:
+        self.evaluated.update(recorded)
+        crops = crops_of(x, c_crossattn, transformer_options, self.x, self.active)
+        wanted = {row: crop for row, crop in enumerate(crops) if crop and self.is_new(crop)}
+        if not wanted:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        forward = ForwardPass(executor.class_obj, x, t, c_crossattn, transformer_options)
+        with self.reader.reading(forward, list(wanted)) as (transformer_options, maps):
             out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-
-        rows.extend({} for _ in numbers)
-        for place, i in enumerate(wanted):
-            rows[numbers[i]] = {key: of_rows[place] for key, of_rows in maps.items()}
-        if len(rows) == len(labels) * batch:
-            for i, label in enumerate(labels):
-                uuid = self.uuid_of(label, uuids[i] if len(uuids) == len(labels) else None)
-                chunk = stacked(rows[i * batch : (i + 1) * batch])
-                if uuid is not None and chunk:
-                    self.chunks.append(Chunk(label, uuid, self.placements[label][uuid], chunk))
-            rows.clear()
+        for place, crop in enumerate(wanted.values()):
+            boxes = self.read.setdefault((crop.label, crop.uuid), {})
+            of_row = {key: of_rows[place] for key, of_rows in maps.items()}
+            boxes.setdefault((crop.offset, crop.size), {})[crop.image] = of_row
         return out
+
+    def is_new(self, crop: Crop) -> bool:
+        """Whether a crop is to be recorded, and was not yet."""
+        boxes = self.read.get((crop.label, crop.uuid), {})
+        return crop.label in self.placements and crop.image not in boxes.get((crop.offset, crop.size), ())
+
+    def tiles(self, condition: tuple[int, Any]) -> dict[Box, list[Maps]]:
+        """What was read of the parts of a condition's chunk, image by image; parts that all images have."""
+        return {
+            box: [images[i] for i in range(len(self.x))]
+            for box, images in self.read.get(condition, {}).items()
+            if len(images) == len(self.x)
+        }
+
+    def times_covered(self, boxes: Iterable[Box]) -> Tensor:
+        """How many of the boxes cover each place of the latent: (*spatial), on the CPU."""
+        times = torch.zeros(self.x.shape[2:])
+        for offset, size in boxes:
+            add_part(times, offset, torch.ones(size))
+        return times
+
+    @cached_property
+    def untraced(self) -> bool:
+        """Whether a condition was evaluated, and not in parts of the latent that make up its chunk."""
+        for condition in self.evaluated:
+            whole = box_of(self.placement(condition).area, self.x)
+            if (part_of(self.times_covered(self.tiles(condition)), *whole) == 0).any():
+                return True
+        return False
+
+    @cached_property
+    def chunks(self) -> list[Chunk]:
+        """What was read, in the order of the passes; nothing of an evaluation that could not be traced."""
+        if self.untraced:
+            return []
+        return [chunk for condition in self.read for chunk in self.chunks_of(condition)]
+
+    def chunks_of(self, condition: tuple[int, Any]) -> list[Chunk]:
+        """The chunk of a condition, or its tiles, with the maps that all of them have."""
+        placement, tiles = self.placement(condition), self.tiles(condition)
+        maps = stacked_alike(tiles.values())
+        if not maps[0]:
+            return []
+        if list(tiles) == [box_of(placement.area, self.x)]:
+            return [Chunk(*condition, placement, maps[0])]
+        weight = torch.zeros_like(self.x[:, :1])
+        in_area(weight, placement.area).add_(placement.weight)
+        weight /= self.times_covered(tiles).clamp_min(1).to(weight)
+        return [
+            Chunk(*condition, Placement([*size, *offset], part_of(weight, offset, size)), of_tile)
+            for (offset, size), of_tile in zip(tiles, maps, strict=True)
+        ]
+
+    def placement(self, condition: tuple[int, Any]) -> Placement:
+        """Where the host puts a recorded condition's output."""
+        label, uuid = condition
+        return self.placements[label][uuid]
 
     def label_of(self, branch: int, conds: Sequence[Conditions | None]) -> int | None:
         """The number that conds[branch] has among the lists of this evaluation.
@@ -146,22 +194,11 @@ class Evaluation:
         The same where the host evaluates the lists that it then combines. Guiders with lists of their own
         (DualCFGGuider) order them differently; the conditions' uuids tell.
         """
-        if len(self.conds) == len(conds):
-            return branch
         wanted = [cond["uuid"] for cond in conds[branch] or ()]
-        lists = ([cond["uuid"] for cond in own or ()] for own in self.conds)
-        return next((label for label, uuids in enumerate(lists) if uuids == wanted), None)
-
-    def uuid_of(self, label: int, uuid: Any) -> Any | None:
-        """The condition of a recorded list that has this uuid; None where there is none.
-
-        uuid None: a model_function_wrapper split the batch and told only the labels of the parts, which is
-        enough for a list of one condition.
-        """
-        placements = self.placements.get(label, {})
-        if uuid is None and len(placements) == 1:
-            return next(iter(placements))
-        return uuid if uuid in placements else None
+        lists = [[cond["uuid"] for cond in own or ()] for own in self.conds]
+        if len(lists) == len(conds) and (lists[branch] == wanted or wanted not in lists):
+            return branch
+        return lists.index(wanted) if wanted in lists else None
 
     def blend(
         self, chunks: Sequence[Chunk], key: MapKey, change: Callable[[Tensor], Tensor] | None = None
@@ -175,63 +212,20 @@ class Evaluation:
         total = self.x.new_zeros(self.x.shape[0], channels, *self.x.shape[2:])
         weight = torch.zeros_like(self.x[:, :1])
         for chunk in chunks:
-            area, share = chunk.placement
+            offset, _ = box_of(chunk.placement.area, self.x)
+            share = chunk.placement.weight
             placed = change(chunk.maps[key]) if change else chunk.maps[key]
             placed = F.interpolate(placed, tuple(share.shape[2:]), mode="nearest").to(share)
-            in_area(total, area).add_(placed * share)
-            in_area(weight, area).add_(share)
+            add_part(total, offset, placed * share)
+            add_part(weight, offset, share)
         return total, weight
 
 
-def stacked(rows: list[Maps]) -> Maps:
-    """The maps that all rows have, (B, C, *grid) each."""
+def stacked_alike(tiles: Collection[list[Maps]]) -> list[Maps]:
+    """The maps of each tile (B, C, *grid), from those of its images; maps that all images and tiles have."""
+    rows = [row for tile in tiles for row in tile]
     keys = [key for key in rows[0] if all(key in row for row in rows)]
-    return {key: torch.stack([row[key] for row in rows]) for key in keys}
-
-
-def placements_of(conds: Conditions, x: Tensor, timestep: Tensor) -> dict[Any, Placement]:
-    """Where the host puts the outputs of those conditions of a list that are active at this step, by uuid.
-
-    As `_calc_cond_batch` and `finalize_default_conds` of the host do it: a default condition gets what the
-    others leave free.
-    """
-    found, defaults = {}, []
-    free = torch.ones_like(x[:, :1])
-    for cond in conds:
-        placed = comfy.samplers.get_area_and_mult(cond, x, timestep)
-        if placed is None:
-            continue
-        if "default" in cond:
-            defaults.append(cond["uuid"])
-        else:
-            found[cond["uuid"]] = Placement(placed.area, placed.mult[:, :1])
-            in_area(free, placed.area).sub_(placed.mult[:, :1])
-    return found | {uuid: Placement(None, free.clamp_min(0)) for uuid in defaults}
-
-
-def full_frame_condition(
-    placements: Mapping[int, Mapping[Any, Placement]], x: Tensor
-) -> tuple[int, Any] | None:
-    """The condition whose features tell the depth of the whole image x: number of its list, uuid.
-
-    placements: those of each list, by number and uuid. It is the first condition that covers the whole frame,
-    of the positive where there is one, else of the negative: a prompt for a region knows nothing of the rest.
-    """
-    for label, of_list in placements.items():
-        for uuid, (_, weight) in of_list.items():
-            # An area that covers less has a smaller weight map; a mask has zeros in it.
-            if weight.shape[2:] == x.shape[2:] and (weight > 0).all():
-                return label, uuid
-    return None
-
-
-def in_area(x: Tensor, area: list[int] | None) -> Tensor:
-    """The part of x (B, C, *spatial) that a condition's area covers: a view."""
-    if area is None:
-        return x
-    for i in range(len(area) // 2):
-        x = x.narrow(i + 2, area[i + len(area) // 2], area[i])
-    return x
+    return [{key: torch.stack([row[key] for row in tile]) for key in keys} for tile in tiles]
 
 
 def add_window(whole: Tensor, part: Tensor, window: Any) -> None:

@@ -28,6 +28,10 @@ T = TypeVar("T")
 PARTIAL = ("area", "mask", "strength", "start_percent", "end_percent", "timestep_start", "timestep_end")
 TOKENS = 77
 TIMING_EMBEDDINGS = 256
+CHANGED = (
+    "The features of this model cannot be read, because a node on it evaluates the latent in tiles or "
+    "changes it before the model sees it. Connect the model that goes into that node."
+)
 
 
 class FrozenUNet:
@@ -54,19 +58,22 @@ class FrozenUNet:
         normal, of the same shape.
         """
         x, sigma = self.noisy(latents, noise, time)
-        truncated = TruncatedPasses(names)
+        truncated = TruncatedPasses(names, x)
         options = comfy.model_patcher.create_model_options_clone(self.model_options)
         options["transformer_options"][TAG] = "features"
         add_wrapper(options, WrappersMP.APPLY_MODEL, truncated.apply_model)
         comfy.samplers.calc_cond_batch(self.model, [self.conds], x, sigma, options)
+        truncated.require_all()
         return {name: torch.cat([part[name] for part in truncated.found]) for name in names}
 
 
 class TruncatedPasses:
-    """Reads features of one evaluation, which the host may split into several passes of some rows each."""
+    """Reads features of one evaluation of x, which may be split into several passes of some rows each."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], x: Tensor) -> None:
         self.names = names
+        self.x = x
+        self.rows = 0
         self.found: list[dict[str, Tensor]] = []
 
     def apply_model(
@@ -80,13 +87,25 @@ class TruncatedPasses:
         transformer_options: dict[str, Any],
         **kwargs: Any,
     ) -> Tensor:
-        """APPLY_MODEL wrapper. Its output means nothing: the pass has not come to an end."""
+        """APPLY_MODEL wrapper. Its output means nothing: the pass has not come to an end.
+
+        Raises ValueError where the rows of the pass are not the next ones of the batch.
+        """
+        expected = self.x[self.rows : self.rows + len(x)].to(x)
+        if not torch.equal(x, expected):
+            raise ValueError(CHANGED)
+        self.rows += len(x)
         features = NamedFeatures(executor.class_obj.diffusion_model, self.names)
         options = features.options(transformer_options)
         with features.reading(x, c_crossattn, stop=True):
             executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         self.found.append(features.found)
         return torch.zeros_like(x)
+
+    def require_all(self) -> None:
+        """Raises ValueError where rows of the batch were not evaluated."""
+        if self.rows < len(self.x):
+            raise ValueError(CHANGED)
 
 
 class FeatureGuider(comfy.samplers.CFGGuider):

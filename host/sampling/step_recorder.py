@@ -11,7 +11,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..keys import add_wrapper
-from .chunks import Chunk, Conditions, Evaluation, MapKey, Placement, Reader, add_window, placements_of
+from .chunks import Chunk, Evaluation, MapKey, Reader, add_window
+from .placements import Conditions, Placement, placements_of
 
 
 class Recorder:
@@ -66,19 +67,30 @@ class Recorder:
             model,
             conds,
             x_in,
-            list(active),
-            {label: active[label] for label in self.choose(active, conds, x_in)},
+            active,
+            self.choose(active, conds, x_in),
             model_options["transformer_options"].get("context_window"),
         )
         options = comfy.model_patcher.create_model_options_clone(model_options)
         add_wrapper(options, WrappersMP.APPLY_MODEL, evaluation.apply_model)
-        out = executor(model, conds, x_in, timestep, options)
+        evaluation.out = executor(model, conds, x_in, timestep, options)
         self.evaluations.append(evaluation)
-        return out
+        return evaluation.out
 
     def stop(self) -> None:
         """Record no more: what follows at this step are other nodes' passes."""
         self.stopped = True
+
+    def traced(self, x: Tensor) -> bool:
+        """Whether it is known where in the latent x of the step the recorded passes belong.
+
+        Drops the evaluations of other latents: another node may evaluate crops of x one by one.
+        """
+        self.stop()
+        of_x = [e for e in self.evaluations if e.window is not None or e.x is x or torch.equal(e.x, x)]
+        dropped = len(of_x) < len(self.evaluations)
+        self.evaluations = of_x
+        return not any(e.untraced for e in of_x) and (bool(of_x) or not dropped)
 
     def parts(
         self, key: MapKey, belongs: Callable[[Evaluation, Chunk], bool]

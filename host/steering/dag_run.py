@@ -125,6 +125,7 @@ class DepthAwareRun(GuidedRun):
         step = DepthAwareStep(
             settings,
             self.networks,
+            x,
             self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             loss_scale=self.loss_scale,

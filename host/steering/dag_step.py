@@ -5,7 +5,7 @@ apply_model       differentiate the losses of that depth, within the model's own
 post-CFG          the guidance is added to the denoised estimate
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,15 +20,16 @@ from ...guidance import depth_aware as dag
 from ..gradients.forward import Features, evaluate_with_gradient
 from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor, add_wrapper
-from ..sampling.chunks import Conditions, full_frame_condition, placements_of
+from ..sampling.crops import UNTRACED, conditions_of, evaluates_whole
 from ..sampling.out_of_memory import out_of_memory_says
+from ..sampling.placements import Conditions, Placement, full_frame_condition, placements_of
 from ..sampling.schedule import next_sigma, noise_share, time_at
 from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
 
 
 class DepthAwareStep:
-    """The guidance of one evaluation that the sampler asked for.
+    """The guidance of one evaluation that the sampler asked for, at the latent x.
 
     previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
     share: of the shift that is added, 1 for most samplers. not_of_sampler: the post-CFG functions that were
@@ -39,6 +40,7 @@ class DepthAwareStep:
         self,
         settings: DepthAwareSettings,
         networks: Networks,
+        x: Tensor,
         denoise_mask: Tensor | float,
         seed: int,
         loss_scale: float,
@@ -51,6 +53,7 @@ class DepthAwareStep:
         self.share = share
         self.not_of_sampler = not_of_sampler
         self.networks = networks
+        self.x = x
         self.denoise_mask = denoise_mask
         self.seed = seed
         self.loss_scale = loss_scale
@@ -87,8 +90,12 @@ class DepthAwareStep:
         """CALC_COND_BATCH wrapper: the first evaluation of a step is the sampler's own."""
         if self.evaluated:
             return executor(model, conds, x_in, timestep, model_options)
+        window = model_options["transformer_options"].get("context_window")
+        if window is None and x_in is not self.x and not torch.equal(x_in, self.x):
+            self.problem = UNTRACED
+            return executor(model, conds, x_in, timestep, model_options)
         self.evaluated = True
-        if model_options["transformer_options"].get("context_window") is not None:
+        if window is not None:
             self.problem = "the latent is evaluated in context windows"
             return executor(model, conds, x_in, timestep, model_options)
         placements = {i: placements_of(of_list or [], x_in, timestep) for i, of_list in enumerate(conds)}
@@ -97,7 +104,7 @@ class DepthAwareStep:
             self.problem = "no prompt covers the whole image"
             return executor(model, conds, x_in, timestep, model_options)
         self.problem = "the features of the model could not be read"
-        reading = ChunkReading(self, chosen, x_in.shape[0])
+        reading = ChunkReading(self, chosen, x_in, placements)
         return executor(model, conds, x_in, timestep, reading.options(model_options))
 
     def taps(self, branches: Sequence[str]) -> set[str]:
@@ -167,12 +174,22 @@ class DepthAwareStep:
 
 
 class ChunkReading:
-    """Takes the gradient in the forward pass that holds a chunk: a condition, for a batch of so many rows."""
+    """Takes the gradient in the forward pass that holds a chunk: a condition, for the whole latent batch.
 
-    def __init__(self, step: DepthAwareStep, chunk: tuple[int, Any], batch: int) -> None:
+    placements: of all conditions that are active.
+    """
+
+    def __init__(
+        self,
+        step: DepthAwareStep,
+        chunk: tuple[int, Any],
+        latent: Tensor,
+        placements: Mapping[int, Mapping[Any, Placement]],
+    ) -> None:
         self.step = step
         self.chunk = chunk
-        self.batch = batch
+        self.latent = latent
+        self.placements = placements
         self.done = False
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
@@ -201,14 +218,15 @@ class ChunkReading:
         **kwargs: Any,
     ) -> Tensor:
         """APPLY_MODEL wrapper: one forward pass."""
-        chunks = list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=False))
-        # A model_function_wrapper may have split a batch, or added rows that are nobody's.
-        whole = x.shape[0] == len(chunks) * self.batch
-        if self.done or not whole or self.chunk not in chunks:
+        chunks, batch = conditions_of(transformer_options), len(self.latent)
+        if self.done or self.chunk not in chunks:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        if not evaluates_whole(self.chunk, x, c_crossattn, transformer_options, self.latent, self.placements):
+            self.step.problem = UNTRACED
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.done = True
-        start = chunks.index(self.chunk) * self.batch
-        rows = range(start, start + self.batch)
+        start = chunks.index(self.chunk) * batch
+        rows = range(start, start + batch)
         step, model = self.step, executor.class_obj
         time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
         taps, guiding_taps = map(step.taps, (step.settings.branches, step.settings.guiding_branches))

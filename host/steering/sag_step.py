@@ -23,9 +23,10 @@ from torch import Tensor
 from ...guidance import self_attention as sag
 from ..keys import add_wrapper
 from ..sampling.attention_recorder import AttentionRecorder
-from ..sampling.chunks import Conditions
+from ..sampling.crops import UNTRACED
 from ..sampling.extra_pass import extra_pass
 from ..sampling.out_of_memory import out_of_memory_says
+from ..sampling.placements import Conditions
 from ..sampling.schedule import signal_coefficient, v_coefficient
 from ..taps.blocks import AttentionLayer
 
@@ -147,6 +148,9 @@ class SelfAttentionStep:
             return
         self.computed = True
         self.recorder.stop()
+        if self.settings.mask != "global" and not self.recorder.traced(args["input"]):
+            self.problem = UNTRACED
+            return
         for branch in BRANCHES[self.settings.branch]:
             own, evaluated = conds[branch], self.recorder.model_and_label(branch, conds)
             if own and evaluated:

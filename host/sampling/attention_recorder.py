@@ -60,7 +60,7 @@ class AttentionRecorder(Recorder):
         """
         for evaluation in self.evaluations:
             label = evaluation.label_of(branch, conds)
-            if label in evaluation.active:
+            if label is not None and label in evaluation.active:
                 return evaluation.model, label
         return None
 

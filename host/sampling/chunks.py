@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..keys import ModelExecutor
-from .crops import Crop, conditions_of, crops_of
+from .crops import Condition, Crop, conditions_of, crops_of
 from .placements import Box, Conditions, Placement, add_part, box_of, in_area, part_of
 
 
@@ -92,8 +92,8 @@ class Evaluation:
         self.placements = {label: active[label] for label in recorded}
         self.window = window
         self.out: list[Tensor] = []
-        self.evaluated: set[tuple[int, Any]] = set()
-        self.read: dict[tuple[int, Any], dict[Box, dict[int, Maps]]] = {}
+        self.evaluated: set[Condition] = set()
+        self.read: dict[Condition, dict[Box, dict[int, Maps]]] = {}
 
     def apply_model(
         self,
@@ -126,17 +126,18 @@ class Evaluation:
         with self.reader.reading(forward, list(wanted)) as (transformer_options, maps):
             out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         for place, crop in enumerate(wanted.values()):
-            boxes = self.read.setdefault((crop.label, crop.uuid), {})
-            of_row = {key: of_rows[place] for key, of_rows in maps.items()}
-            boxes.setdefault((crop.offset, crop.size), {})[crop.image] = of_row
+            boxes = self.read.setdefault(crop.condition, {})
+            boxes.setdefault(crop.box, {})[crop.image] = {
+                key: of_rows[place] for key, of_rows in maps.items()
+            }
         return out
 
     def is_new(self, crop: Crop) -> bool:
         """Whether a crop is to be recorded, and was not yet."""
-        boxes = self.read.get((crop.label, crop.uuid), {})
-        return crop.label in self.placements and crop.image not in boxes.get((crop.offset, crop.size), ())
+        boxes = self.read.get(crop.condition, {})
+        return crop.condition[0] in self.placements and crop.image not in boxes.get(crop.box, ())
 
-    def tiles(self, condition: tuple[int, Any]) -> dict[Box, list[Maps]]:
+    def tiles(self, condition: Condition) -> dict[Box, list[Maps]]:
         """What was read of the parts of a condition's chunk, image by image; parts that all images have."""
         return {
             box: [images[i] for i in range(len(self.x))]
@@ -167,7 +168,7 @@ class Evaluation:
             return []
         return [chunk for condition in self.read for chunk in self.chunks_of(condition)]
 
-    def chunks_of(self, condition: tuple[int, Any]) -> list[Chunk]:
+    def chunks_of(self, condition: Condition) -> list[Chunk]:
         """The chunk of a condition, or its tiles, with the maps that all of them have."""
         placement, tiles = self.placement(condition), self.tiles(condition)
         maps = stacked_alike(tiles.values())
@@ -183,7 +184,7 @@ class Evaluation:
             for (offset, size), of_tile in zip(tiles, maps, strict=True)
         ]
 
-    def placement(self, condition: tuple[int, Any]) -> Placement:
+    def placement(self, condition: Condition) -> Placement:
         """Where the host puts a recorded condition's output."""
         label, uuid = condition
         return self.placements[label][uuid]

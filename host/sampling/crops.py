@@ -7,14 +7,15 @@ a part of the latent, and its prompt is that of a condition. A row that was resi
 or noised is no part of the latent, and where it belongs is not known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .placements import Placement, box_of, part_of
+from .placements import Box, Placement, box_of, part_of
 
+Condition = tuple[int, Any]  # number of its list, uuid
 UNTRACED = (
     "another node evaluates the latent in tiles that do not make up the latent, or resizes, flips, pads or "
     "changes it"
@@ -22,16 +23,11 @@ UNTRACED = (
 
 
 class Crop(NamedTuple):
-    """What a row of a pass is: a condition (number of its list, uuid), and a part of an image of the batch.
+    """What a row of a pass is: a part of an image of the batch, for a condition. It may cross an edge."""
 
-    offset, size: of the part, in latent pixels. A part may continue at the opposite edge of the latent.
-    """
-
-    label: int
-    uuid: Any
+    condition: Condition
     image: int
-    offset: tuple[int, ...]
-    size: tuple[int, ...]
+    box: Box
 
 
 def crops_of(
@@ -40,7 +36,7 @@ def crops_of(
     transformer_options: Mapping[str, Any],
     latent: Tensor,
     placements: Mapping[int, Mapping[Any, Placement]],
-) -> list[Crop | None]:
+) -> Sequence[Crop | None]:
     """What each row of a pass x (rows, C, *size) is; None for a row that is not known.
 
     prompt (rows, tokens, d); transformer_options: of the pass. latent (B, C, *spatial) and placements: of the
@@ -52,8 +48,8 @@ def crops_of(
         if uuid in placements.get(label, ())
     }
     asked = [
-        Crop(*condition, image, *box_of(known[condition].area, latent))
-        for condition in known
+        Crop(condition, image, box_of(placement.area, latent))
+        for condition, placement in known.items()
         for image in range(len(latent))
     ]
     latent = latent.to(x)
@@ -61,23 +57,23 @@ def crops_of(
     if in_place and same_prompts:
         return asked
     if in_place:
-        boxes = [[crop[2:]] for crop in asked]
+        found = [[(crop.image, crop.box)] for crop in asked]
     else:
         on_cpu = latent.cpu()
-        boxes = [places(row, on_cpu) for row in x.cpu()]
-    pairs = [
-        (row, Crop(*condition, *box))
-        for row, of_row in enumerate(boxes)
-        for box in of_row
+        found = [places(row, on_cpu) for row in x.cpu()]
+    candidates = [
+        (row, Crop(condition, image, box))
+        for row, of_row in enumerate(found)
+        for image, box in of_row
         for condition, placement in known.items()
-        if _covers(placement.area, *box[1:])
+        if placement.area is None or _covers(box_of(placement.area, latent), box)
     ]
-    candidates: list[list[Crop]] = [[] for _ in boxes]
-    for (row, crop), same in zip(pairs, _same_prompts(pairs, prompt, known), strict=True):
-        if same:
-            candidates[row].append(crop)
+    same = _same_prompts(candidates, prompt, known)
     crops: list[Crop | None] = []
-    for row, of_row in enumerate(candidates):
+    for row in range(len(x)):
+        of_row = [
+            crop for (number, crop), told in zip(candidates, same, strict=True) if told and number == row
+        ]
         if in_place and not of_row:  # another node changed the prompt, not the order
             of_row = [asked[row]]
         free = [crop for crop in of_row if crop not in crops]
@@ -88,7 +84,7 @@ def crops_of(
 
 
 def evaluates_whole(
-    condition: tuple[int, Any],
+    condition: Condition,
     x: Tensor,
     prompt: Tensor | None,
     transformer_options: Mapping[str, Any],
@@ -99,16 +95,15 @@ def evaluates_whole(
 
     The arguments are those of `crops_of`.
     """
-    crops = crops_of(x, prompt, transformer_options, latent, placements)
+    crops = [crop for crop in crops_of(x, prompt, transformer_options, latent, placements) if crop]
     chunks = conditions_of(transformer_options)
-    asked = [(*chunk, image) for chunk in chunks for image in range(len(latent))]
-    if [crop and crop[:3] for crop in crops] != asked:
+    asked = [(chunk, image) for chunk in chunks for image in range(len(latent))]
+    if len(crops) < len(x) or [crop[:2] for crop in crops] != asked:
         return False
-    whole = box_of(None, latent)
-    return all(crop[3:] == whole for crop in crops if crop[:2] == condition)
+    return all(crop.box == box_of(None, latent) for crop in crops if crop.condition == condition)
 
 
-def conditions_of(transformer_options: Mapping[str, Any]) -> list[tuple[int, Any]]:
+def conditions_of(transformer_options: Mapping[str, Any]) -> list[Condition]:
     """The condition of each chunk of a pass: the number of its list, and its uuid.
 
     All that may be, where a wrapper split the batch and told only the labels of the parts: some of these are
@@ -120,40 +115,35 @@ def conditions_of(transformer_options: Mapping[str, Any]) -> list[tuple[int, Any
     return [(label, uuid) for label in labels for uuid in uuids]
 
 
-def places(part: Tensor, latent: Tensor) -> list[tuple[int, tuple[int, ...], tuple[int, ...]]]:
-    """Where a part (C, *size) is in a latent (B, C, *spatial): image, offset and size, once for each image.
+def places(part: Tensor, latent: Tensor) -> list[tuple[int, Box]]:
+    """Where a part (C, *size) is in a latent (B, C, *spatial): image and box, once for each image.
 
     Empty where it is nowhere, or at two places of an image.
     """
     size, spatial = tuple(part.shape[1:]), latent.shape[2:]
     if len(size) != len(spatial) or any(s > whole for s, whole in zip(size, spatial, strict=True)):
         return []
-    dims = list(range(-len(size), 0))
     found = []
     for image, whole in enumerate(latent):
         at = torch.ones(spatial, dtype=torch.bool)
         for probe in ([0] * len(size), [s // 2 for s in size], [s - 1 for s in size]):
-            pixel = part[(slice(None), *probe)].view(-1, *[1] * len(size))
-            at &= (whole == pixel).all(dim=0).roll([-p for p in probe], dims)
-        of_image: list[tuple[int, ...]] = []
+            pixel = part_of(part, probe, [1] * len(size))
+            at &= (whole == pixel).all(dim=0).roll([-p for p in probe], list(range(len(size))))
+        offsets: list[tuple[int, ...]] = []
         for offset in at.nonzero().tolist():
             if torch.equal(part_of(whole, offset, size), part):
-                of_image.append(tuple(offset))
-            if len(of_image) == 2:
+                offsets.append(tuple(offset))
+            if len(offsets) == 2:
                 return []
-        found += [(image, offset, size) for offset in of_image]
+        found += [(image, (offset, size)) for offset in offsets]
     return found
 
 
-def _covers(area: list[int] | None, offset: Sequence[int], size: Sequence[int]) -> bool:
-    """Whether a part lies in a condition's area."""
-    if area is None:
-        return True
-    dims = len(size)
-    return all(
-        start <= at and at + length <= start + extent
-        for at, length, extent, start in zip(offset, size, area[:dims], area[dims:], strict=True)
-    )
+def _covers(area: Box, part: Box) -> bool:
+    """Whether a part lies in an area."""
+    (starts, extents), (offset, size) = area, part
+    inside = zip(offset, size, starts, extents, strict=True)
+    return all(start <= at and at + length <= start + extent for at, length, start, extent in inside)
 
 
 def _as_asked(
@@ -161,45 +151,45 @@ def _as_asked(
     prompt: Tensor | None,
     asked: Sequence[Crop],
     latent: Tensor,
-    known: Mapping[tuple[int, Any], Placement],
+    known: Mapping[Condition, Placement],
 ) -> tuple[bool, bool]:
     """Whether the latents, and whether the prompts, are those that the host hands over, in its order."""
-    if len(asked) != len(x) or any(crop.size != x.shape[2:] for crop in asked):
+    if len(asked) != len(x) or any(crop.box[1] != x.shape[2:] for crop in asked):
         return False, False
-    rows = x.split(len(latent))
-    boxes = [box_of(placement.area, latent) for placement in known.values()]
-    same = [(row == part_of(latent, *box)).all() for row, box in zip(rows, boxes, strict=True)]
+    rows = zip(x.split(len(latent)), known.values(), strict=True)
+    same = [(row == part_of(latent, *box_of(placement.area, latent))).all() for row, placement in rows]
     prompts = [torch.ones_like(same[0])]
     if len(known) > 1 and prompt is not None:
-        prompts += [
-            _equal(part, placement.prompt)
-            for part, placement in zip(prompt.split(len(latent)), known.values(), strict=True)
-        ]
+        parts = zip(prompt.split(len(latent)), known.values(), strict=True)
+        prompts = [_equal(part, placement.prompt) for part, placement in parts]
     in_place, same_prompts = torch.stack([torch.stack(same).all(), torch.stack(prompts).all()]).tolist()
     return in_place, same_prompts
 
 
 def _same_prompts(
-    pairs: Sequence[tuple[int, Crop]],
+    candidates: Sequence[tuple[int, Crop]],
     prompt: Tensor | None,
-    known: Mapping[tuple[int, Any], Placement],
-) -> list[bool]:
-    """Of each pair of a row and a crop, whether the row has the prompt of the crop's condition."""
-    if len(known) == 1 or not pairs:
-        return [True] * len(pairs)
+    known: Mapping[Condition, Placement],
+) -> Iterable[bool]:
+    """Of each candidate, a row and a crop, whether the row has the prompt of the crop's condition."""
+    if len(known) == 1 or not candidates:
+        return [True] * len(candidates)
     if prompt is None:
-        return [False] * len(pairs)
-    same = [_equal(prompt[row], known[crop[:2]].prompt[crop.image]) for row, crop in pairs]
+        return [False] * len(candidates)
+    prompts = {condition: placement.prompt for condition, placement in known.items()}
+    same = []
+    for row, crop in candidates:
+        of_batch = prompts[crop.condition]
+        same.append(_equal(prompt[row], None if of_batch is None else of_batch[crop.image]))
     return torch.stack(same).tolist()
 
 
-def _equal(prompt: Tensor, expected: Tensor) -> Tensor:
+def _equal(prompt: Tensor, expected: Tensor | None) -> Tensor:
     """Whether a prompt (..., tokens, d) is the expected one: a boolean, on the device.
 
     The host repeats a prompt that shares a pass with a longer one.
     """
-    times, rest = divmod(prompt.shape[-2], expected.shape[-2])
-    if rest or prompt.shape[-1] != expected.shape[-1]:
+    if expected is None or prompt.shape[-1] != expected.shape[-1] or prompt.shape[-2] % expected.shape[-2]:
         return torch.zeros((), dtype=torch.bool, device=prompt.device)
-    repeated = prompt.unflatten(-2, (times, -1))
+    repeated = prompt.unflatten(-2, (-1, expected.shape[-2]))
     return (repeated == expected.to(prompt).unsqueeze(-3)).all()

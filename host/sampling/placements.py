@@ -63,9 +63,7 @@ def full_frame_condition(
 
 def in_area(x: Tensor, area: list[int] | None) -> Tensor:
     """The part of x (B, C, *spatial) that a condition's area covers: a view."""
-    for i in range(len(area or ()) // 2):
-        x = x.narrow(i + 2, area[i + len(area) // 2], area[i])
-    return x
+    return x if area is None else part_of(x, *box_of(area, x))
 
 
 def box_of(area: list[int] | None, x: Tensor) -> Box:

@@ -20,12 +20,14 @@ from ...guidance import depth_aware as dag
 from ..gradients.forward import Features, evaluate_with_gradient
 from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor, add_wrapper
-from ..sampling.crops import UNTRACED, conditions_of, evaluates_whole
+from ..sampling.crops import conditions_of, evaluates_whole
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions, Placement, full_frame_condition, placements_of
 from ..sampling.schedule import next_sigma, noise_share, time_at
 from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
+
+NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
 
 
 class DepthAwareStep:
@@ -92,7 +94,7 @@ class DepthAwareStep:
             return executor(model, conds, x_in, timestep, model_options)
         window = model_options["transformer_options"].get("context_window")
         if window is None and x_in is not self.x and not torch.equal(x_in, self.x):
-            self.problem = UNTRACED
+            self.problem = NOT_WHOLE
             return executor(model, conds, x_in, timestep, model_options)
         self.evaluated = True
         if window is not None:
@@ -222,7 +224,7 @@ class ChunkReading:
         if self.done or self.chunk not in chunks:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         if not evaluates_whole(self.chunk, x, c_crossattn, transformer_options, self.latent, self.placements):
-            self.step.problem = UNTRACED
+            self.step.problem = NOT_WHOLE
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.done = True
         start = chunks.index(self.chunk) * batch

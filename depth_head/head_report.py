@@ -31,7 +31,7 @@ def draw_head_report(result: TrainingResult, pictures: Tensor, labels: Tensor, h
     draw_loss_curve(draw, plot, result.losses, LOSS, result.best_step)
     write_figures(draw, MARGIN + PLOT_WIDTH + 2 * MARGIN, MARGIN + 2 * LINE, result)
     captions = ["held-out image", "label", *(f"estimate, t = {time}" for time in LEVELS)]
-    for column, caption in enumerate(captions):
+    for column, caption in enumerate(captions if rows else []):
         draw.text((MARGIN + column * (width + MARGIN // 2), top - LINE), caption, FAINT, SMALL)
     for number, row in enumerate(rows):
         for column, cell in enumerate(row):
@@ -47,9 +47,12 @@ def thumbnail(picture: Tensor, width: int, height: int) -> Image.Image:
 
 
 def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: TrainingResult) -> None:
-    """A table: noise levels down, figures of the strong and the weak branch across."""
+    """A table: noise levels down, figures of the strong and the weak branch across, if there are any."""
     names = ("AbsRel", "RMSE", "delta1")
     stops = [left + 110 + 72 * i for i in range(6)]
+    if not result.figures:
+        draw.text((left, top), "Interrupted before the head was measured.", INK, FONT)
+        return
     for branch, stop in zip(result.figures, stops[::3], strict=True):
         draw.text((stop, top), branch, INK, FONT)
     for stop, name in zip(stops, names * 2, strict=True):

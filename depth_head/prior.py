@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .training import TrainingStopped
+from .training import Interruption
 
 SIZES = (32, 64, 128)
 DEFAULT_SIZE = 64
@@ -50,6 +50,7 @@ def to_prior(depth: Tensor, size: int) -> Tensor:
     return depth * 2 - 1
 
 
+@torch.enable_grad()
 def train_prior(
     unet: nn.Module,
     depths: Tensor,
@@ -60,12 +61,14 @@ def train_prior(
     learning_rate: float,
     seed: int,
     on_step: Callable[[int, list[float]], None],
+    interruption: Interruption = (),
 ) -> list[float]:
     """Train a freshly made UNet, in place, and leave it with the average of its weights.
 
     depths (N, 1, h, w) in [0, 1], on any device. Maps are also shown mirrored. Timesteps are stratified over
-    a batch. on_step is called with the number of steps done and the losses; TrainingStopped ends the training
-    there. Returns the loss of every step. To be called outside inference mode.
+    a batch. on_step is called with the number of steps done and the losses. interruption: an exception of
+    unet or on_step that ends the training, and keeps what was learned, once a step is done; before that it is
+    raised. Returns the loss of every step. To be called outside inference mode.
     """
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -75,12 +78,9 @@ def train_prior(
     optimiser = torch.optim.AdamW(unet.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     average = {name: w.detach().clone() for name, w in unet.named_parameters()}
     losses: list[float] = []
-    with torch.enable_grad():
+    try:
         for step in range(steps):
-            try:
-                on_step(step, losses)
-            except TrainingStopped:
-                break
+            on_step(step, losses)
             rate = learning_rate * learning_rate_share(step, steps)
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -103,6 +103,9 @@ def train_prior(
             for name, weight in unet.named_parameters():
                 average[name].lerp_(weight.detach(), 1 - decay)
             losses.append(loss.item())
+    except interruption:
+        if not losses:
+            raise
     unet.load_state_dict(average, strict=False)
     unet.requires_grad_(False).eval()
     return losses

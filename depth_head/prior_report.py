@@ -15,12 +15,14 @@ LAST_STEPS = 100
 
 
 def draw_prior_report(losses: list[float], maps: Tensor) -> Tensor:
-    """losses: of every step; maps (N, 1, s, s) in [0, 1]. Returns (1, H, WIDTH, 3) in [0, 1]."""
+    """losses: of every step; maps (N, 1, s, s) in [0, 1], N may be 0. Returns (1, H, WIDTH, 3) in [0, 1]."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw_loss_curve(ImageDraw.Draw(image), PLOT, losses, LOSS)
     last = losses[-LAST_STEPS:]
     heading = f"Loss after {len(losses)} steps: {sum(last) / len(last):.4f}"
     curve = captioned(pixels(image)[None], [heading])
+    if not len(maps):
+        return curve
     tile = WIDTH // len(maps)
     tiles = F.interpolate(maps.cpu().float(), (tile, tile), mode="nearest")
     row = torch.cat(list(tiles), dim=2).permute(1, 2, 0).expand(-1, -1, 3)

@@ -31,10 +31,8 @@ LAST_RATE = 0.02
 # Indices of images (B,), time (B,), a seed for the noise of each (B,) -> features by name.
 Features = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 Figures = dict[str, dict[int, DepthMetrics]]
-
-
-class TrainingStopped(Exception):  # noqa: N818 (not an error)
-    """Raised by on_step: train no longer, and keep the best."""
+# What an except clause takes; () is nothing.
+Interruption = type[BaseException] | tuple[type[BaseException], ...]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ class TrainingResult:
     """losses: of every step, mean of the branches. best_step: after how many steps the kept state was.
 
     figures: of held-out images, branch -> time -> metrics. shown: some of these images' indices; estimates:
-    the first branch's of them, (len(shown), len(LEVELS), h, w). stopped: before all steps were done.
+    the first branch's of them, (len(shown), len(LEVELS), h, w). Both are empty where the measurement was
+    interrupted. interrupted: in training or in measurement.
     """
 
     losses: list[float]
@@ -64,7 +63,7 @@ class TrainingResult:
     held_out: list[int]
     shown: list[int]
     estimates: Tensor
-    stopped: bool
+    interrupted: bool
 
 
 @torch.inference_mode(False)
@@ -75,11 +74,13 @@ def train(
     labels: Tensor,
     settings: TrainingSettings,
     on_step: Callable[[int, list[float]], None],
+    interruption: Interruption = (),
 ) -> TrainingResult:
     """Train a network in place; it is left on the CPU, in evaluation mode, in its best state.
 
     labels (N, 1, h, w), relative inverse depth, on the device to train on; N is 2 or more. on_step is called
-    with the number of steps done and the losses.
+    with the number of steps done and the losses. interruption: an exception of features or on_step that ends
+    the training, and keeps the best state, once a step is done; before that it is raised.
     """
     labels = labels.clone()
     network.to(labels.device)
@@ -93,46 +94,45 @@ def train(
 
     losses: list[float] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
-    stopped = False
+    interrupted = False
     network.train().requires_grad_(True)
-    while len(losses) < settings.steps:
-        try:
+    try:
+        while len(losses) < settings.steps:
             on_step(len(losses), losses)
-        except TrainingStopped:
-            stopped = True
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * decay(len(losses) / settings.steps)
-        rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-        read = evaluate.read(rows, *draw(settings.batch_size, generator))
-        loss = loss_of(network, read, labels[rows], settings)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item() / len(network.branch_taps))
-        if len(losses) % check_every == 0 or len(losses) == settings.steps:
-            score = evaluate.score(held_out[:CHECKED_IMAGES])
-            if best is None or score < best[0]:
-                best = score, len(losses), copy.deepcopy(network.state_dict())
-            network.train()
+            for group in optimiser.param_groups:
+                group["lr"] = settings.learning_rate * decay(len(losses) / settings.steps)
+            rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
+            read = evaluate.read(rows, *draw(settings.batch_size, generator))
+            loss = loss_of(network, read, labels[rows], settings)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item() / len(network.branch_taps))
+            if len(losses) % check_every == 0 or len(losses) == settings.steps:
+                score = evaluate.score(held_out[:CHECKED_IMAGES])
+                if best is None or score < best[0]:
+                    best = score, len(losses), copy.deepcopy(network.state_dict())
+                network.train()
+    except interruption:
+        if not losses:
+            raise
+        interrupted = True
     best_step = len(losses)
     if best is not None:
         _, best_step, state = best
         network.load_state_dict(state)
     network.requires_grad_(False).eval()
-    first = next(iter(network.branch_taps))
     shown = held_out[:SHOWN_IMAGES]
-    result = TrainingResult(
-        losses,
-        best_step,
-        evaluate.figures(held_out),
-        held_out.tolist(),
-        shown.tolist(),
-        torch.stack([evaluate.depth(shown, time)[first][:, 0].cpu() for time in LEVELS], dim=1),
-        stopped,
-    )
+    try:
+        figures, estimates = evaluate.figures(held_out), evaluate.estimates(shown)
+    except interruption:
+        interrupted = True
+        shown = held_out[:0]
+        figures, estimates = {}, labels.new_zeros(0, len(LEVELS), *labels.shape[-2:]).cpu()
     network.cpu()
-    return result
+    return TrainingResult(
+        losses, best_step, figures, held_out.tolist(), shown.tolist(), estimates, interrupted
+    )
 
 
 def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -209,6 +209,11 @@ class Evaluation:
                     depth, self.labels[rows], self.settings.depth_range, self.settings.aligned
                 )
         return found
+
+    def estimates(self, rows: Tensor) -> Tensor:
+        """Depth of the first branch, the strong one, at every level: (len(rows), len(LEVELS), h, w)."""
+        first = next(iter(self.network.branch_taps))
+        return torch.stack([self.depth(rows, time)[first][:, 0].cpu() for time in LEVELS], dim=1)
 
     def score(self, rows: Tensor) -> float:
         """What the best state has least of: the mean AbsRel of the first branch, the strong one."""

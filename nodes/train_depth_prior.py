@@ -117,7 +117,7 @@ class InnerTrainDepthPrior(io.ComfyNode):
     ) -> io.NodeOutput:
         """Prior and report. Raises ValueError before training for uniform or non-finite depth maps."""
         maps = read_depth_maps(depths, "depths")
-        watch = TrainingWatch("Train Depth Prior", LOSS, comfy.utils.ProgressBar(steps))
+        watch = TrainingWatch(LOSS, comfy.utils.ProgressBar(steps))
         prior, report = train(
             maps,
             int(size),

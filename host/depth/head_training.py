@@ -1,5 +1,6 @@
 """Train Depth Head: labelled images to latents, and depth_head/training.py on the host's frozen UNet."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,17 +62,24 @@ def train_depth_head(
     require_depth(labels)
 
     def work(unet: FrozenUNet) -> TrainingResult:
-        watch = TrainingWatch("Train Depth Head", LOSS, progress, len(images))
+        watch = TrainingWatch(LOSS, progress, len(images))
         return train(
             network,
             features_of(unet, latents, list(network.taps)),
             labels.to(unet.device),
             settings,
             watch.on_step,
+            comfy.model_management.InterruptProcessingException,
         )
 
     shape = (settings.batch_size, *latents.shape[1:])
     result = with_frozen_unet(model, positive, shape, work)
+    if result.interrupted:
+        logging.info(
+            "Train Depth Head: interrupted after %d steps; the best head so far, after %d, is kept.",
+            len(result.losses),
+            result.best_step,
+        )
     head = DepthHead(
         network, family, settings.depth_range, summary(result, settings, len(images)), "this head"
     )

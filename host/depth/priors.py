@@ -1,5 +1,6 @@
 """The depth prior on the host: a UNet of the host's class, trained on the host's device."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,20 @@ def train(
         torch.manual_seed(seed)
         unet = make_unet()
     unet.to(device)
-    losses = train_prior(unet, depths.clone(), size, seed=seed % 2**63, on_step=on_step, **settings)
+    interruption = comfy.model_management.InterruptProcessingException
+    losses = train_prior(
+        unet,
+        depths.clone(),
+        size,
+        seed=seed % 2**63,
+        on_step=on_step,
+        interruption=interruption,
+        **settings,
+    )
+    if len(losses) < settings["steps"]:
+        logging.info(
+            "Train Depth Prior: interrupted after %d steps; what it has learned is kept.", len(losses)
+        )
     last = losses[-100:]
     summary = settings | {
         "maps": len(depths),
@@ -77,6 +91,11 @@ def train(
         "loss": sum(last) / len(last),
     }
     prior = DepthPrior(unet, size, summary)
-    picture = draw_prior_report(losses, draw(prior, SHOWN, seed % 2**63))
+    try:
+        drawn = draw(prior, SHOWN, seed % 2**63)
+    except interruption:
+        logging.info("Train Depth Prior: interrupted while it drew the report; the prior is kept.")
+        drawn = torch.zeros(0, 1, size, size)
+    picture = draw_prior_report(losses, drawn)
     unet.to(comfy.model_management.unet_offload_device())
     return prior, picture

@@ -7,6 +7,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -82,19 +83,65 @@ def test_a_seed_is_a_prior():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_an_interruption_before_the_first_step_ends_the_graph():
-    comfy.model_management.interrupt_current_processing()
+@pytest.fixture
+def cancel():
+    """Presses Cancel. It must have been heard by the end, or it would end the next test."""
+    yield comfy.model_management.interrupt_current_processing
+    heard = not comfy.model_management.processing_interrupted()
+    comfy.model_management.interrupt_current_processing(False)
+    assert heard
+
+
+def cancel_in_pass(monkeypatch, cancel, number):
+    """The user presses Cancel in the UNet's pass of this number, counted from 1."""
+    forward, passes = UNetModel.forward, [0]
+
+    def counted(self, *args, **kwargs):
+        passes[0] += 1
+        if passes[0] == number:
+            cancel()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNetModel, "forward", counted)
+
+
+def test_an_interruption_before_the_first_step_ends_the_graph(cancel, monkeypatch):
+    cancel()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        train(steps=1000)
+    cancel_in_pass(monkeypatch, cancel, 1)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         train(steps=1000)
 
 
-def test_an_interruption_keeps_the_prior(monkeypatch):
+@pytest.mark.parametrize(
+    ("steps", "number", "done", "shown"),
+    [(1000, 2, 1, True), (1000, 4, 3, True), (2, 3, 2, False), (2, 12, 2, False)],
+)
+def test_an_interruption_inside_a_pass_keeps_the_prior(
+    folder, cancel, monkeypatch, steps, number, done, shown
+):
+    """The last two while the report's maps are drawn."""
+    cancel_in_pass(monkeypatch, cancel, number)
+    trained, report = train(steps=steps)
+
+    assert trained.training["steps"] == done
+    assert report.isfinite().all()
+    assert (report.shape[1] > 600) == shown
+    assert not any(p.is_inference() or p.requires_grad for p in trained.unet.parameters())
+    assert trained.unet.out[-1].weight.abs().max() > 0
+    InnerSaveDepthPrior.execute(trained, "kept")
+    assert InnerLoadDepthPrior.execute("kept_00001_.safetensors").result[0].training == trained.training
+
+
+def test_an_interruption_keeps_the_prior(cancel, monkeypatch):
     update = comfy.utils.ProgressBar.update_absolute
 
     def pressed(self, value, total=None, preview=None):
         update(self, value, total, preview)
         if value == 2:
-            comfy.model_management.interrupt_current_processing()
+            cancel()
 
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", pressed)
 
@@ -102,7 +149,6 @@ def test_an_interruption_keeps_the_prior(monkeypatch):
 
     assert trained.training["steps"] == 2
     assert report.isfinite().all()
-    assert not comfy.model_management.processing_interrupted()
 
 
 @pytest.mark.parametrize(

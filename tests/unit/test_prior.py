@@ -8,7 +8,6 @@ import torch
 
 from inner_guidance.depth_head import prior
 from inner_guidance.depth_head.prior_report import draw_prior_report
-from inner_guidance.depth_head.training import TrainingStopped
 
 
 class Pixelwise(torch.nn.Module):
@@ -93,19 +92,51 @@ def test_a_seed_is_a_training():
     assert train(seed=3, steps=5)[1] != train(seed=4, steps=5)[1]
 
 
-def test_whoever_stops_the_training_keeps_what_it_has_learned():
-    def on_step(done, losses):
-        assert len(losses) == done
-        if done == 3:
-            raise TrainingStopped
+class Pressed(BaseException):
+    """As the host's in 0.30.0: no Exception."""
 
-    unet, losses = train(steps=1000, on_step=on_step)
 
-    assert len(losses) == 3
-    untrained = Pixelwise()
-    assert not torch.equal(unet.layers[0].weight, untrained.layers[0].weight)
+@pytest.mark.parametrize("place", ["on_step", "unet"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_interruption_anywhere_keeps_what_was_learned(place, steps):
+    def at(where, done):
+        if where == place and done == steps:
+            raise Pressed
+
+    class Interrupted(Pixelwise):
+        calls = 0
+
+        def forward(self, x, timesteps):
+            at("unet", self.calls)
+            self.calls += 1
+            return super().forward(x, timesteps)
+
+    unet = Interrupted()
+    losses = prior.train_prior(
+        unet,
+        torch.full((4, 1, 24, 32), 0.8),
+        16,
+        steps=1000,
+        batch_size=8,
+        learning_rate=0.02,
+        seed=0,
+        on_step=lambda done, losses: at("on_step", done),
+        interruption=Pressed,
+    )
+
+    untrained = Pixelwise().state_dict()
+    assert len(losses) == steps
+    assert not any(torch.equal(weight, untrained[name]) for name, weight in unet.state_dict().items())
     assert not unet.training
     assert not any(weight.requires_grad for weight in unet.parameters())
+
+
+def test_an_interruption_before_the_first_step_is_passed_on():
+    def on_step(done, losses):
+        raise Pressed
+
+    with pytest.raises(Pressed):
+        train(on_step=on_step, interruption=Pressed)
 
 
 def test_the_learning_rate_warms_up_and_falls():

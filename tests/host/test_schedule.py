@@ -7,7 +7,6 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
-from comfy_extras.nodes_custom_sampler import FlipSigmas
 
 from inner_guidance.host.sampling import schedule
 from inner_guidance.tests.support import depth_models as depth
@@ -22,11 +21,11 @@ RISING = torch.tensor([1e-4, 1.0, 4.0, 10.0])
 
 
 def flipped(steps):
-    """The sigmas that FlipSigmas makes of a schedule."""
-    sigmas = comfy.samplers.calculate_sigmas(
-        tiny.patcher().get_model_object("model_sampling"), "normal", steps
-    )
-    return tiny.result_of(FlipSigmas.execute(sigmas))
+    """The sigmas that the host's FlipSigmas makes of a schedule; ComfyUI 0.9.2 cannot import it here."""
+    model_sampling = tiny.patcher().get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, "normal", steps).flip(0)
+    sigmas[0] = 1e-4
+    return sigmas
 
 
 def unsampled(model, steps=4, **settings):

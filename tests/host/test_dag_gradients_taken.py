@@ -141,11 +141,15 @@ def test_in_between_the_last_direction_is_used_again():
 
 
 def test_guidance_without_a_negative(gradients):
-    tiny.sample_with(tiny.BasicGuider(depth.depth_guided(tiny.patcher()), tiny.prompt(0)))
+    guided, plain = (
+        tiny.sample_with(tiny.BasicGuider(model, tiny.prompt(0)))
+        for model in (depth.depth_guided(tiny.patcher()), tiny.patcher())
+    )
     assert [label for label, _ in gradients] == [0, 0, 0]
+    tiny.assert_steered(guided, plain)
 
     gradients.clear()
-    sampled(cfg=1.0)
+    depth.assert_steers(cfg=1.0)
     assert [label for label, _ in gradients] == [0, 0, 0]
 
 

@@ -161,6 +161,7 @@ def test_conditioning_nodes(loaded):
         assert (one - other).norm() > 0.05 * one.norm()
 
 
+@pytest.mark.slow
 def test_prompt_decides_the_colour(sample, vae):
     """Fails on an untrained UNet, and on one whose text encoder is another's."""
     redness = {}

@@ -37,6 +37,7 @@ def test_drawing_can_be_interrupted():
         InnerDemoScenes.execute(0, 1000, 64)
 
 
+@pytest.mark.slow
 def test_the_demo_models_head_reads_their_depth():
     """Of scenes that neither model nor head has seen: better than their mean depth map, which knows them."""
     model, clip, vae, head, _ = InnerLoadDemoModel.execute().args

@@ -21,6 +21,7 @@ from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.chunks import Chunk, Evaluation, MapKey, Reader
 from ..sampling.crops import UNTRACED
+from ..sampling.guiders import list_names, positive_first
 from ..sampling.placements import Conditions, Placement, full_frame_condition
 from ..sampling.schedule import SigmaRange, step_of
 from ..sampling.step_recorder import Recorder, over_latent
@@ -151,12 +152,14 @@ class RecordedRun:
         self, placements: Mapping[int, Mapping[Any, Placement]], conds: Sequence[Conditions | None], x: Tensor
     ) -> list[int]:
         """The lists of conditions to record: Recorder.choose."""
-        names = branch_names(conds, self.guider.conds)
-        known = {label: placed for label, placed in placements.items() if names[label] in self.guider.conds}
-        labels = {label for label in known if names[label] in self.branches}
-        if self.recording.depth is not None and (found := full_frame_condition(known, x)):
-            labels.add(found[0])
-        return sorted(labels)
+        names = list_names(conds, self.guider.conds)
+        known = {
+            label: placements[label]
+            for label in positive_first(names)
+            if label in placements and names[label] in self.guider.conds
+        }
+        depth = full_frame_condition(known, x) if self.recording.depth is not None else None
+        return [label for label in known if names[label] in self.branches or (depth and label == depth[0])]
 
     @property
     def branches(self) -> Collection[str]:
@@ -190,7 +193,7 @@ class RecordedRun:
 
         Depth is of one condition alone.
         """
-        branch = branch_names(evaluation.conds, self.guider.conds)[chunk.label]
+        branch = list_names(evaluation.conds, self.guider.conds)[chunk.label]
         uuids = [cond["uuid"] for cond in self.guider.conds.get(branch, ())]
         if branch is None or chunk.uuid not in uuids:  # a condition that another node has put in
             return []
@@ -251,21 +254,6 @@ def evenly(numbers: Sequence[int], count: int) -> list[int]:
     if count == 1:
         return [numbers[-1]]
     return [numbers[round(i * (len(numbers) - 1) / (count - 1))] for i in range(count)]
-
-
-def branch_names(lists: Sequence[Conditions | None], conds: Mapping[str, Conditions]) -> list[str | None]:
-    """What a guider calls the lists of conditions that it evaluates; conds: all that it has, by name.
-
-    Two are the positive and the negative. Guiders with lists of their own (PerpNeg, DualCFGGuider) order them
-    differently; the conditions' uuids tell. None for a list that the guider does not know.
-    """
-    if len(lists) == 2:
-        return ["positive", "negative"]
-    uuids = [[cond["uuid"] for cond in own or ()] for own in lists]
-    return [
-        next((name for name, own in conds.items() if [cond["uuid"] for cond in own] == wanted), None)
-        for wanted in uuids
-    ]
 
 
 def of_layer(

@@ -64,6 +64,14 @@ class AttentionRecorder(Recorder):
                 return evaluation.model, label
         return None
 
+    def prediction(self, branch: int, conds: Sequence[Conditions | None]) -> Tensor | None:
+        """What the model predicted for conds[branch] for the whole latent; None in context windows."""
+        for evaluation in self.evaluations:
+            label = evaluation.label_of(branch, conds)
+            if label is not None and label in evaluation.active and evaluation.window is None:
+                return evaluation.out[label]
+        return None
+
     def received(
         self,
         branch: int,

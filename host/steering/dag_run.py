@@ -135,8 +135,11 @@ class DepthAwareRun(GuidedRun):
             or self.is_nth_step(sigma, schedule, settings.every_n_steps),
             share=1 - next_sigma(sigma, schedule) / sigma if self.renoises_estimate else 1.0,
             not_of_sampler=self.not_of_sampler,
+            own_lists=self.own_lists,
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
+        if step.own_lists is not None:
+            denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
         if step.fresh:
             self.last[x.shape] = step.gradient, settings.scales
         depth = step.depth

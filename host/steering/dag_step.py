@@ -21,6 +21,7 @@ from ..gradients.forward import Features, evaluate_with_gradient
 from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor, add_wrapper
 from ..sampling.crops import conditions_of, evaluates_whole
+from ..sampling.guiders import POSITIVE, list_names, positive_first
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions, Placement, full_frame_condition, placements_of
 from ..sampling.schedule import next_sigma, noise_share, time_at
@@ -35,7 +36,7 @@ class DepthAwareStep:
 
     previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
     share: of the shift that is added, 1 for most samplers. not_of_sampler: the post-CFG functions that were
-    there before the sampler added its own.
+    there before the sampler added its own. own_lists: GuidedRun.own_lists.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class DepthAwareStep:
         fresh: bool,
         share: float,
         not_of_sampler: Collection[Callable[..., Any]],
+        own_lists: Mapping[str, Conditions] | None,
     ) -> None:
         self.settings = settings
+        self.own_lists = own_lists
         self.share = share
         self.not_of_sampler = not_of_sampler
         self.networks = networks
@@ -67,11 +70,12 @@ class DepthAwareStep:
         self.overflowed = False
         self.depth: Tensor | None = None
         self.shift: Tensor | None = None
+        self.prediction: Tensor | None = None
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        if self.fresh:
+        if self.fresh or self.own_lists is not None:
             add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.calc_cond_batch)
         functions = options.get("sampler_post_cfg_function", [])
         options["sampler_post_cfg_function"] = [
@@ -90,24 +94,40 @@ class DepthAwareStep:
         model_options: dict[str, Any],
     ) -> list[Tensor]:
         """CALC_COND_BATCH wrapper: the first evaluation of a step is the sampler's own."""
-        if self.evaluated:
-            return executor(model, conds, x_in, timestep, model_options)
+        own = self.own_lists or {}
+        names = list_names(conds, own)
+        # A guider may evaluate its lists one by one: then the positive is waited for.
+        if not self.evaluated and (POSITIVE in names or POSITIVE not in own):
+            model_options = self.reading_options(conds, names, x_in, timestep, model_options)
+        out = executor(model, conds, x_in, timestep, model_options)
+        if POSITIVE in own and POSITIVE in names and self.prediction is None:
+            self.prediction = out[names.index(POSITIVE)]
+        return out
+
+    def reading_options(
+        self,
+        conds: list[Conditions | None],
+        names: Sequence[str | None],
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The model_options for an evaluation of these lists in which the gradient is taken, if it can be."""
         window = model_options["transformer_options"].get("context_window")
         if window is None and x_in is not self.x and not torch.equal(x_in, self.x):
             self.problem = NOT_WHOLE
-            return executor(model, conds, x_in, timestep, model_options)
+            return model_options
         self.evaluated = True
         if window is not None:
             self.problem = "the latent is evaluated in context windows"
-            return executor(model, conds, x_in, timestep, model_options)
-        placements = {i: placements_of(of_list or [], x_in, timestep) for i, of_list in enumerate(conds)}
+            return model_options
+        placements = {i: placements_of(conds[i] or [], x_in, timestep) for i in positive_first(names)}
         chosen = full_frame_condition(placements, x_in)
         if chosen is None:
             self.problem = "no prompt covers the whole image"
-            return executor(model, conds, x_in, timestep, model_options)
+            return model_options
         self.problem = "the features of the model could not be read"
-        reading = ChunkReading(self, chosen, x_in, placements)
-        return executor(model, conds, x_in, timestep, reading.options(model_options))
+        return ChunkReading(self, chosen, x_in, placements).options(model_options)
 
     def taps(self, branches: Sequence[str]) -> set[str]:
         """The names of what these branches of the head read."""
@@ -146,21 +166,33 @@ class DepthAwareStep:
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
         """sampler_post_cfg_function; the first."""
-        denoised, x, sigma = args["denoised"], args["input"], args["sigma"]
-        if self.gradient is None or self.gradient.shape != x.shape:
-            return denoised
-        model_sampling = args["model"].model_sampling
+        if self.own_lists is not None:
+            self.find_shift(args["model"], args["sigma"], args["model_options"], self.prediction)
+            return args["denoised"]
+        # Not of `denoised`, which guidance of other nodes is in, before or after ours.
+        self.find_shift(args["model"], args["sigma"], args["model_options"], args["cond_denoised"])
+        return args["denoised"] if self.shift is None else args["denoised"] + self.shift
+
+    def guided(self, denoised: Tensor, model: Any, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
+        """What a guider returns that combines predictions itself, with the guidance."""
+        self.find_shift(model, sigma, model_options, self.prediction)
+        return denoised if self.shift is None else denoised + self.shift
+
+    def find_shift(
+        self, model: Any, sigma: Tensor, model_options: dict[str, Any], prediction: Tensor | None
+    ) -> None:
+        """The shift of the denoised estimate, from the gradient and the positive's prediction."""
+        if self.gradient is None or prediction is None or self.gradient.shape != prediction.shape:
+            return
         if self.settings.mode == ROBUST:
-            share = noise_share(model_sampling, sigma, x.ndim)
-            # Not of `denoised`, which guidance of other nodes is in, before or after ours.
-            shift = dag.robust_shift(self.gradient, args["cond_denoised"], share)
+            share = noise_share(model.model_sampling, sigma, prediction.ndim)
+            shift = dag.robust_shift(self.gradient, prediction, share)
         else:
             now = float(sigma.max())
-            following = next_sigma(now, args["model_options"]["transformer_options"]["sample_sigmas"])
-            flow = isinstance(model_sampling, comfy.model_sampling.CONST)
+            following = next_sigma(now, model_options["transformer_options"]["sample_sigmas"])
+            flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
             shift = dag.paper_shift(self.gradient, now, following, flow)
         self.shift = self.share * self.denoise_mask * shift
-        return denoised + self.shift
 
     def for_sampler(self, function: Callable[[dict[str, Any]], Tensor], args: dict[str, Any]) -> Tensor:
         """A post-CFG function that the sampler has added: it gets a shifted unconditional estimate.

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..sampling.guiders import combines_itself
+from ..sampling.placements import Conditions
 from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step
 
 
@@ -28,6 +30,15 @@ class GuidedRun:
         self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.within = SigmaRange.from_percent(self.model_sampling, start_percent, end_percent)
         self.warned: set[str] = set()
+
+    @property
+    def own_lists(self) -> dict[str, Conditions] | None:
+        """The lists of conditions, by name, of a guider that combines predictions itself; None of others.
+
+        Then the guidance is added to what the guider returns, once. With other guiders the first post-CFG
+        function adds it, so that those of other nodes get a guided estimate.
+        """
+        return self.guider.conds if combines_itself(self.guider) else None
 
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""

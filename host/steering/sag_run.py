@@ -81,8 +81,12 @@ class SelfAttentionRun(GuidedRun):
             seed=(seed or 0) + round(sigma * 1e4),
             previous=self.previous(x.shape, sigma),
             fresh=x.shape not in self.last or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
+            own_lists=self.own_lists,
         )
-        denoised = executor(x, timestep, step.options(model_options), seed)
+        options = step.options(model_options)
+        denoised = executor(x, timestep, options, seed)
+        if step.own_lists is not None:
+            denoised = step.guided(denoised, x, timestep, options)
         if step.fresh:
             self.last.pop(x.shape, None)
             ratio = noise_to_signal(self.model_sampling, sigma)

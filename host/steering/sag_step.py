@@ -10,7 +10,7 @@ Plain CFG is linear: there the shift is added to its result. Post-CFG functions 
 unshifted, which is what the differences that they take (PAG, SLG) and the renoising of CFG++ samplers need.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,8 @@ from ..sampling.schedule import signal_coefficient, v_coefficient
 from ..taps.blocks import AttentionLayer
 
 GUIDANCE = "self_attention_guidance"
-POSITIVE, NEGATIVE = 0, 1  # the order of the host's condition lists
+NAMES = ("positive", "negative")  # the host's condition lists, in its order
+POSITIVE, NEGATIVE = 0, 1
 BRANCHES = {"auto": (NEGATIVE, POSITIVE), "negative": (NEGATIVE,), "positive": (POSITIVE,)}
 SPACES = ("eps", "v")
 OUT_OF_MEMORY = (
@@ -66,6 +67,7 @@ class SelfAttentionStep:
     """The guidance of one evaluation that the sampler asked for.
 
     previous: the guidance of the last extra pass, for this sigma; fresh False takes it and buys no pass.
+    own_lists: GuidedRun.own_lists.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class SelfAttentionStep:
         seed: int,
         previous: Tensor | None,
         fresh: bool,
+        own_lists: Mapping[str, Conditions] | None,
     ) -> None:
         self.settings = settings
+        self.own_lists = own_lists
         self.denoise_mask = denoise_mask
         self.seed = seed
         self.previous = previous
@@ -106,7 +110,7 @@ class SelfAttentionStep:
         """The branch's list out of the host's [positive, negative]; all of a guider with other lists."""
         if self.settings.mask == "global":
             return []
-        if count != 2:
+        if count != 2 or self.own_lists is not None:
             return active
         return [label for label in BRANCHES[self.settings.branch] if label in active][:1]
 
@@ -131,19 +135,29 @@ class SelfAttentionStep:
         guided = {"model_options": options}
         guided |= {name: args[name] - guidance for name in ("cond", "uncond")}  # these are x - D(x)
         guided |= {name: args[name] + guidance for name in ("cond_denoised", "uncond_denoised")}
-        return others(args | guided)
+        result = others(args | guided)  # this is x - D(x), too
+        return result if self.own_lists is None else result + guidance
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
         """sampler_post_cfg_function; the first."""
         self.compute(args, (args["cond"], args["uncond"]), (args["cond_denoised"], args["uncond_denoised"]))
-        if self.guidance is None or self.applied:
+        if self.guidance is None or self.applied or self.own_lists is not None:
             return args["denoised"]
         return args["denoised"] + self.guidance
 
+    def guided(self, denoised: Tensor, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
+        """What a guider returns that combines predictions itself, with the guidance."""
+        self.compute({"input": x, "sigma": sigma, "model_options": model_options}, (), ())
+        return denoised if self.guidance is None else denoised + self.guidance
+
     def compute(
-        self, args: dict[str, Any], conds: Sequence[Conditions | None], out: Sequence[Tensor]
+        self, args: dict[str, Any], conds: Sequence[Conditions | None], out: Sequence[Tensor | None]
     ) -> None:
-        """Compute the guidance, once, from what the model predicted: out[i] for conds[i], positive first."""
+        """Compute the guidance, once, from what the model predicted: out[i] for conds[i], positive first.
+
+        Of a guider that combines predictions itself, its positive and its negative count, whatever it is
+        combining.
+        """
         if self.computed:
             return
         self.computed = True
@@ -151,12 +165,17 @@ class SelfAttentionStep:
         if self.settings.mask != "global" and not self.recorder.traced(args["input"]):
             self.problem = UNTRACED
             return
+        if self.own_lists is not None:
+            others = [of_guider for name, of_guider in self.own_lists.items() if name not in NAMES]
+            conds = [*map(self.own_lists.get, NAMES), *others]
+            out = [self.recorder.prediction(branch, conds) for branch in (POSITIVE, NEGATIVE)]
         for branch in BRANCHES[self.settings.branch]:
-            own, evaluated = conds[branch], self.recorder.model_and_label(branch, conds)
-            if own and evaluated:
-                mask = self.mask(branch, conds, args["input"], out[branch])
-                self.guide(args, own, mask, out[branch], *evaluated)
+            own, x0, evaluated = conds[branch], out[branch], self.recorder.model_and_label(branch, conds)
+            if own and x0 is not None and evaluated:
+                mask = self.mask(branch, conds, args["input"], x0)
+                self.guide(args, own, mask, x0, *evaluated)
                 return
+        self.problem = "no prompt of the branch is evaluated over the whole latent"
 
     def guide(
         self,

@@ -12,9 +12,15 @@ from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 
-custom = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+
+pytestmark = pytest.mark.oldest_host
 
 POSITIVE, NEGATIVE, OTHER = (tiny.prompt(i) for i in (0, 1, 9))
+
+
+def custom_sampler():
+    """The host's guiders, in a file that ComfyUI 0.9.2's tree cannot import."""
+    return pytest.importorskip("comfy_extras.nodes_custom_sampler")
 
 
 def cfg(model, scale=4.0):
@@ -25,7 +31,7 @@ def cfg(model, scale=4.0):
 
 
 def dual_cfg(model, nested, scales=(2.0, 4.0)):
-    guider = custom.Guider_DualCFG(model)
+    guider = custom_sampler().Guider_DualCFG(model)
     guider.set_conds(POSITIVE, OTHER, NEGATIVE)
     guider.set_cfg(*scales, nested=nested)
     return guider
@@ -39,9 +45,9 @@ def perp_neg(model):
 
 
 def dual_model(model, scale=4.0):
-    if not hasattr(custom, "Guider_DualModel"):
+    if not hasattr(custom_sampler(), "Guider_DualModel"):
         pytest.skip("this host has no DualModelGuider")
-    guider = custom.Guider_DualModel(model, tiny.patcher())
+    guider = custom_sampler().Guider_DualModel(model, tiny.patcher())
     guider.set_conds(POSITIVE, NEGATIVE)
     guider.set_cfg(scale)
     return guider
@@ -129,7 +135,7 @@ def test_with_its_second_prompt_like_the_first_the_dual_guider_is_the_hosts(guid
     """cond1 = cond2 leaves CFG at the second scale in both styles; so it must with guidance, step by step."""
 
     def same_prompts(model):
-        guider = custom.Guider_DualCFG(model)
+        guider = custom_sampler().Guider_DualCFG(model)
         guider.set_conds(POSITIVE, POSITIVE, NEGATIVE)
         guider.set_cfg(2.0, 4.0, nested=nested)
         return guider

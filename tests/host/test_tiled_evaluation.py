@@ -14,6 +14,8 @@ from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import sag_reference as paper
 from inner_guidance.tests.support import tiny_models as tiny
 
+pytestmark = pytest.mark.oldest_host
+
 LATENT = torch.zeros(1, 4, 16, 48)
 APART = [(0, 0, 16, 16), (0, 16, 16, 16), (0, 32, 16, 16)]
 OVERLAPPING = [(0, 0, 16, 24), (0, 16, 16, 16), (0, 24, 16, 24)]

@@ -12,7 +12,6 @@ from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 
-
 pytestmark = pytest.mark.oldest_host
 
 POSITIVE, NEGATIVE, OTHER = (tiny.prompt(i) for i in (0, 1, 9))

@@ -200,6 +200,8 @@ def sd15_rows(model: ModelPatcher) -> dict[str, Row]:
         "dag_all": Row("DAG, consistency, prior and target", dag(**losses)),
         "dag_reused": Row(f"DAG, every_n_steps {EVERY}", dag(every_n_steps=EVERY), EVERY),
         "dag_checkpointing": Row("DAG, checkpointing", dag(checkpointing=True)),
+        "nag": Row("the host's NAG", nag(model)),
+        "dag_nag": Row("DAG beside NAG: both prompts in the gradient", dag(nag(model))),
         "naive_dag": Row("naive DAG", naively_guided(model, network)),
         "both": Row("DAG and SAG", dag(sag(model))),
     }
@@ -217,6 +219,13 @@ def host_sag(model: ModelPatcher) -> ModelPatcher:
     from comfy_extras.nodes_sag import SelfAttentionGuidance
 
     return SelfAttentionGuidance.execute(model, SAG["scale"], SAG["blur_sigma"]).result[0]
+
+
+def nag(model: ModelPatcher) -> ModelPatcher:
+    """The model with Normalized Attention Guidance behind it, which compares the two prompts in a pass."""
+    from comfy_extras.nodes_nag import NAGuidance
+
+    return NAGuidance.execute(model, 5.0, 0.5, 1.5).result[0]
 
 
 def attention_memory() -> dict[str, float]:

@@ -38,7 +38,7 @@ def list_names(lists: Sequence[Conditions | None], conds: Mapping[str, Condition
 
 def positive_first(names: Sequence[str | None]) -> list[int]:
     """The numbers of lists of these names: the positive's, the negative's, the others'."""
-    order = {POSITIVE: 0, NEGATIVE: 1}
+    order: dict[str | None, int] = {POSITIVE: 0, NEGATIVE: 1}
     return sorted(range(len(names)), key=lambda i: order.get(names[i], 2))
 
 

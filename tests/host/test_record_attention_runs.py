@@ -50,8 +50,8 @@ class Once(tiny.BasicGuider):
         super().__init__(model, tiny.prompt(0))
         self.x, self.sigma = x, sigma
 
-    def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006
-        return super().predict_noise(self.x, torch.full_like(timestep, self.sigma), model_options, seed)
+    def __call__(self, x, timestep, model_options={}, seed=None):  # noqa: B006
+        return super().__call__(self.x, torch.full_like(timestep, self.sigma), model_options, seed)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_seed_and_prompt_reach_the_picture(server, workflow):
 
 
 def test_scenes_use_words_the_model_knows(server, workflow):
-    log = server.log.read_text()
+    log = server.log.read_text(errors="replace")
     with tqdm(disable=True) as bar:
         for scene in SCENES:
             prompt = for_scene(workflow, *scene)
@@ -89,7 +89,7 @@ def test_scenes_use_words_the_model_knows(server, workflow):
                     node["inputs"]["steps"] = 1
             draw(server, prompt, bar)
 
-    assert "does not know" not in server.log.read_text()[len(log) :]
+    assert "does not know" not in server.log.read_text(errors="replace")[len(log) :]
 
 
 def test_a_node_that_fails_is_named_with_the_hosts_own_words(server, workflow):

@@ -174,8 +174,12 @@ def everything_on(model):
 
 
 def warned(caplog):
-    """Who has warned, in alphabetical order: a name for each warning. All say that the rows are changed."""
+    """Who has warned, in alphabetical order: a name for each warning. All say that the rows are changed.
+
+    The host may complain meanwhile of the models of other tests.
+    """
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    messages = [message for message in messages if "memory leak" not in message]
     assert all("another node evaluates the latent" in message for message in messages)
     return sorted(re.split(" has | recorded ", message)[0] for message in messages)
 

@@ -23,8 +23,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
             category="model/patch/unet",
             description=(
                 "Finds where the model's own attention is high, blurs a copy of the image there, and steers "
-                "away from the blurred result, for crisper structure and detail. Connect it between the "
-                "model and the sampler."
+                "away from the blurred result. Connect it between the model and the sampler."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),

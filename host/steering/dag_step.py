@@ -1,7 +1,7 @@
 """One step of Depth-Aware Guidance inside the host's evaluation of the model.
 
-calc_cond_batch   choose the condition whose features tell the depth
-apply_model       differentiate the losses of that depth, within the model's own pass (gradients.py)
+calc_cond_batch   choose the condition to read depth from
+apply_model       differentiate the losses of that depth, within the model's own pass (gradients/forward.py)
 post-CFG          the guidance is added to the denoised estimate
 """
 

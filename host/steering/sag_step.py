@@ -1,6 +1,6 @@
 """One step of Self-Attention Guidance inside the host's evaluation of the model.
 
-    calc_cond_batch   the recorder writes down the attention received (recording.py)
+    calc_cond_batch   the attention received is recorded (attention_recorder.py)
     pre-CFG, first    compute: mask, blur, extra pass, guidance
     CFG, post-CFG     the guidance is added
 

@@ -1,8 +1,8 @@
 """The tap for transformers whose blocks attend over text and image at once: SD3, Flux, Chroma, Qwen, Lumina.
 
 Read are the queries of the image's tokens and all keys. For the attention that these tokens receive, the
-softmax is over the keys of the image alone (attention_received.py), so that its mean is 1 as in a UNet, whatever share
-goes to the prompt or to reference images.
+softmax is over the keys of the image alone (attention_received.py), so that its mean is 1 as in a UNet,
+whatever share goes to the prompt or to reference images.
 """
 
 from collections.abc import Callable, Iterable

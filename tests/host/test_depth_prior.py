@@ -115,6 +115,7 @@ def test_an_interruption_before_the_first_step_ends_the_graph(cancel, monkeypatc
         train(steps=1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "number", "done", "shown"),
     [(1000, 2, 1, True), (1000, 4, 3, True), (2, 3, 2, False), (2, 12, 2, False)],

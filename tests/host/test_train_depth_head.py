@@ -102,6 +102,7 @@ def test_blocks_can_be_chosen():
     assert head.head.model_family == "a UNet of 32 channels with a context of 16"
 
 
+@pytest.mark.slow
 def test_every_unet_family_trains():
     for kind, model_type in (
         ("sdxl", "EPS"),
@@ -178,6 +179,7 @@ def cancelling(model, cancel, at_pass):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("at_pass", "steps", "best", "measured"),
     [

@@ -1,6 +1,7 @@
 """demo/depth_judge.py: labels against scenes, mirroring, training that goes on, the shipped weights."""
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -50,6 +51,7 @@ def test_a_mirrored_scene_has_its_walls_on_the_other_side():
     assert torch.equal(swap_sides(swap_sides(surface)), surface)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
     """The second call finds its time used up: it neither labels nor trains again."""
     renders, examples, checkpoint = tmp_path / "renders", tmp_path / "examples", tmp_path / "judge.pt"
@@ -71,6 +73,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_shipped_weights_see_depth_and_surfaces_of_held_out_renders(root):
     network = DepthJudge().eval()
     network.load_state_dict(load_file(root / "demo" / "weights" / depth_judge.DEPTH_JUDGE_FILE))

@@ -28,6 +28,7 @@ def stand_in(folder: Path, source: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_host_that_dies_while_starting_shows_the_end_of_its_log(tmp_path, root):
     host = stand_in(tmp_path, "print('first words'); raise SystemExit('no such device')")
     server = HostServer(host, root, log=tmp_path / "logs" / "server.log")
@@ -41,6 +42,7 @@ def test_host_that_dies_while_starting_shows_the_end_of_its_log(tmp_path, root):
     assert not Path(server.base.name).exists()
 
 
+@pytest.mark.slow
 def test_server_and_its_folder_are_gone_after_the_block(tmp_path, root):
     with HostServer(stand_in(tmp_path, ANSWERS), root, log=tmp_path / "server.log") as server:
         link = Path(server.base.name, "custom_nodes", "inner-guidance")
@@ -54,6 +56,7 @@ def test_server_and_its_folder_are_gone_after_the_block(tmp_path, root):
     assert "stand-in on" in server.log.read_text()
 
 
+@pytest.mark.slow
 def test_server_that_dies_in_the_middle_shows_the_end_of_its_log(tmp_path, root):
     with HostServer(stand_in(tmp_path, ANSWERS), root, log=tmp_path / "server.log") as server:
         server.process.kill()
@@ -62,6 +65,7 @@ def test_server_that_dies_in_the_middle_shows_the_end_of_its_log(tmp_path, root)
             server.run({})
 
 
+@pytest.mark.slow
 def test_host_ends_with_the_process_that_started_it(tmp_path, root):
     host = stand_in(tmp_path, "import time; print('running', flush=True); time.sleep(600)")
     process = subprocess.Popen(

@@ -223,6 +223,7 @@ def test_torch_is_given_no_file_that_grows(tmp_path, monkeypatch, bomb):
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="the resource module is POSIX's")
 @pytest.mark.parametrize("bomb", ["compressed", "nested"])
 def test_a_file_takes_no_more_memory_than_its_size_says(tmp_path, bomb):

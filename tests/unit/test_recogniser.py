@@ -104,6 +104,7 @@ def test_scores_of_right_half_right_and_wrong_pictures():
     )
 
 
+@pytest.mark.slow
 def test_shipped_weights_recognise_held_out_renders(root):
     network = Recogniser().eval()
     network.load_state_dict(load_file(root / "demo" / "weights" / recogniser.RECOGNISER_FILE))
@@ -125,6 +126,7 @@ def test_shipped_weights_recognise_held_out_renders(root):
     assert min(scores[head] for head in recogniser.ROOM_HEADS) > 0.95
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
     """The second call finds its time used up: it neither labels nor trains again."""
     renders, examples, checkpoint = tmp_path / "renders", tmp_path / "examples", tmp_path / "recogniser.pt"

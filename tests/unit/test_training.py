@@ -188,6 +188,7 @@ def test_an_interruption_anywhere_keeps_the_best_so_far(labels, place, count, st
     assert not any(parameter.requires_grad for parameter in run.network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [40, 46])
 def test_an_interruption_of_the_last_measurement_keeps_the_head_without_figures(labels, count):
     """Ten checks, then four passes for the figures and four for the pictures."""

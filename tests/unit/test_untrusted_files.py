@@ -163,6 +163,7 @@ def test_names_of_tensors_and_of_files_are_shortened_and_escaped(tmp_path):
     assert len(str(error.value)) < 400
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_huge_file_is_not_read(tmp_path, suffix):
@@ -174,6 +175,7 @@ def test_a_huge_file_is_not_read(tmp_path, suffix):
     assert megabytes < 20
 
 
+@pytest.mark.slow
 @posix
 def test_a_huge_header_is_not_parsed(tmp_path):
     path = tmp_path / "made.safetensors"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.host.steering import dag_run, dag_step
+from inner_guidance.host.steering import dag_gradient, dag_run
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
@@ -39,14 +39,14 @@ def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
         scales.append(loss_scale)
         return made(*args, loss_scale=loss_scale, **kwargs)
 
-    evaluate = dag_step.evaluate_with_gradient
+    evaluate = dag_gradient.evaluate_with_gradient
 
     def overflow_first(*args, **kwargs):
         out, gradient = evaluate(*args, **kwargs)
         return out, gradient / 0 if len(scales) == 1 else gradient
 
     monkeypatch.setattr(dag_run, "DepthAwareStep", remember)
-    monkeypatch.setattr(dag_step, "evaluate_with_gradient", overflow_first)
+    monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", overflow_first)
 
     sampled(steps=3)
 

@@ -8,7 +8,7 @@ from inner_guidance.benchmarks import evaluations as measuring
 from inner_guidance.benchmarks.evaluations import evaluations, peak_bytes, seconds
 from inner_guidance.benchmarks.naive_depth_guidance import naively_guided
 from inner_guidance.benchmarks.speed import PLAIN, Row, Steps, all_rows, ratios, sd15_rows
-from inner_guidance.host.steering import dag_step
+from inner_guidance.host.steering import dag_gradient
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 
@@ -59,9 +59,9 @@ def test_the_naive_baseline_guides_in_the_same_direction():
 
 def test_each_row_does_what_it_is_named_for(tiny_runs, monkeypatch):
     gradients = []
-    evaluate = dag_step.evaluate_with_gradient
+    evaluate = dag_gradient.evaluate_with_gradient
     monkeypatch.setattr(
-        dag_step, "evaluate_with_gradient", lambda *a, **k: gradients.append(1) or evaluate(*a, **k)
+        dag_gradient, "evaluate_with_gradient", lambda *a, **k: gradients.append(1) or evaluate(*a, **k)
     )
     passes = []
     apply_model = comfy.model_base.BaseModel._apply_model

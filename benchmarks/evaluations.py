@@ -1,7 +1,7 @@
-"""What a sampler's evaluations of a model take, in seconds and bytes.
+"""Seconds and bytes of each evaluation of a model by a sampler.
 
-Only the evaluations are measured, with all that a node adds to them: not the host's preparations for a run,
-nor what a sampler does with the result.
+An evaluation includes everything that a node adds to it. The host's preparation of a run and the
+sampler's own arithmetic are not measured.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from .real_sizes import prompt
+from .models import prompt
 
 LATENT = (1, 4, 64, 64)
 CFG = 7.0
 T = TypeVar("T")
 Measure = Callable[[torch.device, Callable[[], Tensor]], tuple[Tensor, float]]
-"""Calls a function on a device; returns its result, and what it took."""
+"""Calls a function on a device; returns its result and its cost."""
 
 
 class MeasuredEuler(comfy.samplers.Sampler):
-    """Euler's method, with a measure around each of its evaluations."""
+    """Euler's method. Measures each of its evaluations."""
 
     def __init__(self, measure: Measure) -> None:
         self.measure = measure
@@ -56,7 +56,7 @@ class MeasuredEuler(comfy.samplers.Sampler):
 
 
 def evaluations(model: ModelPatcher, steps: int, measure: Measure) -> list[float]:
-    """What each evaluation of a sampling run takes, with classifier-free guidance, one image."""
+    """The cost of each evaluation of a sampling run: one image, classifier-free guidance."""
     sampler = MeasuredEuler(measure)
     latent = torch.zeros(LATENT)
     comfy.sample.sample_custom(
@@ -75,7 +75,7 @@ def evaluations(model: ModelPatcher, steps: int, measure: Measure) -> list[float
 
 
 def seconds(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
-    """How long a call takes."""
+    """The result of a call, and the seconds that it takes."""
     wait_for(device)
     started = time.perf_counter()
     result = call()
@@ -84,7 +84,7 @@ def seconds(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
 
 
 def peak_bytes(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
-    """The most that PyTorch has allocated at once during a call, beside what was there before."""
+    """The result of a call, and the peak of PyTorch's allocations above their level before it, in bytes."""
     if device.type == "cuda":
         wait_for(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -103,6 +103,6 @@ def peak_bytes(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until a GPU has done what it was given to do."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,8 +1,9 @@
-"""Prints the seconds that the pack takes to import, beside all that the host has imported by then.
+"""Prints how many seconds the pack takes to import after the host.
 
     python -m tools.run benchmarks.import_time
 
-What the host's own extra nodes import is counted as the pack's, if the pack needs it: it is an upper bound.
+This is an upper bound: the host's extra nodes are not loaded, so modules that they share with the pack count
+as the pack's.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from ..tools.setup_host import ROOT
 
 
 def main() -> None:
-    """In a fresh process: a second import costs nothing."""
+    """Import the pack. Needs a fresh process, where nothing of it is cached."""
     importlib.import_module("nodes")  # the host's
     pack = sys.modules["inner_guidance"]
-    gc.collect()  # otherwise a full collection of the host's objects, 0.2 s, may fall among the pack's
+    gc.collect()  # or a full collection of the host's objects, 0.2 s, may happen during the import
     started = time.perf_counter()
     SourceFileLoader("inner_guidance", str(ROOT / "__init__.py")).exec_module(pack)
     asyncio.run(asyncio.run(pack.comfy_entrypoint()).get_node_list())

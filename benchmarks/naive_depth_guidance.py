@@ -1,8 +1,7 @@
-"""Depth-Aware Guidance as it is written in the paper, for comparison: what DepthAwareGuidance saves.
+"""Depth-Aware Guidance implemented naively, as the baseline for DepthAwareGuidance.
 
-After the sampler's own evaluation the whole UNet runs a second time, for the prompt whose depth is read, with
-everything kept for the backward pass. Even so the weights are aliased
-and not copied, which somebody who starts from nothing would have to do.
+After the sampler's evaluation, the whole UNet runs again for the positive prompt and keeps every activation
+for the backward pass. Only the weights are not copied: they are aliased as in DepthAwareGuidance.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from inner_guidance.depth_head.architectures import BRANCHES, DepthNetwork
-from inner_guidance.guidance import depth_aware as dag
-from inner_guidance.host.gradients.weights import differentiable_weights
-from inner_guidance.host.keys import GuiderExecutor
-from inner_guidance.host.sampling.schedule import noise_share, time_at
-from inner_guidance.host.taps.blocks import FeatureLayer, feature_blocks
-from inner_guidance.host.taps.feature_tap import FeatureTap
+from ..depth_head.architectures import BRANCHES, DepthNetwork
+from ..guidance import depth_aware as dag
+from ..host.gradients.weights import differentiable_weights
+from ..host.keys import GuiderExecutor
+from ..host.sampling.schedule import noise_share, time_at
+from ..host.taps.blocks import FeatureLayer, feature_blocks
+from ..host.taps.feature_tap import FeatureTap
 
 
 def naively_guided(model: ModelPatcher, network: DepthNetwork) -> ModelPatcher:
-    """The model with depth consistency guidance by a network that is on its device."""
+    """The model with depth consistency guidance. The network must be on the model's device."""
     model = model.clone()
     model.add_wrapper_with_key(
         WrappersMP.PREDICT_NOISE, "naive_depth_guidance", NaiveDepthGuidance(network).predict_noise
@@ -35,7 +34,7 @@ def naively_guided(model: ModelPatcher, network: DepthNetwork) -> ModelPatcher:
 
 @dataclass(frozen=True)
 class NaiveDepthGuidance:
-    """The depth network that guides."""
+    """Guides by the consistency of the network's strong and weak depth."""
 
     network: DepthNetwork
 
@@ -47,7 +46,7 @@ class NaiveDepthGuidance:
         model_options: dict[str, Any],
         seed: int | None = None,
     ) -> Tensor:
-        """PREDICT_NOISE wrapper: guides every evaluation."""
+        """PREDICT_NOISE wrapper. Guides every evaluation."""
         denoised = executor(x, timestep, model_options, seed)
         guider = executor.class_obj
         (positive,) = guider.conds["positive"]
@@ -59,7 +58,7 @@ class NaiveDepthGuidance:
 
     @torch.inference_mode(False)
     def gradient(self, model: Any, x: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """grad_x L_dc, through everything."""
+        """grad_x L_dc at x, (B, C, H, W), through the whole UNet."""
         blocks = feature_blocks(model.diffusion_model)
         layers = {blocks[name][0]: name for name in self.network.taps}
         features: dict[str, Tensor] = {}
@@ -76,5 +75,5 @@ class NaiveDepthGuidance:
             strong, weak = self.network.branches(features, time, x.shape[-2:], BRANCHES)
             loss = dag.consistency_loss(strong, weak).sum()
             (gradient,) = torch.autograd.grad(loss, leaf)
-            del out  # until here, with the graph of all blocks
+            del out  # keeps the graph of all blocks alive until here
         return gradient

@@ -29,7 +29,7 @@ Label = Callable[[Tensor, list[Scene]], Examples]
 def label_shards(renders: Path, folder: Path, scenes: int, workers: int, label: Label) -> None:
     """Writes examples of the first `scenes` renders, in whole shards. Finished files are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = shards(renders)[: -(-scenes // SHARD)]
+    wanted = shards(renders, "renders")[: -(-scenes // SHARD)]
     missing = [path for path in wanted if not (folder / f"{path.stem}.npz").exists()]
     in_processes(partial(_label_shard, folder, label), missing, workers, "labelling")
 

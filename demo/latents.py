@@ -26,7 +26,7 @@ def encode_shards(
     model.load_state_dict(autoencoder)
     convert_conv2d_weight_memory_format(model.to(device), torch.channels_last)
     latents.mkdir(parents=True, exist_ok=True)
-    wanted = [path for path in shards(renders) if int(path.stem) < scenes]
+    wanted = [path for path in shards(renders, "renders") if int(path.stem) < scenes]
     for path in tqdm(
         [path for path in wanted if not (latents / path.name).exists()], desc="encoding", unit="shard"
     ):
@@ -41,7 +41,7 @@ def encode_shards(
 
 def load_latents(folder: Path) -> tuple[list[int], Tensor]:
     """The seeds and their latents (N, 4, 32, 32), in float32."""
-    paths = shards(folder)
+    paths = shards(folder, "latents")
     arrays = [np.load(path) for path in paths]
     seeds = [int(path.stem) + i for path, array in zip(paths, arrays, strict=True) for i in range(len(array))]
     return seeds, torch.from_numpy(np.concatenate(arrays)).float()
@@ -52,7 +52,7 @@ def linear_preview(renders: Path, latents: Path) -> Tensor:
 
     A least-squares fit to the first shard, for the host's Latent2RGB previews.
     """
-    start = shards(latents)[0].name
+    start = shards(latents, "latents")[0].name
     pictures = torch.from_numpy(np.load(renders / start)).permute(0, 3, 1, 2).float() / 127.5 - 1
     colours = F.avg_pool2d(pictures, 8).permute(0, 2, 3, 1).reshape(-1, 3)
     channels = torch.from_numpy(np.load(latents / start)).float().permute(0, 2, 3, 1).reshape(-1, 4)

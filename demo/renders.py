@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -48,9 +49,15 @@ def shard_path(folder: Path, start: int) -> Path:
     return folder / f"{start:07d}.npy"
 
 
-def shards(folder: Path) -> list[Path]:
-    """The files of the finished shards in the order of their seeds."""
-    return sorted(folder.glob("[0-9]*.npy"))
+def shards(folder: Path, stage: str) -> list[Path]:
+    """The files of the finished shards in the order of their seeds.
+
+    Raises SystemExit if there are none. It names the stage of demo.train that writes them.
+    """
+    paths = sorted(folder.glob("[0-9]*.npy"))
+    if not paths:
+        sys.exit(f"There are no shards in {folder}: run `python -m tools.run demo.train {stage}` first.")
+    return paths
 
 
 def to_uint8(rgb: torch.Tensor) -> np.ndarray:

@@ -38,7 +38,7 @@ def train_autoencoder(
     A term of the loss pulls every channel of the latents to mean 0 and standard deviation 1, so that the
     latent format needs no scale.
     """
-    pictures = [np.load(path) for path in shards(renders)[:SHARDS]]
+    pictures = [np.load(path) for path in shards(renders, "renders")[:SHARDS]]
 
     model = convert_conv2d_weight_memory_format(SceneAutoencoder().to(device), torch.channels_last)
     model.encoder.requires_grad_(train_encoder)

@@ -1,4 +1,4 @@
-"""benchmarks/speed.py: what it measures is what it says, and the baseline computes what ours computes."""
+"""benchmarks/: each row measures what its name says, and the naive baseline computes the same guidance."""
 
 import comfy.model_base
 import pytest
@@ -7,7 +7,9 @@ import torch
 from inner_guidance.benchmarks import evaluations as measuring
 from inner_guidance.benchmarks.evaluations import evaluations, peak_bytes, seconds
 from inner_guidance.benchmarks.naive_depth_guidance import naively_guided
-from inner_guidance.benchmarks.speed import PLAIN, Row, Steps, all_rows, ratios, sd15_rows
+from inner_guidance.benchmarks.rows import PLAIN, sd15_rows
+from inner_guidance.benchmarks.speed_tables import all_rows, ratios
+from inner_guidance.benchmarks.step_costs import Row, Steps
 from inner_guidance.host.steering import dag_gradient
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny

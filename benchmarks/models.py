@@ -1,6 +1,6 @@
-"""Models of the sizes of real checkpoints, of the host's own classes, with random weights.
+"""Models of real size with random weights, built from the host's classes.
 
-Time and memory do not depend on what weights say.
+Time and memory do not depend on the values of the weights.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
-from inner_guidance.depth_head.head import DepthHead, middle_blocks
-from inner_guidance.depth_head.prior import DEFAULT_SIZE, DepthPrior
-from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels, model_family
-from inner_guidance.host.depth.priors import make_unet
+from ..depth_head.architectures.pixel_mlp import PixelMLP
+from ..depth_head.head import DepthHead, middle_blocks
+from ..depth_head.prior import DEFAULT_SIZE, DepthPrior
+from ..host.depth.heads import HostedDepthHead, feature_channels, model_family
+from ..host.depth.priors import make_unet
 
 TOKENS = 77
 
@@ -40,7 +40,7 @@ SD15 = {
     "adm_in_channels": None,
     "legacy": False,
 }
-# What Self-Attention Guidance reads of SDXL, the first transformer of the middle block, with no level above.
+# Only the middle block of SDXL, where Self-Attention Guidance reads the first transformer.
 SDXL_MIDDLE = SD15 | {
     "model_channels": 1280,
     "num_res_blocks": [1],
@@ -55,17 +55,17 @@ SDXL_MIDDLE = SD15 | {
 
 
 def sd15() -> ModelPatcher:
-    """Stable Diffusion 1.5; its latents are (B, 4, 64, 64) at 512 px."""
+    """Stable Diffusion 1.5. At 512 px its latents are (B, 4, 64, 64)."""
     return hosted(comfy.supported_models.SD15(dict(SD15)))
 
 
 def sdxl_middle() -> ModelPatcher:
-    """The middle of SDXL as a UNet; what it gets at 2048 px are latents of (B, 4, 64, 64)."""
+    """The middle block of SDXL as a UNet. For 2048 px its input is (B, 4, 64, 64)."""
     return hosted(comfy.supported_models.SDXL(dict(SDXL_MIDDLE)))
 
 
 def hosted(config: comfy.supported_models.supported_models_base.BASE) -> ModelPatcher:
-    """A model as a loader node hands it out, in half precision where that is not emulated."""
+    """A model as a loader node returns it: float16 on a GPU, float32 on the CPU."""
     device = comfy.model_management.get_torch_device()
     config.set_inference_dtype(torch.float32 if device.type == "cpu" else torch.float16, None)
     model = comfy.model_base.BaseModel(config, ModelType.EPS, device=device)
@@ -76,7 +76,7 @@ def hosted(config: comfy.supported_models.supported_models_base.BASE) -> ModelPa
 
 
 def initialise(network: nn.Module) -> None:
-    """Weights that keep the size of what passes through; the host leaves them as they are in memory."""
+    """Set weights that preserve the magnitude of activations; the host does not initialise them."""
     torch.manual_seed(0)
     for name, parameter in network.named_parameters():
         if parameter.ndim > 1:
@@ -86,14 +86,14 @@ def initialise(network: nn.Module) -> None:
 
 
 def prompt(model: ModelPatcher, seed: int) -> list[list[object]]:
-    """A conditioning as CLIPTextEncode gives it."""
+    """A random conditioning in the form that CLIPTextEncode returns."""
     generator = torch.Generator().manual_seed(seed)
     width = model.model.model_config.unet_config["context_dim"]
     return [[torch.randn(1, TOKENS, width, generator=generator), {}]]
 
 
 def depth_head(model: ModelPatcher) -> HostedDepthHead:
-    """The paper's head on the blocks that Train Depth Head reads by default."""
+    """The paper's head, on the default blocks of Train Depth Head."""
     channels = feature_channels(model.get_model_object("diffusion_model"))
     strong, weak = middle_blocks(sum(name[0] == "o" for name in channels))
     with torch.inference_mode(False):
@@ -103,7 +103,7 @@ def depth_head(model: ModelPatcher) -> HostedDepthHead:
 
 
 def depth_prior() -> DepthPrior:
-    """A prior of the size that is trained by default."""
+    """A prior of the size that Train Depth Prior trains by default."""
     with torch.inference_mode(False):
         return DepthPrior(make_unet().requires_grad_(False).eval(), DEFAULT_SIZE)
 

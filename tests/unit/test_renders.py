@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from inner_guidance.demo.latents import load_latents
 from inner_guidance.demo.renders import shard_path, shards, write_shard
 
 
@@ -17,4 +16,4 @@ def test_finished_shards_in_the_order_of_their_seeds(tmp_path):
 
 def test_without_shards_the_stage_that_writes_them_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"no shards in .*demo\.train latents` first"):
-        load_latents(tmp_path / "latents")
+        shards(tmp_path / "latents", "latents")

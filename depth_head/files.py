@@ -29,6 +29,7 @@ FILE_LIMIT = 2**29
 HEADER_LIMIT = 2**20
 MOST_BRACKETS = 100
 LONGEST_QUOTE = 80
+VARIANCE = "running_var"  # what normalisations call theirs; its root is taken
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 T = TypeVar("T")
@@ -145,7 +146,8 @@ def parse(path: Path, metadata: Mapping[str, str], name: str, kind: type[T]) -> 
 def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a network that was made on the meta device the tensors of a file, in the network's precision.
 
-    Raises ValueError unless these are its tensors, all of them, plain numbers and finite.
+    Raises ValueError unless these are its tensors, all of them, plain numbers and finite, and no variance is
+    negative.
     """
     expected = network.state_dict()
     state = {}
@@ -164,6 +166,8 @@ def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         state[name] = tensors[name].detach().to(wanted, copy=True)
         if not state[name].isfinite().all():
             raise damaged(path, f"{name} is not finite")
+        if name.endswith(VARIANCE) and (state[name] < 0).any():
+            raise damaged(path, f"{name} is negative")
     network.load_state_dict(state, assign=True)
 
 

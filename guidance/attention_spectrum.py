@@ -137,7 +137,11 @@ def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: in
         return float(both / either.clamp_min(1))
 
     generator = torch.Generator().manual_seed(seed)
-    random = torch.tensor([iou(shuffle_tokens(mask, generator)) for _ in range(draws)])
+
+    def shuffled() -> Tensor:
+        return torch.cat([shuffle_tokens(of_picture, generator) for of_picture in mask.split(1)])
+
+    random = torch.tensor([iou(shuffled()) for _ in range(draws)])
     return Overlap(iou(mask), float(random.mean()), float(random.std(correction=0)))
 
 

@@ -84,8 +84,9 @@ def denoised_prior_loss(
         D_phi(d_tau) = (d_tau - sqrt(1 - abar) eps_phi(d_tau)) / sqrt(abar)
 
     The prior's denoised map is the pseudo-label of d, as d_S is of d_W. It is averaged over etas (n, B, 1, h,
-    w). Up to a factor, the gradient is eps_phi - eta: that of L_dp without the Jacobian of eps_phi, as in
-    score distillation (arXiv:2209.14988, equation 3). Why: docs/derivations.md.
+    w); with B = 1 all images share them. Up to a factor, the gradient is eps_phi - eta: that of L_dp without
+    the Jacobian of eps_phi, as in score distillation (arXiv:2209.14988, equation 3). Why:
+    docs/derivations.md.
     """
     noised = noised_depth(d.detach(), etas, abar)
     with torch.no_grad():

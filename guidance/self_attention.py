@@ -108,10 +108,13 @@ def guidance(
 
 
 def shuffle_tokens(received: Tensor, generator: torch.Generator) -> Tensor:
-    """Ablation "random": the map (B, *grid) with its tokens permuted, so that any mask keeps its area."""
+    """Ablation "random": the map (B, *grid) with its tokens permuted, so that any mask keeps its area.
+
+    All images of the batch share the permutation, so that each has the mask that it has alone.
+    """
     flat = received.flatten(1)
-    order = torch.rand(flat.shape, generator=generator).argsort(dim=1).to(flat.device)
-    return flat.gather(1, order).view_as(received)
+    order = torch.rand(flat.shape[1], generator=generator).argsort().to(flat.device)
+    return flat[:, order].view_as(received)
 
 
 def high_frequency_mask(x0: Tensor, mask: Tensor, sigma: float) -> Tensor:

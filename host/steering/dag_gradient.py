@@ -18,6 +18,7 @@ from ..sampling.placements import Placement
 from ..sampling.schedule import time_at
 from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
+from .guided_run import finite_images
 
 NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
 
@@ -29,7 +30,7 @@ class ChunkGradient:
     loss_scale: what the losses are multiplied by in the backward pass.
 
     After the pass, `gradient` (B, C, *spatial) and `depth` are set, or `problem` says why there is no
-    gradient; `overflowed` if it was not finite.
+    gradient; `overflowed` if it was not finite, of all images or of those in `unguided`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ChunkGradient:
         self.pull_size: Tensor | None = None
         self.problem: str | None = "the features of the model could not be read"
         self.overflowed = False
+        self.unguided: list[int] = []
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of model_options with `apply_model` in front of every other APPLY_MODEL wrapper.
@@ -149,14 +151,19 @@ class ChunkGradient:
         """What the backward pass returned, at the loss scale."""
         if gradient is None or self.pull_size is None:
             return
-        if not (gradient.isfinite().all() and self.pull_size.isfinite().all()):
-            self.problem, self.overflowed = "its gradient is not finite", True
-            return
-        self.problem = None
+        size = self.pull_size.to(gradient)
+        finite = finite_images(gradient, size)
+        self.problem, self.overflowed = None, not finite.all()
+        if self.overflowed:
+            self.problem = "its gradient is not finite"
+            if not finite.any():
+                return
+            self.unguided = (~finite).flatten().nonzero().flatten().tolist()
+            gradient, size = torch.where(finite, gradient, 0), torch.where(finite, size, 0)
         if self.settings.mode == ROBUST:
-            self.gradient = dag.direction(gradient, self.pull_size.to(gradient))
+            self.gradient = dag.direction(gradient, size)
         else:
-            self.gradient = gradient * (self.pull_size.to(gradient) / self.loss_scale)
+            self.gradient = gradient * (size / self.loss_scale)
 
 
 def out_of_memory(checkpointing: bool, apart: bool) -> str:

@@ -100,12 +100,14 @@ def losses(
 
 
 def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Generator) -> dag.Loss:
-    """The loss of DPG at a level and with noises that are drawn for the maps `depth`."""
+    """The loss of DPG at a level and with noises that are drawn for all of the maps `depth` alike.
+
+    The images of a batch share them, as they share the seed: each is guided as it would be alone.
+    """
     low, high = dag.PRIOR_LEVELS
     tau = int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
     abar = float(schedule()[tau])
-    shape = (len(depth), dag.PRIOR_NOISES, 1, prior.size, prior.size)
-    etas = torch.randn(shape, generator=seeded).to(depth).transpose(0, 1)
+    etas = torch.randn(dag.PRIOR_NOISES, 1, 1, prior.size, prior.size, generator=seeded).to(depth)
 
     def eps_phi(noised: Tensor) -> Tensor:
         return prior.unet(noised, noised.new_full((len(noised),), float(tau)))

@@ -145,7 +145,7 @@ class DepthAwareRun(GuidedRun):
         depth = step.depth
         if depth is not None:
             self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(depth))
-        self.warn(step.problem, sigma)
+        self.warn(step.problem, sigma, step.unguided)
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised

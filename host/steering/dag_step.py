@@ -60,6 +60,7 @@ class DepthAwareStep:
         self.evaluated = not fresh
         self.problem: str | None = None
         self.overflowed = False
+        self.unguided: list[int] = []
         self.depth: Tensor | None = None
         self.shift: Tensor | None = None
         self.prediction: Tensor | None = None
@@ -97,7 +98,7 @@ class DepthAwareStep:
         else:
             out = executor(model, conds, x_in, timestep, taken.options(model_options))
             self.gradient, self.depth = taken.gradient, taken.depth
-            self.problem, self.overflowed = taken.problem, taken.overflowed
+            self.problem, self.overflowed, self.unguided = taken.problem, taken.overflowed, taken.unguided
         if POSITIVE in own and POSITIVE in names and self.prediction is None:
             self.prediction = out[names.index(POSITIVE)]
         return out

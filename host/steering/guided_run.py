@@ -1,8 +1,10 @@
 """What the runs of Self-Attention Guidance and Depth-Aware Guidance have in common."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..sampling.guiders import combines_itself
@@ -48,8 +50,18 @@ class GuidedRun:
         """Whether the step of sigma is the first that is guided, or the n-th, 2n-th, ... after it."""
         return is_nth_step(sigma, sample_sigmas, self.within, n)
 
-    def warn(self, problem: str | None, sigma: float) -> None:
-        """Log why there is no guidance at this sigma; once in a run for each problem, None for none."""
+    def warn(self, problem: str | None, sigma: float, images: Sequence[int] = ()) -> None:
+        """Log why there is no guidance at this sigma; once in a run for each problem, None for none.
+
+        images: those of the batch that have none, where others have.
+        """
         if problem and problem not in self.warned:
-            logging.warning("%s has no effect at sigma %.3f: %s.", self.node, sigma, problem)
+            where = f" in image {', '.join(str(i + 1) for i in images)} of the batch" if images else ""
+            logging.warning("%s has no effect%s at sigma %.3f: %s.", self.node, where, sigma, problem)
             self.warned.add(problem)
+
+
+def finite_images(*tensors: Tensor) -> Tensor:
+    """Whether all numbers of an image are finite, in each of the tensors (B, C, ...): (B, 1, 1, ...)."""
+    finite = [t.isfinite().flatten(1).all(dim=1) for t in tensors]
+    return torch.stack(finite).all(dim=0).view(-1, *[1] * (tensors[0].ndim - 1))

@@ -93,7 +93,7 @@ class SelfAttentionRun(GuidedRun):
             # Where x is noise alone, e = e_bar: there is no difference to hold constant.
             if step.guidance is not None and ratio != math.inf:
                 self.last[x.shape] = step.guidance, ratio
-        self.warn(step.problem if step.guidance is None else None, sigma)
+        self.warn(step.problem, sigma, step.unguided)
         return denoised
 
     def previous(self, shape: torch.Size, sigma: float) -> Tensor | None:

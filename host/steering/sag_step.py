@@ -29,6 +29,7 @@ from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions
 from ..sampling.schedule import signal_coefficient, v_coefficient
 from ..taps.blocks import AttentionLayer
+from .guided_run import finite_images
 
 GUIDANCE = "self_attention_guidance"
 NAMES = ("positive", "negative")  # the host's condition lists, in its order
@@ -87,6 +88,7 @@ class SelfAttentionStep:
         self.fresh = fresh
         self.guidance = None if fresh else previous
         self.problem: str | None = None
+        self.unguided: list[int] = []
         self.recorder = AttentionRecorder(settings.layers, self.lists_to_record)
         self.computed = not fresh
         self.applied = False
@@ -191,7 +193,8 @@ class SelfAttentionStep:
         if mask is None:
             # A cache of the steps may have skipped the model, or another node its attention.
             self.guidance = self.previous
-            self.problem = "the attention of the chosen blocks could not be read"
+            if self.guidance is None:
+                self.problem = "the attention of the chosen blocks could not be read"
             return
         x0_bar = sag.degrade(x0, mask * self.denoise_mask, settings.blur_sigma)
         if torch.equal(x0_bar, x0):  # the second pass would be the first
@@ -203,10 +206,13 @@ class SelfAttentionStep:
             d_bar = extra_pass(GUIDANCE, model, conds, label, x_bar, sigma, args["model_options"])
         in_v = v_coefficient(model.model_sampling, sigma, x.ndim) if settings.space == "v" else None
         guidance = sag.guidance(x0, x0_bar, d_bar, settings.scale, in_v)
-        if guidance.isfinite().all():
-            self.guidance = guidance
-        else:
+        finite = finite_images(guidance)
+        if not finite.all():
             self.problem = "the model returned numbers that are not finite"
+            if not finite.any():
+                return
+            self.unguided = (~finite).flatten().nonzero().flatten().tolist()
+        self.guidance = torch.where(finite, guidance, 0)
 
     def mask(self, branch: int, conds: Sequence[Conditions | None], x: Tensor, x0: Tensor) -> Tensor | None:
         """M for a branch: (B, 1, *spatial); None when its attention was not recorded."""

@@ -80,31 +80,6 @@ def test_in_inpainting_only_what_is_drawn_anew_is_guided():
     tiny.assert_steered(image[..., :8], plain[..., :8])
 
 
-def test_an_image_is_guided_alike_alone_and_in_a_batch():
-    noise = tiny.noise(3, 4, 16, 16)
-    settings = {"depth_prior": depth.prior(), "target_depth": depth.target()}
-
-    def run(rows, guide=True):
-        return comfy.sample.sample(
-            depth.depth_guided(tiny.patcher(), **settings) if guide else tiny.patcher(),
-            noise[rows],
-            2,
-            4.0,
-            "euler",
-            "normal",
-            tiny.prompt(0),
-            tiny.prompt(1),
-            torch.zeros_like(noise[rows]),
-            disable_pbar=True,
-            seed=0,
-        )
-
-    together, alone = run([0, 1, 2]), run([0])
-
-    assert (together[:1] - alone).abs().max() < 1e-3 * alone.abs().max()
-    tiny.assert_steered(alone, run([0], guide=False))
-
-
 def test_a_readout_head_reads_the_embedding_of_the_time():
     assert_steers(settings={"depth_head": depth.readout_head()})
 

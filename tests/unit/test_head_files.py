@@ -214,6 +214,10 @@ def test_a_foreign_or_malicious_description_is_one_sentence(saved, change, sente
             r"strong.depth.bias is not as its desc",
         ),
         (lambda found: found | {"strong.depth.bias": torch.tensor([torch.nan])}, "bias is not finite"),
+        (
+            lambda found: {n: t - 2 if n.endswith("running_var") else t for n, t in found.items()},
+            r"is damaged \(\S+.running_var is negative\)",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_one_sentence(saved, tensors, sentence):

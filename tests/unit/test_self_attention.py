@@ -250,6 +250,8 @@ class TestAblationMasks:
         shuffled = sag.shuffle_tokens(received, torch.Generator().manual_seed(1))
 
         assert not torch.equal(shuffled, received)
+        alone = sag.shuffle_tokens(received[1:2], torch.Generator().manual_seed(1))
+        assert torch.equal(shuffled[1:2], alone)
         torch.testing.assert_close(shuffled.flatten(1).sort().values, received.flatten(1).sort().values)
 
     def test_high_frequency_marks_detail_with_the_same_area(self):

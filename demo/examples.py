@@ -63,7 +63,7 @@ def train_on_examples(
 ) -> dict[str, Tensor]:
     """Trains for `minutes`, earlier calls included; returns the averaged weights."""
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
-    training = Training(stage, model, optimiser, checkpoint, minutes)
+    training = Training(stage, model, [optimiser], checkpoint, minutes)
     budget = training.budget
     rng = np.random.default_rng(training.step)
     bar = tqdm(desc=stage, unit="step", initial=training.step)

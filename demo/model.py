@@ -1,12 +1,10 @@
-"""The demo model for the host: its configuration; MODEL, CLIP and VAE from their safetensors files."""
+"""The demo models for the host: MODEL, CLIP and VAE from their safetensors files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import comfy.latent_formats
 import comfy.model_management
 import comfy.sd
 import comfy.supported_models_base
@@ -18,10 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .autoencoder import DemoVAE
+from .latent_format import DemoLatent
 from .text import CONTEXT_DIM, SceneTextEncoder, SceneTokenizer
+from .transformer import TRANSFORMER_CONFIG, DemoTransformer
 
 WEIGHTS = Path(__file__).parent / "weights"
 UNET_FILE = "unet.safetensors"
+TRANSFORMER_FILE = "transformer.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 DEPTH_HEAD_FILE = "depth_head.safetensors"
@@ -45,24 +46,7 @@ UNET_CONFIG = {
     "legacy": False,
 }
 
-
-# The latent's linear preview, fitted by `python -m tools.run demo.train latents`.
-LATENT_RGB = [
-    [0.2610, 0.0096, -0.0643],
-    [0.0018, 0.0467, 0.2858],
-    [0.1394, 0.0704, 0.0717],
-    [0.0139, 0.2399, 0.0670],
-]
-LATENT_RGB_BIAS = [0.0066, -0.0350, -0.0712]
-
 UNET_EXTRA_CONFIG = {"num_heads": -1, "num_head_channels": 32}
-
-
-class DemoLatent(comfy.latent_formats.LatentFormat):
-    """Latents without a scale: the autoencoder is trained to unit variance."""
-
-    latent_rgb_factors: Any = LATENT_RGB
-    latent_rgb_factors_bias: Any = LATENT_RGB_BIAS
 
 
 class DemoWorld(comfy.supported_models_base.BASE):
@@ -78,12 +62,14 @@ class DemoWorld(comfy.supported_models_base.BASE):
 
 
 def load_all(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL, CLIP and VAE from the three files in a folder."""
+    """MODEL (the UNet), CLIP and VAE from the three files in a folder."""
     return load_model(folder / UNET_FILE), load_clip(folder / TEXT_FILE), load_vae(folder / AUTOENCODER_FILE)
 
 
 def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
-    """The UNet under the host's memory management, in the precision that the host chooses for this device.
+    """UNet or transformer, by the file's name, under the host's memory management.
+
+    Its precision is the one that the host chooses for this device.
 
     The host calls it again, through `cached_patcher_init`, for weights that are not shared: for training, and
     for a second GPU. It may then ask for a patcher without dynamic memory, which this one never has.
@@ -92,7 +78,8 @@ def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     parameters = comfy.utils.calculate_parameters(state_dict)
-    config = DemoWorld(UNET_CONFIG)
+    transformer = path.name == TRANSFORMER_FILE
+    config = DemoTransformer(TRANSFORMER_CONFIG) if transformer else DemoWorld(UNET_CONFIG)
     dtype = comfy.model_management.unet_dtype(
         model_params=parameters, supported_dtypes=config.supported_inference_dtypes
     )
@@ -172,6 +159,11 @@ def restore_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     diffusion = {f"unet.{name}": w.float() for name, w in unet.items()}
     diffusion |= {f"text.{name}": w.float() for name, w in text.items()}
     return diffusion, {name: w.float() for name, w in read_weights(folder / AUTOENCODER_FILE).items()}
+
+
+def export_transformer(folder: Path, flow: dict[str, Tensor]) -> None:
+    """Writes the transformer's file."""
+    write_weights(folder / TRANSFORMER_FILE, _below("transformer.", flow))
 
 
 def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

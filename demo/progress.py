@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,11 +47,11 @@ class Training:
         self,
         stage: str,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimisers: Sequence[torch.optim.Optimizer],
         checkpoint: Path,
         minutes: float,
     ) -> None:
-        self.stage, self.model, self.optimiser, self.checkpoint = stage, model, optimiser, checkpoint
+        self.stage, self.model, self.optimisers, self.checkpoint = stage, model, optimisers, checkpoint
         self.average = {name: weight.clone() for name, weight in model.state_dict().items()}
         self.step, self.saved = 0, 0.0
         if state := read_checkpoint(checkpoint):
@@ -58,18 +59,21 @@ class Training:
             for name, weight in self.average.items():
                 weight.copy_(state["average"][name])
             if state.get("stage") == stage:
-                optimiser.load_state_dict(state["optimiser"])
+                for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+                    optimiser.load_state_dict(saved)
                 self.step, self.saved = state["step"], state["spent"]
         self.budget = Budget(minutes, self.saved)
 
     def learn(self, loss: Tensor, rate: float, decay: float) -> None:
-        """One optimiser step at this learning rate, then the average of the weights."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        """One step at `rate` times the groups' `scale`, then the average of the weights."""
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         update_average(self.average, self.model, self.step, decay)
         self.step += 1
 
@@ -83,7 +87,7 @@ class Training:
                 stage=self.stage,
                 model=self.model.state_dict(),
                 average=self.average,
-                optimiser=self.optimiser.state_dict(),
+                optimisers=[optimiser.state_dict() for optimiser in self.optimisers],
                 step=self.step,
                 spent=self.saved,
             )

@@ -7,10 +7,12 @@
     autoencoder  trains encoder and decoder on crops of the renders
     latents      encodes the renders
     diffusion    trains UNet and text encoder; writes a sample sheet at every checkpoint
+    transformer  trains the transformer with the text encoder of demo/weights; writes sample sheets too
     decoder      trains the decoder alone; the UNet remains valid
     recogniser   trains the network with which demo.evaluate measures, and writes it to demo/weights
     depth_judge  trains the network that judges depth guidance, and writes it to demo/weights
     export       writes the averaged weights of UNet, text encoder and autoencoder to demo/weights
+    export_transformer   writes those of the transformer
 
 A stage that was interrupted resumes when it is called again, until its `--minutes` are used up.
 """
@@ -20,13 +22,27 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from comfy.model_management import get_torch_device
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
 from torch import Tensor
 
+from .denoisers import TextToFlow, TextToLatent
 from .depth_judge import DEPTH_JUDGE_FILE
 from .diffusion import train_diffusion
 from .latents import encode_shards, linear_preview
-from .model import WEIGHTS, export_weights, load_all, restore_weights, write_weights
+from .model import (
+    TEXT_FILE,
+    TRANSFORMER_FILE,
+    WEIGHTS,
+    export_transformer,
+    export_weights,
+    load_all,
+    load_model,
+    read_weights,
+    restore_weights,
+    write_weights,
+)
 from .progress import read_average, write_checkpoint
 from .recogniser import RECOGNISER_FILE
 from .renders import HELD_OUT, render_shards
@@ -42,10 +58,12 @@ STAGES = (
     "autoencoder",
     "latents",
     "diffusion",
+    "transformer",
     "decoder",
     "recogniser",
     "depth_judge",
     "export",
+    "export_transformer",
 )
 SHEET_PICTURES = 16
 
@@ -71,7 +89,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     renders, latents = options.work / "renders", options.work / "latents"
     autoencoder, diffusion = options.work / "autoencoder.pt", options.work / "diffusion.pt"
-    device = get_torch_device().type
+    transformer = options.work / "transformer.pt"
+    device = comfy.model_management.get_torch_device().type
     match options.stage:
         case "renders":
             render_shards(renders, options.scenes, options.workers)
@@ -91,19 +110,32 @@ def main() -> None:
             )
         case "latents":
             encode_shards(renders, latents, read_average(autoencoder), options.scenes, device)
-            print("LATENT_RGB and LATENT_RGB_BIAS for demo/model.py:", linear_preview(renders, latents))
+            print(
+                "LATENT_RGB and LATENT_RGB_BIAS for demo/latent_format.py:", linear_preview(renders, latents)
+            )
         case "diffusion":
 
-            def write_sheet(average: dict[str, Tensor], samples: int) -> None:
+            def draw_unet(average: dict[str, Tensor], samples: int) -> None:
                 export_weights(options.work, average, read_average(autoencoder))
-                prompts = [sample_scene(HELD_OUT + i).caption for i in range(SHEET_PICTURES)]
-                save_sheet(
-                    draw(*load_all(options.work), prompts, seed=1),
-                    options.work / f"sheet-{samples:07d}.png",
-                    columns=8,
-                )
+                _write_sheet(options.work / f"sheet-{samples:07d}.png", "karras", *load_all(options.work))
 
-            train_diffusion(latents, diffusion, options.minutes, device, write_sheet)
+            train_diffusion(
+                "diffusion", TextToLatent(), latents, diffusion, options.minutes, device, draw_unet
+            )
+        case "transformer":
+            _, clip, vae = load_all(WEIGHTS)
+
+            def draw_transformer(average: dict[str, Tensor], samples: int) -> None:
+                export_transformer(options.work, average)
+                model = load_model(options.work / TRANSFORMER_FILE)
+                _write_sheet(options.work / f"transformer-{samples:07d}.png", "simple", model, clip, vae)
+
+            # The host's rotary embedding has a backward pass only then; this process does nothing else.
+            comfy.model_management.in_training = True
+            flow = TextToFlow(read_weights(WEIGHTS / TEXT_FILE))
+            train_diffusion(
+                "transformer", flow, latents, transformer, options.minutes, device, draw_transformer
+            )
         case "recogniser":
             average = train_recogniser(
                 renders,
@@ -131,3 +163,11 @@ def main() -> None:
         case "export":
             WEIGHTS.mkdir(exist_ok=True)
             export_weights(WEIGHTS, read_average(diffusion), read_average(autoencoder))
+        case "export_transformer":
+            export_transformer(WEIGHTS, read_average(transformer))
+
+
+def _write_sheet(path: Path, scheduler: str, model: ModelPatcher, clip: CLIP, vae: VAE) -> None:
+    """Images of held-out captions, always the same, on one sheet."""
+    prompts = [sample_scene(HELD_OUT + i).caption for i in range(SHEET_PICTURES)]
+    save_sheet(draw(model, clip, vae, prompts, seed=1, scheduler=scheduler), path, columns=8)

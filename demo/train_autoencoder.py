@@ -45,7 +45,7 @@ def train_autoencoder(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     stage = "autoencoder" if train_encoder else "decoder"
-    training = Training(stage, model, optimiser, checkpoint, minutes)
+    training = Training(stage, model, [optimiser], checkpoint, minutes)
     budget = training.budget
     rng = np.random.default_rng(training.step)
     smooth = None

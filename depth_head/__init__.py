@@ -2,13 +2,13 @@
 
 architectures/    features and time in, relative inverse depth out
 metrics.py        the depth convention, alignment, AbsRel, RMSE, delta1
-head.py           a network and what must be known of it; whether it fits a model
-files.py          files of trained networks: what they say, atomic saving, careful reading
+head.py           a network with what is needed to use it; whether it fits a model
+files.py          files of trained networks: metadata, atomic writing, safe reading
 head_files.py     a depth head's file
 readout_files.py  the public Readout heads
 prior.py          the depth prior: its schedule, training, and maps that it draws
 prior_files.py, prior_report.py
-                  its file; the picture that tells how its training went
-training.py       training on features that somebody else reads; head_report.py draws it
+                  its file; the report of its training
+training.py       training on features from a caller; head_report.py draws the report
 rendering.py      depth as a picture, at image size
 """

@@ -1,11 +1,11 @@
-"""Files of trained networks: safetensors whose metadata says what they are.
+"""Files of trained networks: safetensors with metadata that identifies them.
 
     format, format_version    "inner_guidance", a whole number; a newer one is refused
     kind                      what is in the file, such as "depth_head"
     ...                       text, and JSON where a value has structure
 
-Writing is atomic: a temporary file in the same folder, then a rename. A file that is read may come from
-anyone: only data is loaded, at most FILE_LIMIT bytes, and whatever is wrong with it is one sentence.
+Writing is atomic: a temporary file in the same folder, then a rename. Files are untrusted: only data is
+loaded, at most FILE_LIMIT bytes, and any fault becomes one sentence.
 """
 
 import hashlib
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 
 def write(path: Path, kind: str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file; an interruption or an error leaves what was there before.
+    """Write a file. After an interruption or an error the previous file is still there.
 
-    Raises ValueError, in a sentence with the path, where the system refuses: a full disk, no permission.
+    Raises ValueError, in a sentence with the path, if the system refuses: a full disk, no permission.
     """
     described = {"format": FORMAT, "format_version": str(VERSION), "kind": kind, **metadata}
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, described)
@@ -65,7 +65,7 @@ def unwritable(path: Path, error: OSError) -> ValueError:
 def read(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a file of a kind.
 
-    Raises ValueError for what is missing, damaged, not ours, of another kind or of a newer version.
+    Raises ValueError for a file that is missing, damaged, of another program or kind, or of a newer version.
     """
     content = read_bytes(path)
     try:
@@ -81,7 +81,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _parts(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors. Raises an error of some class for what is no safetensors file."""
+    """Metadata and tensors. Raises some error, of any class, if this is not a safetensors file."""
     end = 8 + int.from_bytes(content[:8], "little")
     if end > HEADER_LIMIT:
         raise ValueError("its header is too long")
@@ -93,9 +93,9 @@ def _parts(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content, in memory: to read a mapped file that another program truncates kills the process.
+    """The content, in memory, because reading a mapped file that another program truncates kills the process.
 
-    Raises ValueError for what is missing, larger than FILE_LIMIT or not readable.
+    Raises ValueError if the file is missing, larger than FILE_LIMIT or not readable.
     """
     try:
         if not path.is_file():
@@ -131,10 +131,10 @@ def _require_kind(path: Path, kind: str, metadata: Mapping[str, str]) -> None:
 
 
 def parse(path: Path, metadata: Mapping[str, str], name: str, kind: type[T]) -> T:
-    """The JSON value of a metadata entry. Raises ValueError where there is none of this type."""
+    """The JSON value of a metadata entry. Raises ValueError if there is none of this type."""
     text = metadata.get(name, "")
     try:
-        # What is nested too deep to be written again must not be read.
+        # Reject what is nested too deeply to be written again.
         value = json.loads(text) if text.count("[") + text.count("{") <= MOST_BRACKETS else None
     except ValueError:
         value = None
@@ -144,10 +144,10 @@ def parse(path: Path, metadata: Mapping[str, str], name: str, kind: type[T]) -> 
 
 
 def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give a network that was made on the meta device the tensors of a file, in the network's precision.
+    """Load the tensors of a file, in the network's precision, into a network on the meta device.
 
-    Raises ValueError unless these are its tensors, all of them, plain numbers and finite, and no variance is
-    negative.
+    Raises ValueError unless the file has exactly the network's tensors, as plain, finite numbers, and no
+    negative variance.
     """
     expected = network.state_dict()
     state = {}
@@ -162,7 +162,7 @@ def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 f"{legible(path.name)} stores {name} as {stored}, which cannot be read: save it again as "
                 f"{FLOATS[0] if wanted.is_floating_point else wanted}."
             )
-        # A copy, not a view of the file's content, which would stay in memory as a whole.
+        # A copy: a view would keep the whole content of the file in memory.
         state[name] = tensors[name].detach().to(wanted, copy=True)
         if not state[name].isfinite().all():
             raise damaged(path, f"{name} is not finite")
@@ -172,12 +172,12 @@ def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def damaged(path: Path, fault: str) -> ValueError:
-    """The error for a file in which something is not as it must be."""
+    """The error for a file with this fault."""
     return ValueError(f"{legible(path.name)} is damaged ({fault}): fetch or save it again.")
 
 
 def legible(value: object, longest: int = LONGEST_QUOTE) -> str:
-    """What a file says, fit for a message: one short line without control characters."""
+    """Text from a file, safe for a message: one short line without control characters."""
     text = str(value)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,4 +1,4 @@
-"""A depth head: a network and what must be known of it to use it rightly."""
+"""A depth head: a network with what is needed to use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from .metrics import DepthRange
 
 SD1, SDXL = "Stable Diffusion 1.x", "Stable Diffusion XL"
 
-# What labels and public heads say nothing about; see metrics.py for what depends on it.
+# Assumed where labels and public heads give no distances; metrics.py says what depends on it.
 ASSUMED_RANGE = DepthRange(near=1.0, far=10.0)
 
 
@@ -48,9 +48,9 @@ def require_fit(head: DepthHead, model_family: str, channels: Mapping[str, int])
 
 
 def middle_blocks(count: int) -> tuple[range, int]:
-    """Of `count` decoder blocks, deepest first: the strong branch's by default, and the weak one's.
+    """Default blocks of the strong branch, and block of the weak one, out of `count`, deepest first.
 
-    The middle half and the middle one. The paper has 2, 4 to 7 and 6 of 18, on a UNet with six levels, and
-    says that the middle of the decoder knows most about depth.
+    The middle half, and the middle one. The paper uses 2, 4 to 7 and 6 of 18, on a UNet with six levels, and
+    finds that the middle of the decoder knows most about depth.
     """
     return range(count // 4, count - count // 4), count // 2

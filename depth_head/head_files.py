@@ -1,4 +1,4 @@
-"""A depth head's file: ours, or a public Readout head (readout_files.py)."""
+"""The file of a depth head: in this pack's format, or a public Readout head (readout_files.py)."""
 
 import json
 import math
@@ -20,7 +20,7 @@ TARGET = "relative inverse depth in [0, 1], near = 1"
 
 
 def save_depth_head(path: Path, head: DepthHead) -> None:
-    """Write a head, whatever it was loaded from, in our format."""
+    """Write a head in this pack's format, whatever format it was loaded from."""
     metadata = {
         "architecture": architecture_of(head.network),
         "config": json.dumps(head.network.config),
@@ -35,7 +35,7 @@ def save_depth_head(path: Path, head: DepthHead) -> None:
 
 @torch.inference_mode(False)
 def load_depth_head(path: Path) -> DepthHead:
-    """Read a head; its weights are no inference tensors, so gradients pass it.
+    """Read a head. Its weights are not inference tensors, so autograd accepts them.
 
     Raises ValueError, in one sentence, for a file that is missing, damaged, or something else.
     """
@@ -72,7 +72,7 @@ def load_depth_head(path: Path) -> DepthHead:
 
 
 def _depth_range(near: Any, far: Any) -> DepthRange:
-    """Raises ValueError or TypeError for what are not two distances."""
+    """Raises ValueError or TypeError for anything but two distances."""
     try:
         finite = math.isfinite(near) and math.isfinite(far)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""The depth convention, alignment of scale and shift, and the figures by which depth is judged.
+"""The depth convention, alignment of scale and shift, and error metrics.
 
 Depth is relative inverse depth everywhere in this pack: r in [0, 1], near = 1. With the distances in metres
 at which r is 1 (near) and 0 (far)
@@ -35,7 +35,7 @@ class DepthRange:
             )
 
     def relative(self, metres: Tensor) -> Tensor:
-        """Metres to relative inverse depth; what is nearer than near is 1, what is farther than far 0."""
+        """Metres to relative inverse depth, clamped to [0, 1]."""
         return ((1 / metres - 1 / self.far) / (1 / self.near - 1 / self.far)).clamp(0, 1)
 
     def metres(self, relative: Tensor) -> Tensor:

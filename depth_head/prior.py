@@ -1,7 +1,7 @@
 """The depth prior: a small diffusion UNet on depth maps alone, eps_phi of DAG's prior guidance.
 
 It judges a depth map by how well it predicts the noise that was put on it (guidance/depth_aware.py). Depth is
-(B, 1, h, w) in [0, 1]; the network sees it squeezed to size x size, whatever its proportions, and scaled to
+(B, 1, h, w) in [0, 1]; the network sees it resized to size x size, whatever its proportions, and scaled to
 [-1, 1]. Noise is predicted (eps) on Stable Diffusion's schedule. The UNet is the host's class, so the host
 makes it (host/depth/priors.py); nothing here knows the host.
 """
@@ -124,8 +124,8 @@ def learning_rate_share(step: int, steps: int) -> float:
 def draw(prior: DepthPrior, count: int, seed: int, steps: int = 25) -> Tensor:
     """Depth maps that the prior draws from noise: (count, 1, size, size) in [0, 1].
 
-    Ancestral steps: the fresh noise covers the errors of a prior that was trained briefly, which a
-    deterministic sampler would carry to the end.
+    Ancestral steps: their fresh noise hides the errors of a briefly trained prior, which a deterministic
+    sampler would accumulate.
     """
     device = next(prior.unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)

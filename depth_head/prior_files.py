@@ -1,4 +1,4 @@
-"""A depth prior's file. The network is the host's, so whoever loads one says how to make it."""
+"""The file of a depth prior. The UNet is of the host's class, so the caller of load_depth_prior makes it."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ ARCHITECTURE = "host_unet_1"
 
 
 def save_depth_prior(path: Path, prior: DepthPrior) -> None:
-    """Write a prior, in half precision, which halves the file and loses nothing that guidance would see."""
+    """Write a prior in half precision, which is enough for guidance."""
     metadata = {
         "architecture": ARCHITECTURE,
         "size": json.dumps(prior.size),
@@ -29,7 +29,7 @@ def save_depth_prior(path: Path, prior: DepthPrior) -> None:
 
 @torch.inference_mode(False)
 def load_depth_prior(path: Path, make_unet: Callable[[], nn.Module]) -> DepthPrior:
-    """Read a prior; its weights are no inference tensors, so gradients pass it.
+    """Read a prior. Its weights are not inference tensors, so autograd accepts them.
 
     make_unet: the UNet of ARCHITECTURE, float32, with whatever weights.
     Raises ValueError, in one sentence, for a file that is missing, damaged, or something else.

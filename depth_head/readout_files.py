@@ -1,8 +1,8 @@
 """The public Readout depth heads, `readout_sdv15_spatial_depth.pt` and `readout_sdxl_spatial_depth.pt`.
 
-Torch checkpoints: `config`, a plain dict; `aggregation_network`, the state dict that architectures/readout.py
-has the names of; the optimiser's state, which is not needed. Read with weights_only=True and nothing else,
-and only after a look at what the file would have torch do.
+Torch checkpoints: `config`, a plain dict; `aggregation_network`, a state dict with the names of
+architectures/readout.py; the optimiser's state, which is not needed. They are read with weights_only=True,
+and only after a check of what the file would make torch do.
 """
 
 import io
@@ -39,7 +39,7 @@ def read_readout(path: Path) -> DepthHead:
     content = read_bytes(path)
     try:
         checkpoint = torch.load(_plain_archive(content), map_location="cpu", weights_only=True)
-    # Errors of every class: a malformed pickle gives operations what they never expect.
+    # Any class of error: a malformed pickle can break any operation.
     except Exception as error:
         raise ValueError(
             f"{legible(path.name)} is damaged, or holds more than weights and is therefore not opened: fetch "
@@ -63,11 +63,11 @@ def read_readout(path: Path) -> DepthHead:
 
 
 def _plain_archive(content: bytes) -> io.BytesIO:
-    """The zip archive of a checkpoint, written again from what was looked at.
+    """The zip archive of a checkpoint, rewritten from the entries that were checked.
 
-    weights_only=True lets a pickle run no code, but unpack 3 GB from 13 MB, have bytes encoded as hexadecimal
-    thirty times over, or nest tuples until their hash overflows the stack. Raises an error of some class for
-    anything but uncompressed weights.
+    With weights_only=True a pickle cannot run code, but it can still unpack 3 GB from 13 MB, encode bytes as
+    hexadecimal thirty times over, or nest tuples until their hash overflows the stack. Raises some error, of
+    any class, for anything but uncompressed weights.
     """
     # The signature of a directory entry: each becomes an object.
     if content.count(b"PK\x01\x02") > MOST_ENTRIES:

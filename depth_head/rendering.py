@@ -1,4 +1,4 @@
-"""Depth as the eye and other networks take it: at image size, in grey or in colour."""
+"""Depth as a picture: at image size, in grey or in colour."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ def enlarge(depth: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def enlarge_along_edges(depth: Tensor, picture: Tensor) -> Tensor:
-    """(B, 1, h, w) at the size of a picture (B, 3, H, W) in [0, 1], its edges where the picture has some.
+    """(B, 1, h, w) at the size of a picture (B, 3, H, W) in [0, 1], with the edges of the picture.
 
-    A guided filter (He et al. 2013): within every window depth is taken for a linear function of the
-    picture's colours. The window is what two pixels of the small map cover.
+    A guided filter (He et al. 2013): within every window, depth is a linear function of the picture's
+    colours. A window spans two pixels of the small map.
     """
     from kornia.filters import (
-        guided_blur,  # takes a second to import, which the host's start must not wait for
+        guided_blur,  # takes a second to import; at the top it would delay the host's start
     )
 
     large = enlarge(depth, picture.shape[-2:])

@@ -2,9 +2,9 @@
 
     loss       L1 to the label, of the strong and the weak branch together
     t          uniform below 800 of 1000: beyond, depth can hardly be read
-    held out   a part of the pairs, by which the best state is chosen and on which the figures are measured
+    held out   a part of the pairs, which selects the best state and gives the figures
 
-Everything random comes from the seed. What makes features of images is handed in: nothing here knows a UNet.
+Everything random comes from the seed. The caller provides the features; nothing here knows a UNet.
 """
 
 import copy
@@ -31,7 +31,7 @@ LAST_RATE = 0.02
 # Indices of images (B,), time (B,), a seed for the noise of each (B,) -> features by name.
 Features = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 Figures = dict[str, dict[int, DepthMetrics]]
-# What an except clause takes; () is nothing.
+# For an except clause; () catches nothing.
 Interruption = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -165,7 +165,7 @@ def loss_of(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Depth of the images, each with noise of its own that is the same whenever it is measured."""
+    """Depth of the images. Each has its own noise, the same in every measurement."""
 
     network: DepthNetwork
     features: Features
@@ -175,7 +175,7 @@ class Evaluation:
     def read(self, rows: Tensor, time: Tensor, seeds: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         """Features of images and the time, as tensors that autograd takes.
 
-        Raises ValueError where the UNet's numbers overflow.
+        Raises ValueError if the UNet's output overflows.
         """
         with torch.inference_mode():
             found = self.features(rows, time, seeds)
@@ -216,6 +216,6 @@ class Evaluation:
         return torch.stack([self.depth(rows, time)[first][:, 0].cpu() for time in LEVELS], dim=1)
 
     def score(self, rows: Tensor) -> float:
-        """What the best state has least of: the mean AbsRel of the first branch, the strong one."""
+        """The error that selects the best state: mean AbsRel of the first branch, the strong one."""
         first = next(iter(self.figures(rows).values()))
         return sum(metrics.abs_rel for metrics in first.values()) / len(LEVELS)

@@ -1,1 +1,1 @@
-"""What happens while sampling: the papers' tensor mathematics here, the host's inner workings in host/."""
+"""The papers' mathematics on tensors. What depends on ComfyUI is in host/."""

@@ -5,15 +5,15 @@
     F         2-D Fourier transform of a patch of the image's luminance, of 8, 16 or 32 pixels square
     ring k    the frequencies of F whose radius is nearest to k / size cycles per pixel
 
-Compared is the mean log10 |F| on each ring: over the patches inside M, and over all. The paper finds the
-first larger at every frequency, more so for psi 1.3, and M to overlap with objects more than random masks of
-its area do. The choices that it leaves open:
+The analysis compares the mean log10 |F| on each ring over the patches inside M with that over all patches.
+The paper finds the first larger at every frequency, more so for psi 1.3. It also finds that M overlaps with
+objects more than random masks of the same area do. Choices that the paper leaves open:
 
-- patches stand side by side from the image's upper left corner, and one is inside when all its pixels are;
+- patches tile the image from its upper left corner, and a patch is inside if all its pixels are;
 - luminance is that of display values in [0, 1] (Rec. 709 weights), without a window;
 - F is orthonormal, so that white noise has its standard deviation on every ring, whatever the size of the
   patch, and |F|^2 is taken as |F|^2 + NOISE^2, the noise of a picture of 8 bits;
-- ring 0, the mean brightness, is reported but is no detail: claims are about the other rings;
+- ring 0, the mean brightness, is reported, but the claims are about the other rings;
 - random masks are M with its tokens shuffled, so they have its area and its grain.
 """
 
@@ -51,7 +51,7 @@ class Spectrum(NamedTuple):
         return [k / self.size for k in range(self.size // 2 + 1)]
 
     def excess(self, psi: float) -> list[float]:
-        """By how much the patches inside exceed all, on each ring, in powers of ten."""
+        """Mean log10 |F| of the patches inside minus that of all patches, on each ring."""
         pairs = zip(self.inside[psi].log_magnitude, self.everywhere.log_magnitude, strict=True)
         return [inside - everywhere for inside, everywhere in pairs]
 
@@ -92,7 +92,7 @@ def luminance(images: Tensor) -> Tensor:
 
 
 def within(mask: Tensor, image_size: Sequence[int], size: int) -> Tensor:
-    """Which patches a mask of tokens (N, h, w), bool, covers whole: (N, rows, columns), bool."""
+    """Which patches a mask of tokens (N, h, w), bool, covers completely: (N, rows, columns), bool."""
     return patches(resize_nearest(mask.float(), image_size), size).flatten(3).amin(dim=3).bool()
 
 
@@ -177,7 +177,7 @@ def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> 
 
 
 def in_words(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> list[str]:
-    """The claims of the paper, and what became of them: a sentence for each threshold."""
+    """Whether the claims of the paper hold: one sentence per threshold."""
     lines = []
     for psi in found[0].inside:
         held = [f"{s.size} px" for s in found if s.more_at_every_frequency(psi)]

@@ -25,8 +25,8 @@ from torch import Tensor
 PAPER_WEIGHT = 40.0
 # A robust shift at strength 1, in posterior standard deviations of x0.
 ROBUST_STEP = 0.3
-# How much harder than the other losses a target pulls in the robust mode. At half of it, objects are moved
-# only half way and stay half formed (docs/results/depth_aware_guidance.md).
+# Factor on the strength of a target in the robust mode. Half of it moves objects only half way and leaves
+# them half formed (docs/results/depth_aware_guidance.md).
 TARGET_WEIGHT = 3.0
 # Limits of the scale by which a target depth map is fitted to the estimate.
 TARGET_STRETCH = (0.5, 2.0)
@@ -38,7 +38,7 @@ PRIOR_LEVELS = (0.01, 0.05)
 # The number of noises that `denoised_prior_loss` averages over.
 PRIOR_NOISES = 4
 
-# Of d_S and d_W; d_W is None where the weak branch is not read.
+# A function of d_S and d_W; d_W is None if the weak branch is not read.
 Loss = Callable[[Tensor, Any], Tensor]
 
 
@@ -123,7 +123,7 @@ def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
 
 
 def _shares(d: Tensor, mask: Tensor | None) -> Tensor:
-    """The mask, or everything, as weights of an average: (B, 1, h, w). Those of an empty mask are 0."""
+    """The weights of an average over the mask, (B, 1, h, w); all 0 if it is empty. None is everywhere."""
     weight = torch.ones_like(d) if mask is None else mask.expand_as(d)
     return weight / weight.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(d.dtype).tiny)
 

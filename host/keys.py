@@ -17,12 +17,12 @@ from torch import Tensor
 
 WRAPPER_KEY = "inner_guidance"
 
-# In transformer_options during the pack's own forward passes: the guidance that the pass belongs to. Caches,
-# model function wrappers and patches of other packs can tell these passes from the sampler's by it.
+# Key in transformer_options during the pack's own forward passes; the value names the guidance. It lets
+# caches, model function wrappers and patches of other packs tell these passes from the sampler's.
 TAG = "inner_guidance_pass"
 
-# Wrappers of the host that compare a step's latent with the previous step's. The pack's own passes evaluate
-# another latent: the cache would answer with a stale output, and would store theirs as the sampler's.
+# Step caches of the host: they compare a step's latent with the previous step's. The pack's own passes
+# evaluate another latent, so a cache would return a stale output and store theirs as the sampler's.
 STEP_CACHES = ("easycache", "lazycache")
 
 
@@ -80,10 +80,10 @@ def drop_ours(wrappers: dict[str, dict[str, list[Callable[..., Any]]]]) -> None:
 
 @contextmanager
 def for_this_run(guider: Any, wrapper_type: str, wrapper: Callable[..., Any]) -> Iterator[None]:
-    """Within an OUTER_SAMPLE wrapper: add a wrapper that only this run has.
+    """Add a wrapper to one run only; for use in an OUTER_SAMPLE wrapper.
 
-    The guider's options are replaced by a copy with the wrapper until the run ends, also by an error or an
-    interrupt. What the wrapper holds lives no longer than the run.
+    The guider gets a copy of its options with the wrapper. When the run ends, fails or is interrupted, it
+    gets its own options back, so what the wrapper holds lives no longer than the run.
     """
     before = guider.model_options
     guider.model_options = comfy.model_patcher.create_model_options_clone(before)

@@ -1,4 +1,4 @@
-"""Shows a picture on one of our nodes while a sampler runs, by the host's own previews."""
+"""Shows pictures on a node while a sampler runs, with the host's own previews."""
 
 import math
 import time
@@ -14,7 +14,7 @@ SECONDS_BETWEEN = 0.5
 
 
 class LivePreview:
-    """The preview of one run on the node `node_id`, None for nowhere; `steps` fill its progress bar."""
+    """The preview of one run. node_id: the node that shows it, or None. steps: length of the progress bar."""
 
     def __init__(self, node_id: str | None, steps: int) -> None:
         self.node_id = node_id
@@ -22,9 +22,9 @@ class LivePreview:
         self.shown = -math.inf
 
     def show(self, done: int, picture: Callable[[], Tensor | None]) -> None:
-        """Show a picture (h, w, 3) after `done` steps, unless the last is too young, and after all.
+        """Show a picture (h, w, 3) after `done` steps: at most one in SECONDS_BETWEEN, and always the last.
 
-        It is made only where it is shown; None shows nothing.
+        picture is called only if it is shown. It may return None, which moves the progress bar alone.
         """
         now = time.monotonic()
         if self.node_id is None or (now - self.shown < SECONDS_BETWEEN and done < self.steps):

@@ -1,4 +1,4 @@
-"""From recorded attention to maps at image size, averaged, and with numbers that mean something.
+"""Recorded attention as maps at image size, averaged, and scaled so that their numbers are comparable.
 
 Self-attention received has mean 1 over an image: 1 is the average attention, 2 twice that. A word of a prompt
 has a share of the attention of each place, which depends on the length of the prompt; `relative` divides it
@@ -17,10 +17,10 @@ from torch import Tensor
 from .colour_map import ColourMap, colours
 from .layer_maps import Group, LayerMap, grouped
 
-# This share of a picture is darker than the darkest colour, and as much is lighter than the lightest: the few
-# tokens there would leave no colours for the rest.
+# This share of a picture is clipped at each end of the colour range. Otherwise a few extreme tokens would use
+# up most of the range.
 BEYOND = 0.005
-# The colours reach at least from here to there, so that next to no difference looks like it.
+# The colour range includes at least these values, so that tiny differences look tiny.
 LEAST_RANGE = (0.5, 2.0)
 
 
@@ -36,7 +36,7 @@ def average(found: Sequence[LayerMap], size: Sequence[int], smooth: bool) -> Ten
 def resized(values: Tensor, size: Sequence[int], smooth: bool) -> Tensor:
     """A map (B, h, w) or (B, frames, h, w) as (B * frames, *size), float32.
 
-    smooth is bicubic, cut off below at 0, which attention never is; otherwise every token is a rectangle.
+    smooth: bicubic, clamped at 0. Otherwise every token is a rectangle.
     """
     values = values.float().flatten(0, -3).unsqueeze(1)
     if smooth:
@@ -76,15 +76,15 @@ def scaled(values: Tensor, low: float, high: float) -> Tensor:
 
 
 def glowing(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
-    """Images (N, H, W, 3), dimmed, and on them the colours, the thicker the larger the share (N, H, W)."""
+    """Images (N, H, W, 3), dimmed, under the colours. The larger the share (N, H, W), the more opaque."""
     return torch.lerp(images * (1 - opacity / 3), colours, opacity * shares[..., None])
 
 
 def images_of(images: Tensor, count: int) -> Tensor:
     """The images (M, H, W, 3 or more) that `count` maps belong to: (count, H, W, 3).
 
-    There are as many, or of a video more, of which evenly chosen ones are taken. Raises ValueError where
-    there are fewer.
+    A video may have more images than maps; then evenly spaced ones are taken. Raises ValueError if there are
+    fewer images than maps.
     """
     if len(images) < count:
         raise ValueError(
@@ -97,14 +97,14 @@ def images_of(images: Tensor, count: int) -> Tensor:
 def series(
     by_word: dict[str, list[LayerMap]], each_block: bool, each_step: bool
 ) -> Iterator[tuple[str, list[Group]]]:
-    """Which pictures have a colour bar in common: those of a word and block."""
+    """The pictures that share a colour bar: those of one word and block."""
     for word, recorded in by_word.items():
         for _, groups in groupby(grouped(recorded, each_block, each_step), lambda group: group.block):
             yield word, list(groups)
 
 
 def captions_of(word: str, groups: list[Group], found: list[Tensor], with_share: bool) -> list[str]:
-    """What stands above the maps (N, H, W) of each group: word, its share of the attention, and group."""
+    """The captions of the maps (N, H, W) of each group: word, its share of the attention, and group."""
     captions = []
     for group, values in zip(groups, found, strict=True):
         for number, share in enumerate(values.mean(dim=(1, 2)).tolist(), 1):
@@ -121,7 +121,7 @@ def in_colour(
     image: Tensor | None,
     opacity: float,
 ) -> Tensor:
-    """Maps (N, H, W), each over the N images if there are any, one after the other: (sum of N, H, W, 3)."""
+    """All maps (N, H, W) as pictures, drawn over the N images if given: (sum of N, H, W, 3)."""
     pictures = []
     for values in found:
         share = scaled(values, low, high)

@@ -1,4 +1,4 @@
-"""What is written around a picture: a caption above it, a colour bar with numbers below it."""
+"""The caption above a picture and the colour bar with numbers below it."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class ColourBar(NamedTuple):
 def captioned(pictures: Tensor, captions: Sequence[str], bar: ColourBar | None = None) -> Tensor:
     """Pictures (N, H, W, 3) in [0, 1] with a caption each, and the bar below all: (N, taller H, W, 3).
 
-    What is added is a multiple of 8 high: video encoders take the pictures where they took them without.
+    The added height is a multiple of 8, so video encoders still accept the pictures.
     """
     _, _, width, _ = pictures.shape
     below = [] if bar is None else [colour_bar(bar, width).expand(len(pictures), -1, -1, -1)]
@@ -84,7 +84,7 @@ def font_size(width: int) -> int:
 
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, which is there on every machine: Latin letters."""
+    """The font that comes with Pillow, so every machine has it: Latin letters only."""
     return ImageFont.load_default(size)
 
 

@@ -5,9 +5,9 @@ bright. A map here is the path
 
     L(t) = L_0 + (L_1 - L_0) t        h(t) = h_0 + (h_1 - h_0) t        C(t) = C_max sin(pi t),   t in [0, 1]
 
-so lightness alone tells the value, also in grey print and to colour-blind eyes, and hue only helps. C_max is
-just small enough that the whole path lies inside the sRGB gamut: nothing is clipped, which would bend it.
-Paths begin at L = 0.16, where eyes and screens begin to tell a colour from black.
+so lightness alone tells the value, in grey print and for colour-blind readers too. C_max is the largest
+chroma with which the whole path lies inside the sRGB gamut, so nothing is clipped. Paths begin at L = 0.16,
+where colours begin to differ visibly from black.
 """
 
 import math

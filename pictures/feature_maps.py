@@ -19,7 +19,7 @@ from torch import Tensor
 from .layer_maps import LayerMap, grouped
 
 COMPONENTS = 16
-# This share of the tokens is darker than black in each colour channel, and as many are brighter than light.
+# This share of the tokens is clipped at each end of every colour channel.
 CLIPPED = 0.01
 ITERATIONS = 50
 
@@ -70,8 +70,7 @@ def _frames(features: Tensor) -> Tensor:
 def principal_components(features: Sequence[Tensor], count: int = COMPONENTS) -> list[Tensor]:
     """The first z of tensors (B, C, h, w), fitted to all of them: (B, min(count, C), h, w), float32.
 
-    Axes point where their largest entry is positive, so that colours do not depend on the linear algebra
-    library's whim.
+    The largest entry of each axis is positive, so that colours do not depend on the linear algebra library.
     """
     tokens = sum(f[:, 0].numel() for f in features)
     mean = reduce(torch.add, [f.double().sum(dim=(0, 2, 3)) for f in features]) / tokens
@@ -98,7 +97,7 @@ def _by_channel(features: Tensor) -> Tensor:
 def joined(blocks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Components of several blocks as one: blocks[i][j] (B, k_i, h_i, w_i) to [j] (B, sum k_i, h, w).
 
-    Resized to the finest grid, and each block with the same variance in all.
+    Each block is resized to the finest grid and scaled to the same total variance.
     """
     finest = max((pictures[0].shape[2:] for pictures in blocks), key=lambda grid: grid.numel())
     scaled = []

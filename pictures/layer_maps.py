@@ -1,4 +1,4 @@
-"""What one layer gave at one step of a run, and which of it is shown together."""
+"""Recorded maps, each of one layer at one step, and how they are grouped for display."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -20,7 +20,7 @@ class LayerMap(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What is shown together; block and step are None where there may be several."""
+    """Maps that are shown as one picture; block and step are None for a mean over them."""
 
     block: str | None
     step: int | None

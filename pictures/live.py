@@ -1,4 +1,4 @@
-"""Pictures of what was recorded at one step, small and quick: for the preview while an image forms."""
+"""Small, quick pictures of one recorded step, for the preview while an image forms."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def attention_picture(maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
 def feature_picture(features: Tensor, size: Sequence[int]) -> Tensor:
     """The first three principal components of features (B, C, *grid) as red, green and blue: (h, w, 3).
 
-    They are fitted to these features alone, by a random sketch of them: colours change from step to step.
+    They are fitted to these features alone, so colours change from step to step.
     """
     shown = features[:MOST_PICTURES].float()
     pictures = shown.movedim(1, -1).flatten(0, -4)[:MOST_PICTURES]

@@ -1,4 +1,4 @@
-"""The loss of a training over its steps: in its report, and on the node while it trains."""
+"""The loss curve of a training, for its report and for the node while it trains."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The plot of attention_spectrum.py: a column a patch size, spectra above, what is more inside below."""
+"""The plot of attention_spectrum.py: one column per patch size, spectra above, the excess inside below."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from .colour_map import COLOUR_MAPS, colours
 
 WIDTH = 1200
 LEFT, TOP, GAP, SPECTRUM_HEIGHT, EXCESS_HEIGHT, LINE = 80, 84, 24, 300, 180, 26
-SCALE = 2  # drawn so many times larger: Pillow draws lines without smoothing
+SCALE = 2  # drawn larger, then reduced: Pillow does not smooth lines
 FONT, SMALL_FONT = 17 * SCALE, 14 * SCALE
 GRID, FAINT = "#333333", "#9a9a9a"
 DARKEST_CURVE, LIGHTEST_CURVE = 0.45, 0.8  # in the colour map
@@ -78,13 +78,13 @@ def percent_more(spectrum: Spectrum, psi: float) -> list[float]:
 
 
 def curve_colours(count: int) -> list[tuple[int, ...]]:
-    """Colours that are told apart by lightness too."""
+    """Colours that differ in lightness too."""
     places = torch.linspace(DARKEST_CURVE, LIGHTEST_CURVE, count)
     return [tuple(colour) for colour in to_bytes(colours(places, COLOUR_MAPS["ember"])[None])[0].tolist()]
 
 
 def limits(values: Iterable[float]) -> tuple[float, float]:
-    """The range of the values that are numbers, with some room around them."""
+    """The range of the finite values, with a margin."""
     found = [value for value in values if not math.isnan(value)]
     room = 0.06 * (max(found) - min(found)) or 1.0
     return min(found) - room, max(found) + room
@@ -129,7 +129,7 @@ def line(
 
 
 def legend(draw: ImageDraw.ImageDraw, entries: dict[str, str | tuple[int, ...]]) -> None:
-    """Names and colours of the curves, in a row above all."""
+    """The legend, in a row above the panels."""
     x: float = LEFT
     for name, colour in entries.items():
         draw.line([(x * SCALE, 28 * SCALE), ((x + 34) * SCALE, 28 * SCALE)], colour, 4 * SCALE)
@@ -140,6 +140,6 @@ def legend(draw: ImageDraw.ImageDraw, entries: dict[str, str | tuple[int, ...]])
 def text(
     draw: ImageDraw.ImageDraw, x: float, y: float, content: str, colour: str, anchor: str = "la"
 ) -> None:
-    """Letters at a point, in pixels of the finished plot: small ones where they are faint."""
+    """Text at a point, in pixels of the finished plot; faint text is small."""
     size = SMALL_FONT if colour == FAINT else FONT
     draw.text((x * SCALE, y * SCALE), content, colour, font(size), anchor)

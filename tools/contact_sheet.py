@@ -1,4 +1,4 @@
-"""One picture of many: a labelled grid, a row a kind of guidance, a column a prompt and seed."""
+"""A contact sheet: a labelled grid with a row per kind of guidance and a column per prompt and seed."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,8 @@ BACKGROUND, INK = "white", "black"
 def contact_sheet(columns: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     """Lay out pictures of one width under their columns' captions, each row under its title.
 
-    Args:
-        columns: a caption for each column; wrapped to the width of a picture.
-        rows: title -> one picture a column, all of one height.
+    Args: columns: a caption for each column; wrapped to the width of a picture. rows: title -> one picture
+    per column, all of one height.
     """
     font = ImageFont.load_default(FONT_SIZE)
     width = next(iter(rows.values()))[0].width

@@ -37,10 +37,7 @@ class HostServer:
 
     It stops at the end of the block, and also when this process is killed. The log stays.
 
-    Args:
-        host: folder of the host.
-        pack: this checkout.
-        log: file that is given everything the server prints.
+    Args: host: folder of the host. pack: this checkout. log: file that receives everything the server prints.
     """
 
     def __init__(self, host: Path, pack: Path, log: Path) -> None:
@@ -131,7 +128,7 @@ class HostServer:
         return body
 
     def queue(self, prompt: Prompt, client: str) -> dict[str, Any]:
-        """Hand in a prompt; the host's answer has a `prompt_id`, or an `error`, and its `node_errors`."""
+        """Submit a prompt; the host's answer has a `prompt_id`, or an `error`, and its `node_errors`."""
         return json.loads(
             self.request("POST", "/prompt", json.dumps({"prompt": prompt, "client_id": client}))[1]
         )
@@ -199,14 +196,14 @@ class HostServer:
 
 
 def free_port() -> int:
-    """A TCP port that nothing on this machine listens on now."""
+    """A free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def refusal(answer: dict[str, Any]) -> str:
-    """The host's reasons for not running a prompt, in one line a fault."""
+    """The host's reasons for not running a prompt, one line per fault."""
     faults = [
         f"{node['class_type']} (node {node_id}): {error['message']} ({error['details']})"
         for node_id, node in answer["node_errors"].items()

@@ -1,4 +1,4 @@
-"""Brings the Chromium that the browser tests drive, where that needs nobody's password: `make test`."""
+"""Installs the Chromium that the browser tests drive, if no password is needed: `make test`."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def unpack_host(archive_file: Path, archive: HostArchive, root: Path) -> None:
 
 
 def fetch_host(archive: HostArchive, root: Path) -> None:
-    """Download and unpack a host unless that is done. A tree that is not ours is never replaced."""
+    """Download and unpack a host unless that is done. Never replaces a folder made by something else."""
     folder = root / archive.folder
     if is_stamped(folder, archive.sha256):
         return

@@ -1,6 +1,7 @@
-"""What a configuration may ask for.
+"""Limits of a network's configuration.
 
-A file's is checked before anything is built from it: a layer takes time and memory even without weights.
+A configuration from a file is checked before anything is built: a layer takes time and memory even without
+weights.
 """
 
 from collections.abc import Mapping, Sequence

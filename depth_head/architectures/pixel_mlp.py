@@ -34,7 +34,7 @@ def embed_time(time: Tensor) -> Tensor:
 
 
 class PixelMLP(nn.Module):
-    """See architectures/__init__.py for what goes in and comes out.
+    """The interface is that of architectures/__init__.py.
 
     taps: name -> channels of every block that is read. strong, weak: the names that each branch reads, at
     least one. Raises ValueError for a name that is not in taps, and beyond limits.py.
@@ -78,7 +78,7 @@ class PixelMLP(nn.Module):
     def branches(
         self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branches: Sequence[str]
     ) -> list[Tensor]:
-        """Depth of several branches; what they share is computed once."""
+        """Depth of several branches; shared features are computed once."""
         needed = {name for branch in branches for name in self.branch_taps[branch]}
         standard = {
             name: standardise(features[name].float())

@@ -1,9 +1,9 @@
 """The aggregation network of Readout Guidance (arXiv:2312.02150), with the parameter names of its public
 files.
 
-It reads the residual branch of every decoder ResBlock, what the block adds to its shortcut, and the UNet's
-own embedding of the time. Every feature is resized to the latent and narrowed by a bottleneck; softmaxed
-mixing weights add them up, and a small convolutional head reads the depth.
+It reads the residual branch of every decoder ResBlock (what the block adds to its shortcut) and the UNet's
+own embedding of the time. Every feature is resized to the latent and passes a bottleneck. Softmaxed mixing
+weights add the results up, and a small convolutional head predicts the depth.
 
 The public files have no weak branch. Here it is the same network with the mixing weights of the weak blocks
 alone, so it has no parameters of its own. Train Depth Head trains both together; in public files the weak
@@ -25,7 +25,7 @@ OUTPUT_CHANNELS = 3
 
 
 class Readout(nn.Module):
-    """See architectures/__init__.py for what goes in and comes out.
+    """The interface is that of architectures/__init__.py.
 
     taps: name -> channels, the residual branches, deepest block first. weak: the names that the weak branch
     reads; the strong one reads all. embedding: name and channels of the UNet's embedding of the time.
@@ -80,7 +80,7 @@ class Readout(nn.Module):
     def forward(
         self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branch: str = "strong"
     ) -> Tensor:
-        """Depth of one branch. time is not used: what the network knows of it is the UNet's embedding."""
+        """Depth of one branch. time is not used: the UNet's embedding has it."""
         return self.branches(features, time, size, (branch,))[0]
 
     def branches(
@@ -135,7 +135,7 @@ class NormalisedConv(nn.Conv2d):
     def __init__(self, before: int, after: int, kernel: int) -> None:
         super().__init__(before, after, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.GroupNorm(GROUPS, after)
-        # To draw nothing on the meta device, torch would import for seconds.
+        # On the meta device there is nothing to draw, and torch would import for seconds.
         if not self.weight.is_meta:
             nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 

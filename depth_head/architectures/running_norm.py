@@ -1,8 +1,8 @@
 """Batch normalisation by running statistics, for batches of few images.
 
 Plain BatchNorm divides by the statistics of the batch. With few images, that erases what distinguishes an
-image from others, such as its mean depth. Here training divides by the running statistics too, and takes them
-for constants. Why, with figures: docs/derivations.md.
+image from the others, such as its mean depth. Here training divides by the running statistics too, and treats
+them as constants. docs/derivations.md has the figures.
 """
 
 import torch
@@ -14,8 +14,9 @@ EPSILON = 1e-5
 class RunningNorm(nn.Module):
     """(B, C, h, w), normalised per channel over everything seen so far, then scaled and shifted if affine.
 
-    The running statistics are those of all pixels of all batches: what the means of the batches differ by is
-    part of the variance. Up to 1 / momentum batches they are plain averages, then exponential ones.
+    The running statistics are those of all pixels of all batches, so the variance includes the differences
+    between the means of batches. They are plain averages for the first 1 / momentum batches, then exponential
+    ones.
     """
 
     running_mean: Tensor
@@ -32,7 +33,7 @@ class RunningNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """In training, take the statistics of x in first; the first batch is so normalised by its own."""
+        """In training, update the statistics with x first, so the first batch is normalised by its own."""
         if self.training:
             self.update(x.detach())
         scale = (self.running_var + EPSILON).rsqrt()
@@ -45,7 +46,7 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take a batch's mean and variance into the running ones."""
+        """Update the running mean and variance with those of a batch."""
         var, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
         self.batches += 1
         share = max(self.momentum, 1 / int(self.batches))

@@ -1,4 +1,4 @@
-"""Depth of finished images: a little noise, one truncated pass of the UNet, the head; the mean of several."""
+"""Depth of finished images: the head reads one truncated pass of the UNet on the slightly noised image."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def estimate_depth(
 
     noise_level: time / 1000. Every image is read with the same `ensemble` noises, so the frames of a video
     agree and an image's depth does not depend on what else is in the batch. Raises ValueError, in a sentence
-    that names both, where the head does not fit the model.
+    that names both, if the head does not fit the model.
     """
     require_head_fits(hosted.head, model)
     require_latents(model, latents)
@@ -60,7 +60,7 @@ def estimate_depth(
 
 
 def require_latents(model: ModelPatcher, latents: Tensor) -> None:
-    """Raises ValueError for latents of another model, none at all and too small ones."""
+    """Raises ValueError for latents of another model, an empty batch and latents that are too small."""
     require_some(latents)
     channels = model.model.latent_format.latent_channels
     if latents.ndim != 4 or latents.shape[1] != channels:
@@ -97,7 +97,7 @@ def largest_batch(model: ModelPatcher, shape: torch.Size, wanted: int) -> int:
 def encode_whole(vae: Any, images: Tensor) -> Tensor:
     """Latents of images (B, H, W, 3) of any size, one after the other.
 
-    The VAE would crop what is no multiple of its blocks; here it is resized, so the depth is of all of it.
+    An image whose size is no multiple of the VAE's blocks is resized, because the VAE would crop it.
     """
     require_some(images)
     block = vae.spacial_compression_encode()

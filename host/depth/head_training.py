@@ -1,4 +1,4 @@
-"""Train Depth Head: labelled images to latents, and depth_head/training.py on the host's frozen UNet."""
+"""Train Depth Head: encodes labelled images and runs depth_head/training.py on the host's frozen UNet."""
 
 import logging
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ def train_depth_head(
 ) -> Trained:
     """Train a head on images (N, H, W, 3) and depth maps (N, h, w, C), relative inverse depth in [0, 1].
 
-    Raises ValueError, before anything long begins, for pairs that do not match and blocks that are not there.
+    Raises ValueError, before any long work, for pairs that do not match and blocks that do not exist.
     """
     require_pairs(images, depths)
     maps = read_depth_maps(depths, "depths")
@@ -92,7 +92,7 @@ def train_depth_head(
 
 
 def require_pairs(images: Tensor, depths: Tensor) -> None:
-    """Raises ValueError unless every image has a depth map of its shape, and there are two at least."""
+    """Raises ValueError unless there are at least two images, each with a depth map of the same aspect."""
     if len(images) != len(depths):
         raise ValueError(
             f"There are {len(images)} images but {len(depths)} depth maps: connect a depth map for every "
@@ -181,7 +181,7 @@ def labels_for(vae: Any, depth: Tensor, images: Tensor, size: Sequence[int]) -> 
 
 
 def features_of(unet: FrozenUNet, latents: Tensor, names: Sequence[str]) -> Features:
-    """What the training reads: features of some of the latents, under noise from the seeds."""
+    """The features that training reads: of some of the latents, with noise from the seeds."""
 
     def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:
         return unet.features(names, latents[rows], noise_of(latents[rows], seeds), at)
@@ -196,7 +196,7 @@ def noise_of(latents: Tensor, seeds: Tensor) -> Tensor:
 
 
 def summary(result: TrainingResult, settings: TrainingSettings, images: int) -> dict[str, Any]:
-    """What the file says of the training."""
+    """The summary of the training for the head's file."""
     return {
         "images": images - len(result.held_out),
         "held_out": len(result.held_out),

@@ -1,4 +1,4 @@
-"""Depth heads on the host: what the type DEPTH_HEAD carries, and whether a head fits a model."""
+"""Depth heads in the host: the value of the type DEPTH_HEAD, and whether a head fits a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from ...depth_head.head import SD1, SDXL, DepthHead, require_fit
 from ..taps.named_features import TIME_TAP
 
-# By the UNet's channels and the width of its prompt: what checkpoints of a family have in common.
+# By the UNet's channels and the width of its prompt, which all checkpoints of a family share.
 FAMILIES = {
     (320, 768): SD1,
     (320, 1024): "Stable Diffusion 2.x",
@@ -21,14 +21,14 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class HostedDepthHead:
-    """A depth head with its only patcher, through which the host moves it between devices."""
+    """A depth head with its only patcher, by which the host moves it between devices."""
 
     head: DepthHead
     patcher: ModelPatcher
 
     @classmethod
     def of(cls, head: DepthHead) -> "HostedDepthHead":
-        """Give a head to the host."""
+        """Wrap a head for the host."""
         return cls(
             head,
             ModelPatcher(
@@ -45,7 +45,7 @@ def require_head_fits(head: DepthHead, model: ModelPatcher) -> None:
 
 
 def model_family(model: ModelPatcher) -> str:
-    """What a model is, in words. Raises ValueError where it is no UNet."""
+    """The family of a model, in words. Raises ValueError if it is not a UNet."""
     unet = model.get_model_object("diffusion_model")
     if not hasattr(unet, "input_blocks"):
         raise ValueError(
@@ -60,7 +60,7 @@ def model_family(model: ModelPatcher) -> str:
 
 
 def feature_channels(unet: Any) -> dict[str, int]:
-    """Channels of everything that a depth head may read of a UNet, by the names of blocks.py and TIME_TAP."""
+    """Channels of all features that a depth head may read, by the names of blocks.py and TIME_TAP."""
     channels = {f"i{i}": _out_channels(block[-1]) for i, block in enumerate(unet.input_blocks)}
     if unet.middle_block is not None:
         channels["m0"] = _out_channels(unet.middle_block[-1])
@@ -70,5 +70,5 @@ def feature_channels(unet: Any) -> dict[str, int]:
 
 
 def _out_channels(layer: Any) -> int:
-    """A transformer puts out as many channels as it takes, and says only these."""
+    """A transformer has as many output as input channels, and only the latter as an attribute."""
     return getattr(layer, "out_channels", None) or layer.in_channels

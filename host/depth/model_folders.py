@@ -10,18 +10,18 @@ import folder_paths
 
 from ...depth_head.files import legible, unwritable
 
-# What no file name may hold on one system or another: workflows and models travel between them.
+# Characters that some system forbids in file names: workflows and models move between systems.
 NOWHERE_VALID = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
-# In UTF-8, of one name. The number and the suffix follow it, and 255 is the most.
+# Bytes in UTF-8 of one name. Number and suffix follow it; file systems allow 255.
 LONGEST_NAME = 200
 
 
 def register_model_folder(name: str, extensions: Collection[str]) -> None:
     """models/`name`, as a folder of files with these extensions.
 
-    The host has read the users' extra_model_paths by then: folders that they gave for this name stay, in
-    front. They came without extensions, which to the host means every file.
+    The host has already read the user's extra_model_paths: folders given there for this name stay, and come
+    first. They have no extensions, which to the host means every file.
     """
     folder_paths.add_model_folder_path(name, os.path.join(folder_paths.models_dir, name))
     folders, _ = folder_paths.folder_names_and_paths[name]
@@ -29,7 +29,7 @@ def register_model_folder(name: str, extensions: Collection[str]) -> None:
 
 
 def file_path(name: str, file: str) -> Path:
-    """The file that a loader's list named. Raises ValueError where it is gone."""
+    """The path of a file in a loader's list. Raises ValueError if the file is gone."""
     path = folder_paths.get_full_path(name, file)
     if path is None:
         raise ValueError(
@@ -43,9 +43,9 @@ def file_path(name: str, file: str) -> Path:
 def new_file(name: str, filename_prefix: str, suffix: str) -> Iterator[Path]:
     """A file for a saver to write: numbered as the host numbers its files, in the first folder of this name.
 
-    It exists from here on, empty, so that no other saver takes the number; it is removed if the saver fails.
-    Raises ValueError for a prefix that leads out of the folder, a name that some system cannot hold, and
-    whatever this system refuses.
+    It is created empty, so that no other saver takes the number, and removed if the saver fails. Raises
+    ValueError for a prefix that leads out of the folder, a name that some system forbids, and anything that
+    this system refuses.
     """
     folder = os.path.realpath(folder_paths.get_folder_paths(name)[0])
     prefix = portable(name, folder, filename_prefix)
@@ -62,7 +62,7 @@ def new_file(name: str, filename_prefix: str, suffix: str) -> Iterator[Path]:
 
 
 def _take_number(folder: str, prefix: str, suffix: str) -> Path:
-    """Make the file of the first number that nobody has."""
+    """Create the file with the first free number."""
     os.makedirs(folder, exist_ok=True)
     directory, file, number, *_ = folder_paths.get_save_image_path(prefix, folder)
     while True:

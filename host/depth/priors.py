@@ -1,4 +1,4 @@
-"""The depth prior on the host: a UNet of the host's class, trained on the host's device."""
+"""The depth prior in the host: a UNet of the host's class, trained on the host's device."""
 
 import logging
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...depth_head.prior import DepthPrior, draw, train_prior
 from ...depth_head.prior_report import draw_prior_report
 
-# No attention: at 64 px the middle block sees 8 x 8 tokens, all of the map through its convolutions.
+# No attention: at 64 px the middle block has 8 x 8 tokens, and its convolutions see all of the map.
 UNET_CONFIG = {
     "image_size": 64,
     "in_channels": 1,
@@ -28,12 +28,12 @@ UNET_CONFIG = {
     "dtype": torch.float32,
 }
 
-# Depth maps of its own that the report shows.
+# Number of depth maps that the prior draws for the report.
 SHOWN = 6
 
 
 def make_unet() -> nn.Module:
-    """The prior's UNet with weights to start training from. To be called outside inference mode."""
+    """The prior's UNet with weights to start training from. Call it outside inference mode."""
     unet = UNetModel(**UNET_CONFIG, operations=comfy.ops.disable_weight_init)
     for module in unet.modules():
         # The host's layers leave their weights uninitialised.
@@ -60,7 +60,7 @@ def train(
     on_step: Callable[[int, list[float]], None],
     **settings: Any,
 ) -> tuple[DepthPrior, Tensor]:
-    """A prior trained on depth maps (N, 1, h, w), and the picture that tells how it went.
+    """A prior trained on depth maps (N, 1, h, w), and the picture of its report.
 
     settings: steps, batch_size and learning_rate (depth_head/prior.py).
     """

@@ -8,14 +8,14 @@ from .records import Execution, Record, Run
 
 
 def executing() -> Execution:
-    """The call of a node that this is part of; all None outside a server."""
+    """The node call that is running; all fields are None outside a server."""
     return Execution(*(get_executing_context() or ()))
 
 
 def wired_run(record: Record[Any], hidden: Any) -> Run[Any]:
     """The run of a record whose LATENT is wired into the input `latent` of the node that is executing.
 
-    hidden: the node class's own, with unique_id and dynprompt. Raises ValueError: Record.run_for.
+    hidden: that of the node class, with unique_id and dynprompt. Raises ValueError as Record.run_for does.
     """
     dynprompt = getattr(hidden, "dynprompt", None)
     get_node = dynprompt.get_node if dynprompt is not None else None

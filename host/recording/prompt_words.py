@@ -1,8 +1,8 @@
-"""Which tokens of a prompt are which of its words.
+"""Finds the tokens of each word of a prompt.
 
-Cross-attention knows the tokens of a prompt by their places in the context. The host's tokenizers say which
-tokens stand there, and from which weighted segment, "(red sphere:1.2)", but not from which word. Words show
-in the vocabulary:
+Cross-attention has the tokens of a prompt by their places in the context. The host's tokenizers say which
+tokens these are, and from which weighted segment, "(red sphere:1.2)", but not from which word. Vocabularies
+mark where words begin or end:
 
     CLIP              red</w>    a word ends
     T5, Gemma         ▁red       a word begins
@@ -36,8 +36,8 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     """The wanted words of a prompt, in a context of so many tokens.
 
     wanted: words, or several that follow one another ("red sphere"), separated by commas; empty: every word
-    of the prompt. A word that occurs twice has the places of both. Raises ValueError where the prompt lacks a
-    wanted word, or where this CLIP does not make so many tokens of it.
+    of the prompt. A word that occurs twice has the places of both. Raises ValueError if the prompt lacks a
+    wanted word, or if this CLIP makes another number of tokens of it.
     """
     sections = clip.tokenize(prompt, return_word_ids=True)
     streams = {key: [token for section in found for token in section] for key, found in sections.items()}
@@ -64,10 +64,10 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
 
 
 def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str, int]:
-    """The tokenizers whose tokens the context is made of, and the places where these begin in it.
+    """The tokenizers that fill the context, and the place in it where the tokens of each begin.
 
-    SDXL's two stand above each other: either's places will do. SD3's T5 follows its CLIPs. Qwen-Image leaves
-    the beginning of its template out.
+    SDXL's two are stacked along the channels, so the places of either will do. SD3's T5 follows its CLIPs.
+    Qwen-Image leaves the beginning of its template out.
     """
     lengths = {key: len(stream) for key, stream in streams.items()}
     for key, stream in streams.items():
@@ -114,7 +114,7 @@ def words_in(tokenizer: Any, stream: Sequence[Token]) -> list[Word]:
 
 
 def spelled(tokenizer: Any, tokens: Sequence[Token]) -> str:
-    """How a word is written. Vocabularies hold bytes, of which only the tokenizers make letters again."""
+    """The text of a word. Vocabularies hold bytes, and only the tokenizers can decode them."""
     if not isinstance(tokens[0][0], int):
         return EMBEDDING
     inner = getattr(tokenizer, "tokenizer", None)
@@ -124,13 +124,13 @@ def spelled(tokenizer: Any, tokens: Sequence[Token]) -> str:
 
 
 def phrase_words(clip: Any, key: str, phrase: str) -> list[str]:
-    """The words of a few words of the user's, as the tokenizer of a stream cuts them."""
+    """The user's words, cut as the tokenizer of a stream cuts them."""
     stream = [token for section in clip.tokenize(phrase, return_word_ids=True)[key] for token in section]
     return [word.text for word in words_in(vocabulary(clip, key), stream) if word.text in phrase.casefold()]
 
 
 def find(phrase: list[str], words: Sequence[Word]) -> list[int]:
-    """The places of the tokens of a phrase, wherever its words follow one another; [] where they do not."""
+    """The places of the tokens of a phrase, wherever its words follow one another; [] if nowhere."""
     texts = [word.text for word in words]
     return [
         place

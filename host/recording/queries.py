@@ -1,4 +1,4 @@
-"""What of a recorded run is shown: a branch of it, layer by layer, and the words of its prompt."""
+"""Selects what to show of a recorded run: a branch, layer by layer, and words of its prompt."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ from .records import AttentionStep, FeatureStep, Run
 
 
 def received_maps(run: Run[AttentionStep], branch: str) -> list[LayerMap]:
-    """The self-attention received in a branch, (B, *grid), step by step. Raises ValueError: there is none."""
+    """The self-attention received in a branch, (B, *grid), step by step. ValueError if there is none."""
     return _of_branch(
         branch,
         "Record Attention: no self-attention",
@@ -24,7 +24,7 @@ def received_maps(run: Run[AttentionStep], branch: str) -> list[LayerMap]:
 
 
 def features_of(run: Run[FeatureStep], branch: str) -> list[LayerMap]:
-    """The features of a branch, (B, C, *grid), step by step. Raises ValueError: there are none."""
+    """The features of a branch, (B, C, *grid), step by step. Raises ValueError if there are none."""
     return _of_branch(
         branch,
         "Record Features: no features",
@@ -37,7 +37,7 @@ def features_of(run: Run[FeatureStep], branch: str) -> list[LayerMap]:
 
 
 def depths_of(run: Run[FeatureStep]) -> list[Tensor]:
-    """The depth (B, 1, h, w), relative inverse, step by step. Raises ValueError: there is none."""
+    """The depth (B, 1, h, w), relative inverse, step by step. Raises ValueError if there is none."""
     depths = [step.depth.float() for step in run.steps if step.depth is not None]
     if not depths:
         raise ValueError(
@@ -53,7 +53,7 @@ def word_maps(
     """The share of attention that each place gives to each wanted word, (B, *grid) in [0, 1], step by step.
 
     condition: the number of the prompt among those of the branch. clip, prompt, wanted: prompt_words. Raises
-    ValueError: there is no such attention, or the prompt is another one.
+    ValueError if there is no such attention, or if it belongs to another prompt.
     """
     attention = _of_branch(
         branch,
@@ -81,7 +81,7 @@ def word_maps(
 
 
 def _of_branch(branch: str, missing: str, found: Iterable[tuple[str, Any]]) -> list[Any]:
-    """What was found in a branch. Raises ValueError, with what is missing and what there is instead."""
+    """The maps of a branch. Raises ValueError, which says what is missing and what was recorded instead."""
     by_branch: dict[str, list[Any]] = {}
     for of, one in found:
         by_branch.setdefault(of, []).append(one)

@@ -1,4 +1,4 @@
-"""What the records are made of: attention received, attention to the prompt, features, and depth."""
+"""The readers of the Record nodes: attention received, attention to the prompt, features and depth."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -44,7 +44,7 @@ MAP_OF = {RECEIVED: received_map, PROMPT: prompt_map}
 
 @dataclass(frozen=True)
 class AttentionReader:
-    """Reads `kinds`, RECEIVED (one channel) and PROMPT (a channel a token), in the layers that have names."""
+    """Reads `kinds`, RECEIVED (one channel) and PROMPT (one channel per token), in the named layers."""
 
     names: Mapping[AttentionLayer, str]
     kinds: tuple[str, ...]
@@ -75,7 +75,7 @@ class AttentionReader:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads the features of the layers that have names."""
+    """Reads the features of the named layers."""
 
     names: Mapping[FeatureLayer, str]
 
@@ -94,7 +94,7 @@ class FeatureReader:
 
 @dataclass(frozen=True)
 class DepthReader:
-    """Reads the depth (rows, 1, h, w) by the strong branch of a head that the host has loaded as well.
+    """Reads the depth (rows, 1, h, w) with the strong branch of a head that the host has loaded too.
 
     The head runs while the model samples, so that its features, a thousand times larger, need not be kept.
     """

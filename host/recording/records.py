@@ -86,7 +86,7 @@ class Run(Generic[Step]):
     steps: list[Step] = field(default_factory=list)
 
     def put(self, step: Step) -> None:
-        """Add a step in its place, instead of one that has its number."""
+        """Insert a step in order. It replaces a step with the same number."""
         others = [s for s in self.steps if s.number != step.number]
         self.steps = sorted([*others, step], key=lambda s: s.number)
 
@@ -99,7 +99,7 @@ class Record(Generic[Step]):
     runs: list[Run[Step]] = field(default_factory=list)
 
     def begin(self, run: Run[Step]) -> None:
-        """Take in a run that starts, instead of those that its node had before.
+        """Add a run that starts. It replaces the earlier runs of its node.
 
         Several runs of a node in one prompt stay side by side only where they belong to the items of a list.
         """

@@ -33,7 +33,7 @@ LARGEST = torch.finfo(torch.float16).max
 
 
 class Source(NamedTuple):
-    """Where a recorded map is from: its key, its branch, and the number of a prompt in it, else 0."""
+    """The origin of a recorded map: its key, its branch, and the number of its prompt there, else 0."""
 
     key: MapKey
     branch: str
@@ -44,10 +44,10 @@ class Source(NamedTuple):
 class Recording:
     """OUTER_SAMPLE wrapper: records a run.
 
-    branches: those of the guider's lists of conditions that are recorded; () is all. Of the steps between the
-    percentages at most max_steps are recorded, evenly spread. preview_node: the id of the node that shows the
-    last step, None for no preview. depth: reads the depth too, whatever the branches, of the condition that
-    covers the whole image.
+    branches: names of the guider's condition lists to record; () is all. At most max_steps of the steps
+    between the percentages are recorded, evenly spaced. preview_node: id of the node that shows the last
+    step, None for no preview. depth: reader of the depth, from the condition that covers the whole image,
+    whatever the branches.
     """
 
     reader: Reader
@@ -92,7 +92,7 @@ class Recording:
 
 
 class RecordedRun:
-    """What a run remembers while it records: its schedule, and when the preview was shown last.
+    """The state of a recording run.
 
     numbers: the steps to record.
     """
@@ -140,10 +140,10 @@ class RecordedRun:
         return out
 
     def begins(self, number: int, sigma: float) -> bool:
-        """Whether an evaluation in a step is the one to keep.
+        """Whether to keep this evaluation of a step.
 
-        The first is. Heun's method looks ahead to the sigma of the next step before it is there, so a later
-        evaluation at the very sigma that the step begins with is kept instead.
+        The first is kept. But Heun's method evaluates the sigma of the next step in advance, so a later
+        evaluation at exactly the first sigma of the step replaces it.
         """
         first = all(step.number != number for step in self.run.steps)
         return first or abs(sigma - float(self.sigmas[number])) <= 1e-4 * sigma
@@ -163,14 +163,14 @@ class RecordedRun:
 
     @property
     def branches(self) -> Collection[str]:
-        """The branches of which everything that was read is recorded."""
+        """The branches that are recorded completely."""
         return self.recording.branches or self.guider.conds
 
     def maps(self, recorder: Recorder, x: Tensor) -> dict[Source, Tensor]:
-        """All that was read at a step, over the whole latent, on the CPU.
+        """Everything that was read at a step, over the whole latent, on the CPU.
 
-        float16; the attention received is float32: it is small, and a mask compares it with a threshold that
-        flat attention is close to.
+        In float16, but float32 for the attention received: it is small, and a mask compares it with a
+        threshold close to the value of flat attention.
         """
         sources = dict.fromkeys(
             source
@@ -191,7 +191,7 @@ class RecordedRun:
     def sources(self, evaluation: Evaluation, chunk: Chunk) -> list[Source]:
         """What the maps of a chunk are. Prompts are kept apart, everything else of a branch is blended.
 
-        Depth is of one condition alone.
+        Depth comes from a single condition.
         """
         branch = list_names(evaluation.conds, self.guider.conds)[chunk.label]
         uuids = [cond["uuid"] for cond in self.guider.conds.get(branch, ())]
@@ -206,7 +206,7 @@ class RecordedRun:
 
 
 def tells_depth(evaluation: Evaluation, chunk: Chunk) -> bool:
-    """Whether a chunk is of the condition that depth is read from: one that covers the whole image."""
+    """Whether depth is read from this chunk: its condition covers the whole image."""
     return (chunk.label, chunk.uuid) == full_frame_condition(evaluation.placements, evaluation.x)
 
 
@@ -217,7 +217,7 @@ def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> At
         return {source: found for source, found in maps.items() if source.key.kind == kind}
 
     features = {(s.branch, s.key.layer): found for s, found in of(FEATURES).items()}
-    # Two where the lists of conditions are evaluated one after the other, each without a look at the other.
+    # Two if the host evaluates the condition lists in separate calls: each call then chooses a condition.
     depths = sorted(of(DEPTH).items(), key=lambda item: item[0].branch != "positive")
     if features or depths:
         return FeatureStep(number, sigma, features, depths[0][1] if depths else None)
@@ -230,10 +230,10 @@ def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> At
 
 
 def picture_of(step: AttentionStep | FeatureStep, size: tuple[int, int]) -> Tensor | None:
-    """A step (h, w, 3): the mean of all layers' attention; the depth, or the features of the last layer.
+    """The preview of a step, (h, w, 3): mean attention of all layers; depth, or features of the last layer.
 
-    Of the positive branch, where it was recorded. size (height, width) of the image. None where only the
-    attention to the prompt could be read.
+    Of the positive branch if it was recorded. size (height, width) of the image. None if only the attention
+    to the prompt could be read.
     """
     if isinstance(step, FeatureStep) and step.depth is not None:
         return depth_picture(step.depth.float())

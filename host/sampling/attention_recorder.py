@@ -1,4 +1,4 @@
-"""Records the attention received in chosen layers, their mean, at one step."""
+"""Records the mean attention received in chosen layers at one step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ class ReceivedReader:
 
 
 class AttentionRecorder(Recorder):
-    """Records the attention received in `layers`, their mean, at one step.
+    """Records the attention received at one step, as the mean over `layers`.
 
     choose(labels, count): as Recorder's, of `count` lists.
     """
@@ -53,9 +53,9 @@ class AttentionRecorder(Recorder):
         super().__init__(ReceivedReader(layers), lambda active, conds, x: choose(list(active), len(conds)))
 
     def model_and_label(self, branch: int, conds: Sequence[Conditions | None]) -> tuple[Any, int] | None:
-        """The model that evaluated conds[branch] at this step, and the number that the list had there.
+        """The model that evaluated conds[branch] at this step, and the number of the list in that evaluation.
 
-        Usually the sampler's model and `branch`; not so with DualModelGuider and DualCFGGuider. None where no
+        Usually the sampler's model and `branch`; not with DualModelGuider and DualCFGGuider. None if no
         condition of the list is active at this step.
         """
         for evaluation in self.evaluations:

@@ -1,10 +1,10 @@
-"""What is read of the model while the host evaluates a step's conditions, put together chunk by chunk.
+"""Collects what readers read while the host evaluates the conditions of a step, chunk by chunk.
 
 The host evaluates the conditions in as many forward passes as memory, areas and hooks ask for. A pass is a
-batch of chunks: chunk i holds the latent batch for one condition, and `cond_or_uncond[i]` says from which of
-the condition lists it is. A wrapper of another node may evaluate a chunk tile by tile. An evaluation writes
-down maps for every chunk or tile, and blends the maps by the same areas, masks and strengths by which the
-host blends the chunks' outputs. Tiles that overlap share their weight equally.
+batch of chunks: chunk i holds the latent batch for one condition, and `cond_or_uncond[i]` says which of the
+condition lists it comes from. A wrapper of another node may evaluate a chunk tile by tile. An evaluation
+keeps maps for every chunk or tile, and blends them with the areas, masks and strengths with which the host
+blends the chunks' outputs. Tiles that overlap share their weight equally.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from .placements import Box, Conditions, Placement, add_part, box_of, in_area, p
 
 
 class MapKey(NamedTuple):
-    """What a map in a recording is: its kind, and the name of its layer, or of what it makes of several."""
+    """Identifies a recorded map: its kind, and its layer, or a name for several layers combined."""
 
     kind: str
     layer: str
@@ -46,7 +46,7 @@ class ForwardPass(NamedTuple):
 
 
 class Reader(Protocol):
-    """Says what is read of a forward pass. Immutable; it reads many passes."""
+    """Reads forward passes. Immutable, so it can read any number of them."""
 
     def reading(
         self, forward: ForwardPass, rows: list[int]
@@ -60,7 +60,7 @@ class Reader(Protocol):
 
 
 class Chunk(NamedTuple):
-    """What was read of a chunk or a tile: number of its condition list, its condition, where it is, maps."""
+    """The maps of a chunk or a tile, with the number of its condition list, its condition and its place."""
 
     label: int
     uuid: Any
@@ -108,7 +108,7 @@ class Evaluation:
     ) -> Tensor:
         """APPLY_MODEL wrapper: records one forward pass.
 
-        Of a part that a wrapper evaluates once more, the first counts.
+        If a wrapper evaluates a part twice, the first evaluation counts.
         """
         recorded = [
             (label, uuid)
@@ -133,7 +133,7 @@ class Evaluation:
         return out
 
     def is_new(self, crop: Crop) -> bool:
-        """Whether a crop is to be recorded, and was not yet."""
+        """Whether a crop should be recorded and has not been yet."""
         boxes = self.read.get(crop.condition, {})
         return crop.condition[0] in self.placements and crop.image not in boxes.get(crop.box, ())
 
@@ -190,10 +190,10 @@ class Evaluation:
         return self.placements[label][uuid]
 
     def label_of(self, branch: int, conds: Sequence[Conditions | None]) -> int | None:
-        """The number that conds[branch] has among the lists of this evaluation.
+        """The number of conds[branch] among the lists of this evaluation.
 
-        The same where the host evaluates the lists that it then combines. Guiders with lists of their own
-        (DualCFGGuider) order them differently; the conditions' uuids tell.
+        Equal to `branch` if the host evaluates the lists that it then combines. Guiders with their own lists
+        (DualCFGGuider) order them differently; the conditions' uuids identify them.
         """
         wanted = [cond["uuid"] for cond in conds[branch] or ()]
         lists = [[cond["uuid"] for cond in own or ()] for own in self.conds]
@@ -230,10 +230,10 @@ def stacked_alike(tiles: Collection[list[Maps]]) -> list[Maps]:
 
 
 def add_window(whole: Tensor, part: Tensor, window: Any) -> None:
-    """Add what a context window recorded to the whole latent, in place; without a window it is the whole."""
+    """Add the recording of a context window to the whole latent, in place. Without a window it covers all."""
     if window is None:
         whole.add_(part)
         return
-    # The host may put the frame before a window in front of it, for causal models, and drops it afterwards.
+    # For causal models the host may prepend the frame before the window, and drops it afterwards.
     frames = len(window.index_list)
     window.add_window(whole, part.narrow(window.dim, part.shape[window.dim] - frames, frames))

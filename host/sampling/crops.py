@@ -1,10 +1,10 @@
-"""Which part of the latent the rows of a forward pass are, and for which condition they are evaluated.
+"""Finds which part of the latent each row of a forward pass holds, and for which condition.
 
 The host evaluates the latent as a whole, or a condition's area of it, in chunks of the batch. A
-`model_function_wrapper` of another node may evaluate it in tiles, roll it, split the batch or reorder it, and
-does not say so. The rows themselves tell: the host and such a wrapper copy numbers, so a row is, bit for bit,
-a part of the latent, and its prompt is that of a condition. A row that was resized, flipped, padded, scaled
-or noised is no part of the latent, and where it belongs is not known.
+`model_function_wrapper` of another node may evaluate it in tiles, roll it, split the batch or reorder it,
+without saying so. The rows tell: the host and such a wrapper only copy numbers, so a row equals a part of the
+latent, bit for bit, and its prompt equals that of a condition. A row that was resized, flipped, padded,
+scaled or noised equals no part of the latent, so its place is unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ UNTRACED = (
 
 
 class Crop(NamedTuple):
-    """What a row of a pass is: a part of an image of the batch, for a condition. It may cross an edge."""
+    """What a row of a pass holds: a part of an image of the batch, for a condition. It may cross an edge."""
 
     condition: Condition
     image: int
@@ -37,10 +37,10 @@ def crops_of(
     latent: Tensor,
     placements: Mapping[int, Mapping[Any, Placement]],
 ) -> Sequence[Crop | None]:
-    """What each row of a pass x (rows, C, *size) is; None for a row that is not known.
+    """The crop that each row of a pass x (rows, C, *size) holds; None for an unknown row.
 
     prompt (rows, tokens, d); transformer_options: of the pass. latent (B, C, *spatial) and placements: of the
-    evaluation, with all conditions that are active. No row is known where two of them are the same.
+    evaluation, with all active conditions. If two rows would be the same crop, all are unknown.
     """
     known = {
         (label, uuid): placements[label][uuid]
@@ -106,8 +106,8 @@ def evaluates_whole(
 def conditions_of(transformer_options: Mapping[str, Any]) -> list[Condition]:
     """The condition of each chunk of a pass: the number of its list, and its uuid.
 
-    All that may be, where a wrapper split the batch and told only the labels of the parts: some of these are
-    no conditions.
+    If a wrapper split the batch and gave only the labels of the parts, all possible pairs; some of them do
+    not exist.
     """
     labels, uuids = transformer_options["cond_or_uncond"], transformer_options["uuids"]
     if len(labels) == len(uuids):
@@ -116,9 +116,9 @@ def conditions_of(transformer_options: Mapping[str, Any]) -> list[Condition]:
 
 
 def places(part: Tensor, latent: Tensor) -> list[tuple[int, Box]]:
-    """Where a part (C, *size) is in a latent (B, C, *spatial): image and box, once for each image.
+    """The places of a part (C, *size) in a latent (B, C, *spatial): image and box, at most one per image.
 
-    Empty where it is nowhere, or at two places of an image.
+    Empty if it occurs nowhere, or twice in one image.
     """
     size, spatial = tuple(part.shape[1:]), latent.shape[2:]
     if len(size) != len(spatial) or any(s > whole for s, whole in zip(size, spatial, strict=True)):
@@ -153,7 +153,7 @@ def _as_asked(
     latent: Tensor,
     known: Mapping[Condition, Placement],
 ) -> tuple[bool, bool]:
-    """Whether the latents, and whether the prompts, are those that the host hands over, in its order."""
+    """Whether the latents, and whether the prompts, are the host's own, in the host's order."""
     if len(asked) != len(x) or any(crop.box[1] != x.shape[2:] for crop in asked):
         return False, False
     rows = zip(x.split(len(latent)), known.values(), strict=True)

@@ -1,8 +1,8 @@
-"""A frozen UNet's features at chosen noise levels, outside of any sampling: for training and for estimation.
+"""Features of a frozen UNet at chosen noise levels, outside of sampling: for training and estimation.
 
-The host prepares a model, its LoRAs, hooks and ControlNets for a sampler and takes everything back
-afterwards, also after an error. So the work is done in a sampler of ours: it asks for features as often as it
-likes and returns what it was given. A pass stops behind the last block that is read.
+The host prepares a model, its LoRAs, hooks and ControlNets for a sampler, and undoes this afterwards, also
+after an error. So the work runs as a sampler of this pack, which reads features as often as needed and
+returns its input. A pass stops after the last block that is read.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from .schedule import sigma_at
 Conditioning = list[list[Any]]
 T = TypeVar("T")
 
-# What ties a condition to a part of the image or of the sampling.
+# Keys that limit a condition to a part of the image or of the sampling.
 PARTIAL = ("area", "mask", "strength", "start_percent", "end_percent", "timestep_start", "timestep_end")
 TOKENS = 77
 TIMING_EMBEDDINGS = 256
@@ -35,7 +35,7 @@ CHANGED = (
 
 
 class FrozenUNet:
-    """What the work is handed. device: where the features are."""
+    """What the work gets to read features with. device: that of the features."""
 
     def __init__(self, guider: "FeatureGuider", model_options: dict[str, Any]) -> None:
         self.model = guider.inner_model
@@ -44,7 +44,7 @@ class FrozenUNet:
         self.device = guider.model_patcher.load_device
 
     def noisy(self, latents: Tensor, noise: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """The noisy latents and their sigma (B,), as the sampler has them."""
+        """The noisy latents as a sampler would have them, and their sigma (B,)."""
         x0 = self.model.process_latent_in(latents.to(self.device, torch.float32))
         sigma = sigma_at(self.model.model_sampling, time.to(self.device, torch.float32))
         return self.model.model_sampling.noise_scaling(sigma, noise.to(x0, copy=True), x0), sigma
@@ -87,9 +87,9 @@ class TruncatedPasses:
         transformer_options: dict[str, Any],
         **kwargs: Any,
     ) -> Tensor:
-        """APPLY_MODEL wrapper. Its output means nothing: the pass has not come to an end.
+        """APPLY_MODEL wrapper. Its output is meaningless, because the pass stops early.
 
-        Raises ValueError where the rows of the pass are not the next ones of the batch.
+        Raises ValueError if the rows of the pass are not the next ones of the batch.
         """
         expected = self.x[self.rows : self.rows + len(x)].to(x)
         if not torch.equal(x, expected):
@@ -103,7 +103,7 @@ class TruncatedPasses:
         return torch.zeros_like(x)
 
     def require_all(self) -> None:
-        """Raises ValueError where rows of the batch were not evaluated."""
+        """Raises ValueError if rows of the batch were not evaluated."""
         if self.rows < len(self.x):
             raise ValueError(CHANGED)
 
@@ -135,7 +135,7 @@ class FeatureSampler(comfy.samplers.Sampler):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Nobody reads what this returns."""
+        """The return value is not used."""
         self.result = self.work(FrozenUNet(model_wrap, extra_args["model_options"]))
         return noise
 
@@ -147,7 +147,7 @@ def with_frozen_unet(
     work: Callable[[FrozenUNet], T],
     beside: Sequence[ModelPatcher] = (),
 ) -> T:
-    """What `work` returns, done while the host holds the model ready.
+    """Run `work` while the model is loaded and prepared; returns its result.
 
     positive: one prompt, for the whole image; None is zeros. shape: of the largest latent batch, for the
     host's estimate of memory. beside: models to be loaded as well. Guidance of this pack, recorders and step
@@ -165,7 +165,7 @@ def with_frozen_unet(
 
 
 def no_prompt(model: comfy.model_base.BaseModel) -> list[Any]:
-    """A condition of zeros, where nobody gives a prompt: no text encoder is at hand here."""
+    """A condition of zeros, used without a prompt: there is no text encoder here."""
     config = model.model_config.unet_config
     sizes = 5 if isinstance(model, comfy.model_base.SDXLRefiner) else 6
     pooled = max(0, model.adm_channels - sizes * TIMING_EMBEDDINGS)

@@ -1,9 +1,9 @@
-"""How a guider names its lists of conditions, and whether it combines the predictions for them itself.
+"""The names of a guider's condition lists, and whether the guider combines the predictions itself.
 
 The host's CFGGuider evaluates the positive and the negative, combines them, and hands the result to the
-post-CFG functions: what they return goes to the sampler. Other guiders evaluate lists of their own in an
-order of their own, and may go on with what the post-CFG functions return, multiply it, or not call them
-(DualCFGGuider, PerpNegGuider, DualModelGuider).
+post-CFG functions: what they return goes to the sampler. Other guiders (DualCFGGuider, PerpNegGuider,
+DualModelGuider) evaluate their own lists in their own order. They may process the result of the post-CFG
+functions further, or not call these functions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,16 @@ POSITIVE, NEGATIVE = "positive", "negative"
 
 
 def combines_itself(guider: Any) -> bool:
-    """Whether what post-CFG functions return may not be what the sampler gets."""
+    """Whether the sampler may get something else than what the post-CFG functions return."""
     own = getattr(guider.predict_noise, "__func__", None)
     return own is not comfy.samplers.CFGGuider.predict_noise
 
 
 def list_names(lists: Sequence[Conditions | None], conds: Mapping[str, Conditions]) -> list[str | None]:
-    """What a guider calls the lists of conditions that it evaluates; conds: all that it has, by name.
+    """The guider's names for the lists of conditions that it evaluates. conds: all its lists, by name.
 
-    The conditions' uuids tell. Where another node has put in others, two lists are the positive and the
-    negative. None for a list that the guider does not know.
+    The conditions' uuids identify a list. If another node has replaced the conditions, two lists count as
+    positive and negative. None for a list that the guider does not know.
     """
     usual = (POSITIVE, NEGATIVE) if len(lists) == 2 else (None,) * len(lists)
     names = []
@@ -43,5 +43,5 @@ def positive_first(names: Sequence[str | None]) -> list[int]:
 
 
 def uuids_of(conds: Conditions | None) -> list[Any]:
-    """What the conditions of a list are known by: copies of a condition have the uuid of the original."""
+    """The uuids of the conditions of a list. A copy of a condition keeps the uuid of the original."""
     return [cond["uuid"] for cond in conds or ()]

@@ -8,9 +8,9 @@ import comfy.model_management
 
 @contextmanager
 def out_of_memory_says(advice: str) -> Iterator[None]:
-    """Within it, running out of memory raises the host's exception with this sentence.
+    """Context in which running out of memory raises the host's exception with this sentence.
 
-    The host knows the failure by the type of the exception, and unloads its models then.
+    The host recognises the failure by the type of the exception, and then unloads its models.
     """
     try:
         yield

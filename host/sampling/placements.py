@@ -25,8 +25,8 @@ class Placement(NamedTuple):
 def placements_of(conds: Conditions, x: Tensor, timestep: Tensor) -> dict[Any, Placement]:
     """Where the host puts the outputs of those conditions of a list that are active at this step, by uuid.
 
-    As `_calc_cond_batch` and `finalize_default_conds` of the host do it: a default condition gets what the
-    others leave free.
+    Follows `_calc_cond_batch` and `finalize_default_conds` of the host: a default condition gets the part
+    that the others leave free.
     """
     found, defaults = {}, {}
     free = torch.ones_like(x[:, :1])
@@ -48,10 +48,10 @@ def placements_of(conds: Conditions, x: Tensor, timestep: Tensor) -> dict[Any, P
 def full_frame_condition(
     placements: Mapping[int, Mapping[Any, Placement]], x: Tensor
 ) -> tuple[int, Any] | None:
-    """The condition whose features tell the depth of the whole image x: number of its list, uuid.
+    """The condition to read the depth of the whole image x from: number of its list, uuid.
 
-    placements: those of each list, by number and uuid. It is the first condition that covers the whole frame,
-    of the first list that has one: a prompt for a region knows nothing of the rest.
+    placements: by number of the list, then by uuid. The first condition that covers the whole frame, in the
+    first list that has one: a prompt for a region knows nothing of the rest.
     """
     for label, of_list in placements.items():
         for uuid, placement in of_list.items():

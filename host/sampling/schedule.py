@@ -28,7 +28,7 @@ def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
 
 
 def time_at(model_sampling: Any, sigma: Tensor) -> Tensor:
-    """Sigma (B,) to time (B,); to the nearest timestep where there are such."""
+    """Sigma (B,) to time (B,); to the nearest timestep if the schedule has timesteps."""
     if has_timesteps(model_sampling):
         return model_sampling.timestep(sigma).float()
     if isinstance(model_sampling, comfy.model_sampling.CONST):
@@ -37,7 +37,7 @@ def time_at(model_sampling: Any, sigma: Tensor) -> Tensor:
 
 
 def has_timesteps(model_sampling: Any) -> bool:
-    """Whether the schedule is one of numbered steps; EDM's only looks it."""
+    """Whether the schedule has numbered timesteps; EDM's only looks as if it had."""
     return isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete) and not isinstance(
         model_sampling, comfy.model_sampling.ModelSamplingDiscreteEDM
     )
@@ -79,7 +79,7 @@ def noise_to_signal(model_sampling: Any, sigma: float) -> float:
 def noise_share(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
     """b, the share of the noise in x: c / sqrt(a^2 s^2 + c^2) for x = a x0 + c noise, data of deviation s.
 
-    (B, 1, ...) of `ndim` dimensions, for sigma (B,). a and c are asked of the host's own noising.
+    (B, 1, ...) of `ndim` dimensions, for sigma (B,). a and c come from the host's own noising.
     """
     zeros = torch.zeros(sigma.shape[0], *[1] * (ndim - 1), device=sigma.device)
     signal = model_sampling.noise_scaling(sigma, zeros, torch.ones_like(zeros))
@@ -143,7 +143,7 @@ def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
 
 
 def rises(sample_sigmas: Tensor) -> bool:
-    """Whether a schedule adds noise, as FlipSigmas makes it."""
+    """Whether a schedule adds noise, as after FlipSigmas."""
     return bool(sample_sigmas[-1] > sample_sigmas[0])
 
 

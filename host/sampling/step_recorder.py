@@ -1,4 +1,4 @@
-"""Records what is read of the model at one step, over the whole latent, context windows put together."""
+"""Records one step of the model over the whole latent; merges context windows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ from .placements import Conditions, Placement, placements_of
 class Recorder:
     """Records what `reader` reads at one step; made for it and dropped with it.
 
-    choose(placements, conds, x) says which of the condition lists to record, out of those that have a
-    condition which is active at this step; placements has these, by number and uuid. What is evaluated after
-    stop() is not recorded.
+    choose(placements, conds, x) says which condition lists to record, out of those with an active condition
+    at this step. placements: the active conditions' own, by number of the list and uuid. What is evaluated
+    after stop() is not recorded.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Recorder:
         self.stopped = False
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the sampler's model_options in which its evaluation is recorded, and no other node's."""
+        """A copy of model_options in which the sampler's evaluation is recorded, but none of another node."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
         add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.calc_cond_batch)
         for function in ("sampler_pre_cfg_function", "sampler_post_cfg_function"):
@@ -44,7 +44,7 @@ class Recorder:
         return options
 
     def after_evaluation(self, args: dict[str, Any]) -> Any:
-        """The first sampler_pre_cfg_function and sampler_post_cfg_function: ends the recording."""
+        """The first sampler_pre_cfg_function and sampler_post_cfg_function: end the recording."""
         self.stop()
         return args["conds_out"] if "conds_out" in args else args["denoised"]
 
@@ -78,11 +78,11 @@ class Recorder:
         return evaluation.out
 
     def stop(self) -> None:
-        """Record no more: what follows at this step are other nodes' passes."""
+        """End the recording: the passes that follow in this step are other nodes'."""
         self.stopped = True
 
     def traced(self, x: Tensor) -> bool:
-        """Whether it is known where in the latent x of the step the recorded passes belong.
+        """Whether the place of the recorded passes in the latent x of the step is known.
 
         Drops the evaluations of other latents: another node may evaluate crops of x one by one.
         """

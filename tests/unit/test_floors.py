@@ -28,7 +28,10 @@ FLOORS = (
 )
 TENSORS_AND_PICTURES = {"torch", "numpy", "scipy", "kornia", "PIL", "safetensors"}
 # Of demo/, the host loads the model and the world, not what trains and measures them.
-OF_DEMO = {f"demo.{name}" for name in ("autoencoder", "model", "ray_casting", "scenes", "text")}
+OF_DEMO = {
+    f"demo.{name}"
+    for name in ("autoencoder", "latent_format", "model", "ray_casting", "scenes", "text", "transformer")
+}
 
 
 def modules(folder):

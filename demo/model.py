@@ -26,6 +26,7 @@ TRANSFORMER_FILE = "transformer.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 DEPTH_HEAD_FILE = "depth_head.safetensors"
+LATENT_HEAD_FILE = "latent_head.safetensors"
 DEPTH_PRIOR_FILE = "depth_prior.safetensors"
 
 UNET_CONFIG = {

@@ -1,10 +1,12 @@
-"""Trains the demo model's depth head and depth prior with the code behind the training nodes.
+"""Trains the demo model's depth heads and depth prior with the code behind the training nodes.
 
-    python -m tools.run demo.train_depth head  [--scenes 1000] [--steps 3000]
-    python -m tools.run demo.train_depth prior [--scenes 12000] [--steps 6000] [--size 32]
+    python -m tools.run demo.train_depth head   [--scenes 1000] [--steps 3000]
+    python -m tools.run demo.train_depth latent [--scenes 10000] [--steps 3000] [--work FOLDER]
+    python -m tools.run demo.train_depth prior  [--scenes 12000] [--steps 6000] [--size 32]
 
 Writes to demo/weights. Training starts from scratch every time. The head reads the UNet in demo/weights, on
-scenes that the UNet was not trained on.
+scenes that the UNet was not trained on. The latent head reads latents alone: those that `demo.train latents`
+has left in the work folder.
 """
 
 from __future__ import annotations
@@ -14,25 +16,33 @@ from pathlib import Path
 
 import comfy.utils
 import torch
+from comfy.model_management import get_torch_device
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..depth_head.architectures import LATENT
 from ..depth_head.depth_maps import read_depth_maps
+from ..depth_head.head import DepthHead
 from ..depth_head.head_files import save_depth_head
+from ..depth_head.head_report import draw_head_report
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior_files import save_depth_prior
-from ..depth_head.training import TrainingSettings
-from ..host.depth.head_training import AUTO, train_depth_head
-from ..host.depth.priors import train
+from ..depth_head.training import TrainingSettings, train
+from ..host.depth.head_training import AUTO, estimates_of, random_network, summary, train_depth_head
+from ..host.depth.heads import latent_space
+from ..host.depth.priors import train as train_prior
 from ..nodes.demo_scenes import InnerDemoScenes
 from . import model as demo
+from .depth_judge import depth_label
+from .latents import load_latents
+from .ray_casting import render
 from .renders import HELD_OUT
-from .scenes import FAR, NEAR
+from .scenes import FAR, NEAR, sample_scene
 from .sheet import pictures_to_uint8
 
 FIRST_SCENE = HELD_OUT + 40_000
-SIZE = 256
+SIZE, LABEL_SIZE = 256, 64
 
 
 def main() -> None:
@@ -40,9 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("head", "prior"))
+    parser.add_argument("what", choices=("head", "latent", "prior"))
     parser.add_argument("--scenes", type=int, help="labelled renders to train on")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="work folder of demo.train")
     parser.add_argument("--size", type=int, default=64, help="side of the prior's depth maps in pixels")
     parser.add_argument("--out", type=Path, help="folder for the file, instead of demo/weights")
     parser.add_argument("--report", type=Path, help="PNG file for the report of the training")
@@ -52,6 +63,13 @@ def main() -> None:
         if options.what == "head":
             report = train_demo_head(
                 folder / demo.DEPTH_HEAD_FILE, options.scenes or 1000, options.steps or 3000
+            )
+        elif options.what == "latent":
+            report = train_demo_latent_head(
+                folder / demo.LATENT_HEAD_FILE,
+                options.work / "latents",
+                options.scenes or 10_000,
+                options.steps or 3000,
             )
         else:
             report = train_demo_prior(
@@ -82,11 +100,36 @@ def train_demo_head(path: Path, scenes: int, steps: int) -> Tensor:
     return trained.report
 
 
+def train_demo_latent_head(path: Path, latents: Path, scenes: int, steps: int) -> Tensor:
+    """Trains and writes a latent head, in half precision; returns the report (1, H, W, 3)."""
+    seeds, encoded = load_latents(latents)
+    encoded = encoded[:scenes]
+    progress = tqdm(seeds[:scenes], desc="rendering depth", unit="scene")
+    labels = torch.stack([depth_label(render(sample_scene(seed), LABEL_SIZE).depth) for seed in progress])
+    settings = TrainingSettings(steps, 16, 2e-3, 0, DepthRange(NEAR, FAR), held_out=0.02)
+    space = latent_space(demo.load_model(demo.WEIGHTS / demo.UNET_FILE))
+    device = get_torch_device()
+    network = random_network(LATENT, {"channels": space.channels}, 0)
+    with tqdm(total=steps, desc="training", unit="step") as bar:
+        result = train(
+            network,
+            estimates_of(encoded, device),
+            labels.to(device),
+            settings,
+            lambda done, losses: bar.update(done - bar.n),
+        )
+    head = DepthHead(network.half(), space, settings.depth_range, summary(result, settings, len(encoded)))
+    save_depth_head(path, head)
+    pictures = [render(sample_scene(seeds[i])).rgb.movedim(0, -1) for i in result.shown]
+    heading = f"latent; {steps} steps on {scenes} renders"
+    return draw_head_report(result, torch.stack(pictures), labels[result.shown], heading)[None]
+
+
 def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
     """Trains and writes a depth prior; returns the report (1, H, W, 3)."""
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:
-        prior, report = train(
+        prior, report = train_prior(
             read_depth_maps(depths, "depths"),
             size,
             steps=steps,

@@ -14,15 +14,31 @@ ASSUMED_RANGE = DepthRange(near=1.0, far=10.0)
 
 
 @dataclass(frozen=True)
+class LatentSpace:
+    """What latents are while a sampler works on them; models that share a VAE mostly have the same.
+
+    name: of the format. scale: by what the latents of the VAE are scaled and shifted, in words.
+    """
+
+    name: str
+    channels: int
+    scale: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.channels} channels, {self.scale})"
+
+
+@dataclass(frozen=True)
 class DepthHead:
-    """network: in evaluation mode, float32. model_family: in words, as messages give it.
+    """network: in evaluation mode, float32. model_family: of a head that reads features, in words, as
+    messages give it; for a `latent` head, the latents that it reads.
 
     depth_range: what white and black mean in metres in the labels. training: a summary, plain values.
     name: the file's, for messages.
     """
 
     network: DepthNetwork
-    model_family: str
+    model_family: str | LatentSpace
     depth_range: DepthRange = ASSUMED_RANGE
     training: Mapping[str, Any] = field(default_factory=dict)
     name: str = "the depth head"
@@ -45,6 +61,15 @@ def require_fit(head: DepthHead, model_family: str, channels: Mapping[str, int])
                 f"{head.name} reads {wanted} channels at {name} of {head.model_family}, but this model, "
                 f"{model_family}, {there}: load a depth head for it, or make one with Train Depth Head."
             )
+
+
+def require_latent_space(head: DepthHead, space: LatentSpace) -> None:
+    """Raises ValueError, in a sentence that names both, unless a latent head reads a model's latents."""
+    if head.model_family != space:
+        raise ValueError(
+            f"{head.name} reads latents of {head.model_family}, but this model has latents of {space}: load "
+            "a depth head for them, or make one with Train Depth Head."
+        )
 
 
 def middle_blocks(count: int) -> tuple[range, int]:

@@ -2,15 +2,17 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .architectures import ARCHITECTURES, architecture_of, build
+from .architectures import ARCHITECTURES, LATENT, architecture_of, build
+from .architectures.latent import ESTIMATE
 from .files import damaged, fill, legible, parse, read, write
-from .head import DepthHead
+from .head import DepthHead, LatentSpace
 from .metrics import DepthRange
 from .readout_files import read_readout
 
@@ -24,12 +26,14 @@ def save_depth_head(path: Path, head: DepthHead) -> None:
     metadata = {
         "architecture": architecture_of(head.network),
         "config": json.dumps(head.network.config),
-        "model_family": head.model_family,
-        "taps": json.dumps(head.network.taps),
         "target": TARGET,
         "depth_range": json.dumps(asdict(head.depth_range)),
         "training": json.dumps(dict(head.training)),
     }
+    if isinstance(head.model_family, LatentSpace):
+        metadata["latent_space"] = json.dumps(asdict(head.model_family))
+    else:
+        metadata |= {"model_family": head.model_family, "taps": json.dumps(head.network.taps)}
     write(path, KIND, metadata, head.network.state_dict())
 
 
@@ -42,10 +46,7 @@ def load_depth_head(path: Path) -> DepthHead:
     if path.suffix == READOUT_SUFFIX:
         return read_readout(path)
     metadata, tensors = read(path, KIND)
-    name, target, architecture, family = (
-        legible(path.name),
-        *map(metadata.get, ("target", "architecture", "model_family")),
-    )
+    name, target, architecture = legible(path.name), metadata.get("target"), metadata.get("architecture")
     if target != TARGET:
         raise ValueError(f"{name} predicts {legible(target)}, this pack reads {TARGET}.")
     if architecture is None:
@@ -55,8 +56,7 @@ def load_depth_head(path: Path) -> DepthHead:
             f"{name} has the architecture {legible(architecture)}, which this pack does not know: update "
             "Inner Guidance."
         )
-    if family is None or legible(family) != family:
-        raise damaged(path, f"its model_family is {legible(family)}")
+    family = _latent_space(path, metadata) if architecture == LATENT else _model_family(path, metadata)
     config, distances, training = (
         parse(path, metadata, entry, dict) for entry in ("config", "depth_range", "training")
     )
@@ -66,9 +66,28 @@ def load_depth_head(path: Path) -> DepthHead:
         depth_range = _depth_range(**distances)
     except (TypeError, ValueError) as error:
         raise damaged(path, legible(error, 200)) from error
+    if isinstance(family, LatentSpace) and network.taps != {ESTIMATE: family.channels}:
+        raise damaged(path, "its latent_space has other channels than its network")
     fill(path, network, tensors)
     network.requires_grad_(False).eval()
     return DepthHead(network, family, depth_range, training, name)
+
+
+def _model_family(path: Path, metadata: Mapping[str, str]) -> str:
+    family = metadata.get("model_family")
+    if family is None or legible(family) != family:
+        raise damaged(path, f"its model_family is {legible(family)}")
+    return family
+
+
+def _latent_space(path: Path, metadata: Mapping[str, str]) -> LatentSpace:
+    entries = parse(path, metadata, "latent_space", dict)
+    kinds = {"name": str, "channels": int, "scale": str}
+    if {key: type(value) for key, value in entries.items()} != kinds or any(
+        legible(value) != str(value) for value in entries.values()
+    ):
+        raise damaged(path, f"its latent_space is {legible(entries)}")
+    return LatentSpace(**entries)
 
 
 def _depth_range(near: Any, far: Any) -> DepthRange:

@@ -53,16 +53,16 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
     if not result.figures:
         draw.text((left, top), "Interrupted before the head was measured.", INK, FONT)
         return
-    for branch, stop in zip(result.figures, stops[::3], strict=True):
+    for branch, stop in zip(result.figures, stops[::3], strict=False):
         draw.text((stop, top), branch, INK, FONT)
-    for stop, name in zip(stops, names * 2, strict=True):
+    for stop, name in zip(stops, names * len(result.figures), strict=False):
         draw.text((stop, top + LINE), name, FAINT, SMALL)
     for line, time in enumerate(LEVELS):
         y = top + (line + 2) * LINE
         draw.text((left, y), f"t = {time}", INK, FONT)
         figures = [m for by_time in result.figures.values() for m in (by_time[time],)]
         values = [f"{value:.3f}" for m in figures for value in (m.abs_rel, m.rmse, m.delta1)]
-        for stop, value in zip(stops, values, strict=True):
+        for stop, value in zip(stops, values, strict=False):
             draw.text((stop, y), value, INK, FONT)
     notes = (
         f"Held-out images: {len(result.held_out)}.",

@@ -32,8 +32,9 @@ from ..depth_head.architectures.pixel_mlp import PixelMLP
 from ..depth_head.head import middle_blocks
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
 from ..depth_head.training import LEVELS, Evaluation, Features, TrainingSettings, train
-from ..host.depth.head_training import features_of, noise_of
+from ..host.depth.head_training import features_of
 from ..host.depth.heads import feature_channels
+from ..host.depth.training_pairs import noise_of
 from ..host.sampling.frozen_unet import FrozenUNet, with_frozen_unet
 from ..tools.setup_host import ROOT
 from . import markdown

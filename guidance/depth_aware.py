@@ -194,7 +194,7 @@ def robust_shift(toward: Tensor, x0: Tensor, noise_share: Tensor, strength: floa
     posterior deviation of x0, which is s b for Gaussian data; std(x0) stands for s. Samplers integrate D(x),
     so with a shift of it few steps and many converge to the same image. In full: docs/derivations.md.
     """
-    return -strength * noise_share * x0.std(dim=(1, 2, 3), keepdim=True) * toward
+    return -strength * noise_share * x0.std(dim=tuple(range(1, x0.ndim)), keepdim=True) * toward
 
 
 def paper_shift(gradient: Tensor, sigma: float, sigma_next: float, flow: bool = False) -> Tensor:

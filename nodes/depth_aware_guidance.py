@@ -1,16 +1,18 @@
 """The Depth-Aware Guidance node."""
 
+import logging
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..depth_head.depth_maps import read_target_depth
+from ..depth_head.head import DepthHead
 from ..depth_head.prior import DepthPrior
-from ..host.depth.heads import HostedDepthHead, require_head_fits
+from ..host.depth.heads import HostedDepthHead, reads_latents, require_head_fits
 from ..host.keys import attach
 from ..host.recording.executing import executing
-from ..host.steering.dag_losses import MODES, DepthAwareSettings
+from ..host.steering.dag_losses import MODES, PAPER, ROBUST, DepthAwareSettings
 from ..host.steering.dag_run import DepthAwareGuidance
 from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent
 
@@ -29,24 +31,26 @@ class InnerDepthAwareGuidance(io.ComfyNode):
             display_name="Depth-Aware Guidance",
             category="model/patch/unet",
             description=(
-                "Reads depth from the model's own features while the image forms, and steers towards depth "
-                "that is consistent, plausible, or close to a depth map that you provide. Connect it "
-                "between the model and the sampler."
+                "Reads depth from the model's own features, or from its clean estimate, while the image "
+                "forms, and steers towards depth that is consistent, plausible, or close to a depth map "
+                "that you provide. Connect it between the model and the sampler."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),
                 DEPTH_HEAD.Input(
                     "depth_head",
                     tooltip=(
-                        "The network that reads depth from the model's features. It must have been trained "
-                        "for this model family."
+                        "The network that reads depth. It must have been trained for this model family, or, "
+                        "if it is a latent head, for this VAE. A latent head reads the clean estimate "
+                        "instead of features: it works with every model and costs next to nothing, but "
+                        "consistency_scale has no effect."
                     ),
                 ),
                 strength(
                     "consistency_scale",
                     "How strongly to make the depth self-consistent: the depth read from a few of the "
                     "model's blocks should match the depth read from many (DCG). Higher values steer more; "
-                    "0 turns it off at no cost.",
+                    "0 turns it off at no cost. No effect with a latent head.",
                     default=0.5,
                 ),
                 strength(
@@ -70,7 +74,8 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     tooltip=(
                         "robust: the same strength means the same with every sampler, scheduler and number "
                         "of steps. paper: the published rule, which needs an ancestral sampler and many "
-                        "steps; there, a strength of 1 is the published weight of 40."
+                        "steps, and a depth head that reads features; there, a strength of 1 is the "
+                        "published weight of 40."
                     ),
                 ),
                 percent(
@@ -91,7 +96,8 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     min=1,
                     max=100,
                     tooltip=(
-                        "A guided step needs a backward pass. Higher values run it only at every n-th step "
+                        "A guided step needs a backward pass: through the model, or through a latent head "
+                        "alone. Higher values run it only at every n-th step "
                         "and reuse the last direction in between: faster, but less exact."
                     ),
                     extra_dict=ADVANCED,
@@ -169,6 +175,8 @@ class InnerDepthAwareGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         """A guided clone of the model. Raises ValueError if the head does not fit the model."""
         require_head_fits(depth_head.head, model)
+        if reads_latents(depth_head.head):
+            settings |= for_latents(depth_head.head, **settings)
         guidance = DepthAwareGuidance(
             DepthAwareSettings(
                 head=depth_head,
@@ -185,6 +193,22 @@ class InnerDepthAwareGuidance(io.ComfyNode):
             )
         )
         return io.NodeOutput(attach(model, guidance) if guidance.settings.acts else model.clone())
+
+
+def for_latents(head: DepthHead, mode: str, consistency_scale: float, **settings: Any) -> dict[str, Any]:
+    """What a head that reads latents changes in the settings. Raises ValueError for the mode `paper`."""
+    if mode == PAPER:
+        raise ValueError(
+            f"Depth-Aware Guidance: mode '{PAPER}' differentiates the model, but {head.name} reads the clean "
+            f"latent alone: choose mode '{ROBUST}', or connect a depth head that reads features."
+        )
+    if consistency_scale != 0:
+        logging.info(
+            "Depth-Aware Guidance: consistency needs a depth head that reads features, %s reads latents: "
+            "consistency_scale counts as 0.",
+            head.name,
+        )
+    return {"consistency_scale": 0.0}
 
 
 def strength(name: str, tooltip: str, default: float) -> io.Float.Input:

@@ -36,7 +36,12 @@ class InnerDepthEstimate(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to read depth from."),
                 DEPTH_HEAD.Input(
-                    "depth_head", tooltip="The depth head. It must have been trained for this model family."
+                    "depth_head",
+                    tooltip=(
+                        "The depth head. It must have been trained for this model family, or, if it is a "
+                        "latent head, for this VAE: then it reads the latent as it is, the model is not "
+                        "evaluated, and positive, noise_level, ensemble and seed have no effect."
+                    ),
                 ),
                 io.Latent.Input(
                     "latent",

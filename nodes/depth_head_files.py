@@ -28,7 +28,13 @@ class InnerLoadDepthHead(io.ComfyNode):
                 "Loads a depth head: a small network that reads depth from a diffusion model's features. Put "
                 "files from Save Depth Head, or the public Readout heads (.pt), into models/depth_heads."
             ),
-            inputs=[file_input(FOLDER, "A head works only with the model family it was trained on.")],
+            inputs=[
+                file_input(
+                    FOLDER,
+                    "A head works only with the model family it was trained on, a latent head with every "
+                    "model that uses its VAE.",
+                )
+            ],
             outputs=[
                 DEPTH_HEAD.Output(
                     display_name="depth_head",

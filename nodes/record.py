@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.depth.heads import HostedDepthHead, require_head_fits
+from ..host.depth.heads import HostedDepthHead, require_head_fits, require_reads_features
 from ..host.keys import attach
 from ..host.recording.readers import PROMPT, RECEIVED, AttentionReader, DepthReader, FeatureReader
 from ..host.recording.records import AttentionRecord, FeatureRecord
@@ -223,6 +223,7 @@ class InnerRecordFeatures(io.ComfyNode):
             named_layers(blocks, feature_blocks(model.get_model_object("diffusion_model")))
         )
         if depth_head is not None:
+            require_reads_features(depth_head.head, "Record Features")
             require_head_fits(depth_head.head, model)
         recording = Recording(
             reader,

@@ -22,14 +22,19 @@ class InnerTrainDepthHead(io.ComfyNode):
             display_name="Train Depth Head",
             category="model/training",
             description=(
-                "Trains a small network to read depth from a diffusion model's features, using images with "
-                "depth maps. The model itself is not changed. Ten pairs are enough, a hundred work well. "
-                "Interrupting keeps the best head so far."
+                "Trains a small network to read depth from a diffusion model's features, or from its "
+                "latents, using images with depth maps. The model itself is not changed. For features ten "
+                "pairs are enough and a hundred work well; for latents take a thousand. Interrupting keeps "
+                "the best head so far."
             ),
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip=("The model to read depth from. The head works with every model of its family."),
+                    tooltip=(
+                        "The model to read depth from. The head works with every model of its family; a "
+                        "latent head works with every model that uses the same VAE, and the model is not "
+                        "evaluated."
+                    ),
                 ),
                 io.Vae.Input("vae", tooltip="The model's VAE, which encodes the images."),
                 io.Image.Input(
@@ -53,7 +58,9 @@ class InnerTrainDepthHead(io.ComfyNode):
                     tooltip=(
                         "pixel_mlp reads each place by itself: small, fast, works with few images. readout "
                         "also takes the surroundings into account: larger and slower, better with many "
-                        "images."
+                        "images. latent reads the finished latent, not the model's features: guidance "
+                        "towards a target costs next to nothing and works with every model of the same "
+                        "VAE, but training needs many images and consistency is not available."
                     ),
                 ),
                 io.String.Input(
@@ -63,7 +70,8 @@ class InnerTrainDepthHead(io.ComfyNode):
                         "The blocks to read. auto uses the middle of the decoder, or all of it for readout. "
                         "o0, o1, ... are the blocks of the decoder, deepest first; r0, r1, ... are their "
                         "residual branches, which readout requires. o3-o8 is a range; separate several with "
-                        "commas. Higher numbers see finer detail, lower ones more of the scene."
+                        "commas. Higher numbers see finer detail, lower ones more of the scene. No effect on "
+                        "latent."
                     ),
                 ),
                 io.Int.Input(
@@ -72,9 +80,9 @@ class InnerTrainDepthHead(io.ComfyNode):
                     min=1,
                     max=100_000,
                     tooltip=(
-                        "The number of training steps, each of which is one pass of the model. Higher "
-                        "values fit the depth maps more closely; with few images there is soon no more "
-                        "gain."
+                        "The number of training steps, each of which is one pass of the model, or of the "
+                        "head alone for latent, which needs more of them: 3000 with batch_size 16. Higher "
+                        "values fit the depth maps more closely; with few images there is soon no more gain."
                     ),
                 ),
                 io.Int.Input(
@@ -116,7 +124,7 @@ class InnerTrainDepthHead(io.ComfyNode):
                     tooltip=(
                         "The prompt for the model during training, ideally an empty one. If there are "
                         "several, the first is used for the whole image. Leave unconnected to use zeros "
-                        "instead."
+                        "instead. No effect on latent."
                     ),
                 ),
                 io.String.Input(
@@ -126,7 +134,7 @@ class InnerTrainDepthHead(io.ComfyNode):
                     tooltip=(
                         "The blocks of the weak branch, which Depth-Aware Guidance compares with the strong "
                         "one. auto uses the middle block of the decoder. More blocks make the branch less "
-                        "weak."
+                        "weak. No effect on latent."
                     ),
                     extra_dict=ADVANCED,
                 ),

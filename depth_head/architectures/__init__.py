@@ -1,4 +1,4 @@
-"""Depth from features: two architectures, one interface.
+"""Depth from features, or from the latent: three architectures, one interface.
 
     network.taps                      what it reads: tap name -> channels, deepest block first
     network.branch_taps[branch]       the names out of these that a branch reads; strong first
@@ -12,19 +12,29 @@ features: tap name -> (B, C, h, w), every block at its own resolution and in any
 the UNet's embedding of the time, (B, C). time (B,): continuous, in [0, 1000), the timestep where the model's
 schedule has timesteps. size: the latent's height and width. branch: "strong" or "weak". All is computed in
 float32, so a model in half precision needs no care.
+
+A `latent` network has one feature, the clean latent, and no weak branch. Its time is that of a flow model
+with as much noise to signal, whatever the model.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from .latent import LatentDepth
 from .pixel_mlp import PixelMLP
 from .readout import Readout
 
 STRONG, WEAK = BRANCHES = ("strong", "weak")
 
-DepthNetwork = PixelMLP | Readout
+LATENT = "latent"
 
-ARCHITECTURES: dict[str, type[DepthNetwork]] = {"pixel_mlp": PixelMLP, "readout": Readout}
+DepthNetwork = PixelMLP | Readout | LatentDepth
+
+ARCHITECTURES: dict[str, type[DepthNetwork]] = {
+    "pixel_mlp": PixelMLP,
+    "readout": Readout,
+    LATENT: LatentDepth,
+}
 
 
 def build(architecture: str, config: Mapping[str, Any]) -> DepthNetwork:

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...depth_head.architectures.latent import ESTIMATE
 from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
 from ..sampling.schedule import TIMES
-from .heads import HostedDepthHead, require_head_fits
+from .heads import HostedDepthHead, reads_latents, require_head_fits
 
 LARGEST_BATCH = 16
 # The host's own reserve over its estimate of a pass's memory.
@@ -37,6 +38,8 @@ def estimate_depth(
     """
     require_head_fits(hosted.head, model)
     require_latents(model, latents)
+    if reads_latents(hosted.head):
+        return depth_of_latents(model, hosted, latents)
     network = hosted.head.network
     names = network.branch_taps["strong"]
     generator = torch.Generator().manual_seed(seed)
@@ -59,11 +62,38 @@ def estimate_depth(
     return with_frozen_unet(model, positive, (batch, *latents.shape[1:]), work, [hosted.patcher])
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
+def depth_of_latents(model: ModelPatcher, hosted: HostedDepthHead, latents: Tensor) -> Tensor:
+    """The same by a latent head: it reads finished latents as they are, and the model is not evaluated."""
+    comfy.model_management.load_models_gpu([hosted.patcher])
+    device, network = hosted.patcher.load_device, hosted.head.network
+    x0 = as_sampled(model, latents)
+    parts = [
+        network({ESTIMATE: part.to(device)}, torch.zeros(len(part), device=device), x0.shape[-2:]).cpu()
+        for part in x0.split(LARGEST_BATCH)
+    ]
+    return torch.cat(parts)
+
+
+def as_sampled(model: ModelPatcher, latents: Tensor) -> Tensor:
+    """Latents (B, C, h, w) in float32 as samplers have them, of latents as VAEs give them.
+
+    Those of a video VAE may have an axis for their one frame.
+    """
+    latent_format: Any = model.get_model_object("latent_format")
+    if latent_format.latent_dimensions == 3 and latents.ndim == 4:
+        latents = latents.unsqueeze(2)
+    x0 = latent_format.process_in(latents.float())
+    return x0.squeeze(2) if x0.ndim == 5 else x0
+
+
 def require_latents(model: ModelPatcher, latents: Tensor) -> None:
     """Raises ValueError for latents of another model, an empty batch and latents that are too small."""
     require_some(latents)
     channels = model.model.latent_format.latent_channels
-    if latents.ndim != 4 or latents.shape[1] != channels:
+    one_frame = model.model.latent_format.latent_dimensions == 3 and latents.shape[2] == 1
+    if latents.ndim != 4 + one_frame or latents.shape[1] != channels:
         raise ValueError(
             f"The latent is {' x '.join(map(str, latents.shape))}, but this model needs images of {channels} "
             "channels: encode the image with the model's own VAE."

@@ -1,32 +1,33 @@
-"""Train Depth Head: encodes labelled images and runs depth_head/training.py on the host's frozen UNet."""
+"""Train Depth Head: depth_head/training.py on the features of the host's frozen UNet, or on latents."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import torch
-import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...depth_head.architectures import DepthNetwork, build
+from ...depth_head.architectures import LATENT, STRONG, WEAK, DepthNetwork, build
+from ...depth_head.architectures.latent import ESTIMATE
 from ...depth_head.depth_maps import read_depth_maps
-from ...depth_head.head import DepthHead, middle_blocks
+from ...depth_head.estimates import stand_in
+from ...depth_head.head import DepthHead, LatentSpace, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
 from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.named_features import TIME_TAP
-from .estimation import require_latents
-from .heads import HostedDepthHead, feature_channels, model_family
+from .estimation import as_sampled
+from .heads import HostedDepthHead, feature_channels, latent_space, model_family
+from .training_pairs import encode, labels_for, noise_of, require_depth, require_pairs, shares_of
 from .training_watch import TrainingWatch
 
 # `blocks` inputs: the middle of the decoder (depth_head/head.py), all ResBlocks for a Readout network.
 AUTO = "auto"
-SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
 
 
 @dataclass(frozen=True)
@@ -54,75 +55,54 @@ def train_depth_head(
     """
     require_pairs(images, depths)
     maps = read_depth_maps(depths, "depths")
-    family = model_family(model)
+    fits: str | LatentSpace = latent_space(model) if architecture == LATENT else model_family(model)
     network = new_network(model, architecture, blocks, weak_blocks, settings.seed)
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
     latents = encode(model, vae, images, progress)
     labels = labels_for(vae, maps, images, latents.shape[-2:])
     require_depth(labels)
+    watch = TrainingWatch(LOSS, progress, len(images))
 
-    def work(unet: FrozenUNet) -> TrainingResult:
-        watch = TrainingWatch(LOSS, progress, len(images))
+    def learn(features: Features, device: torch.device) -> TrainingResult:
         return train(
             network,
-            features_of(unet, latents, list(network.taps)),
-            labels.to(unet.device),
+            features,
+            labels.to(device),
             settings,
             watch.on_step,
             comfy.model_management.InterruptProcessingException,
         )
 
-    shape = (settings.batch_size, *latents.shape[1:])
-    result = with_frozen_unet(model, positive, shape, work)
+    def learn_features(unet: FrozenUNet) -> TrainingResult:
+        return learn(features_of(unet, latents, list(network.taps)), unet.device)
+
+    if architecture == LATENT:
+        device = comfy.model_management.get_torch_device()
+        result = learn(estimates_of(as_sampled(model, latents), device), device)
+    else:
+        shape = (settings.batch_size, *latents.shape[1:])
+        result = with_frozen_unet(model, positive, shape, learn_features)
     if result.interrupted:
         logging.info(
             "Train Depth Head: interrupted after %d steps; the best head so far, after %d, is kept.",
             len(result.losses),
             result.best_step,
         )
-    head = DepthHead(
-        network, family, settings.depth_range, summary(result, settings, len(images)), "this head"
-    )
-    heading = (
-        f"{architecture} on {', '.join(network.branch_taps['strong'])}; weak {network.branch_taps['weak'][0]}"
-    )
-    heading += f"; {len(result.losses)} steps on {len(images) - len(result.held_out)} images of {family}"
+    head = DepthHead(network, fits, settings.depth_range, summary(result, settings, len(images)), "this head")
+    heading = f"{architecture} on {', '.join(network.branch_taps[STRONG])}"
+    if WEAK in network.branch_taps:
+        heading += f"; weak {network.branch_taps[WEAK][0]}"
+    heading += f"; {len(result.losses)} steps on {len(images) - len(result.held_out)} images of {fits}"
     picture = draw_head_report(result, images[result.shown, ..., :3], labels[result.shown], heading)
     return Trained(HostedDepthHead.of(head), picture[None])
-
-
-def require_pairs(images: Tensor, depths: Tensor) -> None:
-    """Raises ValueError unless there are at least two images, each with a depth map of the same aspect."""
-    if len(images) != len(depths):
-        raise ValueError(
-            f"There are {len(images)} images but {len(depths)} depth maps: connect a depth map for every "
-            "image, in the same order."
-        )
-    if len(images) < 2:
-        raise ValueError(
-            "A depth head needs at least two images with depth maps, one to learn from and one to judge by; "
-            "ten are a good start."
-        )
-    if images.numel() == 0 or depths.numel() == 0:
-        raise ValueError("The images or the depth maps have no pixels: check the nodes that make them.")
-    aspect, label_aspect = (t.shape[2] / t.shape[1] for t in (images, depths))
-    if abs(label_aspect / aspect - 1) > SAME_SHAPE:
-        raise ValueError(
-            f"The images are {images.shape[2]} x {images.shape[1]}, the depth maps {depths.shape[2]} x "
-            f"{depths.shape[1]}: use depth maps of the same aspect ratio. Their resolution may differ."
-        )
-
-
-def require_depth(labels: Tensor) -> None:
-    """Raises ValueError if the part of the depth maps that the VAE encodes is uniform."""
-    if labels.std() < 1e-3:
-        raise ValueError("The depth maps are of one grey throughout: connect depth maps, near = white.")
 
 
 def new_network(
     model: ModelPatcher, architecture: str, blocks: str, weak_blocks: str, seed: int
 ) -> DepthNetwork:
     """A network for this model with random weights from the seed. Raises ValueError for the blocks."""
+    if architecture == LATENT:
+        return random_network(LATENT, {"channels": latent_space(model).channels}, seed)
     unet: Any = model.get_model_object("diffusion_model")
     channels = feature_channels(unet)
     letter = "r" if architecture == "readout" else "o"
@@ -148,36 +128,14 @@ def new_network(
         config |= {"embedding": (TIME_TAP, channels[TIME_TAP])}
     else:
         config |= {"strong": strong}
+    return random_network(architecture, config, seed)
+
+
+def random_network(architecture: str, config: Mapping[str, Any], seed: int) -> DepthNetwork:
+    """A network with random weights from the seed, which are no inference tensors."""
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(architecture, config)
-
-
-def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.ProgressBar) -> Tensor:
-    """Latents (N, C, h, w) of images, one after the other.
-
-    Raises ValueError, at the first, for images that are too small and for a VAE of another model.
-    """
-    if 0 in vae.vae_encode_crop_pixels(images[:1, ..., :3]).shape:
-        raise ValueError(
-            f"The images are {images.shape[2]} x {images.shape[1]}, less than the VAE can encode: use larger "
-            "ones."
-        )
-    latents: list[Tensor] = []
-    for image in images.split(1):
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        latents.append(vae.encode(image[..., :3]).cpu())
-        require_latents(model, latents[-1])
-        progress.update(1)
-    return torch.cat(latents)
-
-
-def labels_for(vae: Any, depth: Tensor, images: Tensor, size: Sequence[int]) -> Tensor:
-    """Depth maps (N, 1, h, w) as labels (N, 1, *size): of the part of the images that the VAE encodes."""
-    mode = "area" if depth.shape[-1] >= images.shape[2] else "bilinear"
-    depth = F.interpolate(depth, images.shape[1:3], mode=mode)
-    cropped = vae.vae_encode_crop_pixels(depth.expand(-1, 3, -1, -1).movedim(1, -1))[..., :1].movedim(-1, 1)
-    return F.interpolate(cropped, tuple(size), mode="area").clamp(0, 1)
 
 
 def features_of(unet: FrozenUNet, latents: Tensor, names: Sequence[str]) -> Features:
@@ -189,10 +147,16 @@ def features_of(unet: FrozenUNet, latents: Tensor, names: Sequence[str]) -> Feat
     return features
 
 
-def noise_of(latents: Tensor, seeds: Tensor) -> Tensor:
-    """Standard normal noise for latents (B, ...), each from its seed, the same on every device."""
-    generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    return torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+def estimates_of(latents: Tensor, device: torch.device) -> Features:
+    """The same for a latent head: what stands in for a model's clean estimates of some of the latents."""
+    deviation = float(latents.std())
+
+    def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        x0 = latents[rows]
+        eta, shares = noise_of(x0, seeds).to(device), shares_of(seeds).to(device)
+        return {ESTIMATE: stand_in(x0.to(device), eta, at.to(device), shares, deviation)}
+
+    return features
 
 
 def summary(result: TrainingResult, settings: TrainingSettings, images: int) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Depth heads in the host: the value of the type DEPTH_HEAD, and whether a head fits a model."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...depth_head.head import SD1, SDXL, DepthHead, require_fit
+from ...depth_head.head import SD1, SDXL, DepthHead, LatentSpace, require_fit, require_latent_space
 from ..taps.named_features import TIME_TAP
 
 # By the UNet's channels and the width of its prompt, which all checkpoints of a family share.
@@ -41,7 +43,40 @@ class HostedDepthHead:
 
 def require_head_fits(head: DepthHead, model: ModelPatcher) -> None:
     """Raises ValueError, in a sentence that names both, unless a head fits a model."""
+    if isinstance(head.model_family, LatentSpace):
+        require_latent_space(head, latent_space(model))
+        return
     require_fit(head, model_family(model), feature_channels(model.get_model_object("diffusion_model")))
+
+
+def reads_latents(head: DepthHead) -> bool:
+    """Whether a head reads the clean latent, not the features of a model."""
+    return isinstance(head.model_family, LatentSpace)
+
+
+def require_reads_features(head: DepthHead, node: str) -> None:
+    """Raises ValueError for a latent head. node: what needs another one."""
+    if reads_latents(head):
+        raise ValueError(
+            f"{head.name} reads latents, but {node} reads depth from the model's features: connect a depth "
+            "head of another architecture."
+        )
+
+
+def latent_space(model: ModelPatcher) -> LatentSpace:
+    """The latents that a model's samplers work on."""
+    latent_format: Any = model.get_model_object("latent_format")
+    channels = latent_format.latent_channels
+    zeros = torch.zeros(1, channels, *[1] * latent_format.latent_dimensions)
+    shift = latent_format.process_in(zeros).flatten()
+    scale = latent_format.process_in(zeros + 1).flatten() - shift
+    # Rounded, because the subtraction rounds differently where there is a shift.
+    scales, shifts = ([f"{value:.4g}" for value in of_channels.tolist()] for of_channels in (scale, shift))
+    said = f"scale {scales[0]}, shift {shifts[0]}" if any(shift) else f"scale {scales[0]}"
+    if len({*scales}) > 1 or len({*shifts}) > 1:
+        digest = hashlib.sha256(" ".join((*scales, *shifts)).encode()).hexdigest()
+        said = f"scales {digest[:8]}"
+    return LatentSpace(type(latent_format).__name__, channels, said)
 
 
 def model_family(model: ModelPatcher) -> str:

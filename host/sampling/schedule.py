@@ -36,6 +36,18 @@ def time_at(model_sampling: Any, sigma: Tensor) -> Tensor:
     return sigma / (sigma + model_sampling.sigma_data) * TIMES
 
 
+def flow_time(model_sampling: Any, sigma: Tensor) -> Tensor:
+    """Sigma (B,) to the time (B,) of a flow model with as much noise to signal, in [0, 1000].
+
+    1000 c / (a + c) of x = a x0 + c noise: the noise level as latent heads know it, the same for every model
+    on a latent space.
+    """
+    zeros = torch.zeros_like(sigma)
+    signal = model_sampling.noise_scaling(sigma, zeros, zeros + 1)
+    noise = model_sampling.noise_scaling(sigma, zeros + 1, zeros)
+    return TIMES * noise / (signal + noise)
+
+
 def has_timesteps(model_sampling: Any) -> bool:
     """Whether the schedule has numbered timesteps; EDM's only looks as if it had."""
     return isinstance(model_sampling, comfy.model_sampling.ModelSamplingDiscrete) and not isinstance(

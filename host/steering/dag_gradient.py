@@ -18,9 +18,8 @@ from ..sampling.placements import Placement
 from ..sampling.schedule import time_at
 from ..taps.named_features import NamedFeatures
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, losses
+from .dag_step import NOT_WHOLE
 from .guided_run import finite_images
-
-NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
 
 
 class ChunkGradient:

@@ -14,12 +14,14 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pictures.live import depth_picture
-from ..depth.heads import require_head_fits
+from ..depth.heads import reads_latents, require_head_fits
 from ..gradients.forward import refuse_uncontrollable_compiler
 from ..gradients.weights import refuse_quantised
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.schedule import next_sigma, step_of
+from .dag_feature_step import FeatureStep
+from .dag_latent_step import LatentStep
 from .dag_losses import PAPER, DepthAwareSettings, Networks
 from .dag_step import DepthAwareStep
 from .guided_run import GuidedRun
@@ -46,14 +48,15 @@ class DepthAwareGuidance:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Run the sampling. Raises ValueError for a model that cannot be differentiated."""
+        """Run the sampling. Raises ValueError for a model that cannot be differentiated, and has to be."""
         guider = executor.class_obj
         patcher = guider.model_patcher
         require_head_fits(self.settings.head.head, patcher)
-        refuse_quantised(patcher.model.diffusion_model, NODE)
-        refuse_uncontrollable_compiler(
-            patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
-        )
+        if not reads_latents(self.settings.head.head):
+            refuse_quantised(patcher.model.diffusion_model, NODE)
+            refuse_uncontrollable_compiler(
+                patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
+            )
         run = DepthAwareRun(self.settings, guider, denoise_mask, sampler, len(sigmas) - 1)
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
@@ -107,6 +110,12 @@ class DepthAwareRun(GuidedRun):
             acting = replace(acting, target_scale=0.0)
         return acting
 
+    def new_step(self, *args: Any, **kwargs: Any) -> DepthAwareStep:
+        """A step of the kind that the head needs."""
+        if reads_latents(self.settings.head.head):
+            return LatentStep(*args, **kwargs)
+        return FeatureStep(*args, loss_scale=self.loss_scale, **kwargs)
+
     def predict_noise(
         self,
         executor: GuiderExecutor,
@@ -122,13 +131,12 @@ class DepthAwareRun(GuidedRun):
             return executor(x, timestep, model_options, seed)
         schedule = model_options["transformer_options"]["sample_sigmas"]
         last, last_scales = self.last.get(x.shape, (None, ()))
-        step = DepthAwareStep(
+        step = self.new_step(
             settings,
             self.networks,
             x,
             self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
-            loss_scale=self.loss_scale,
             previous=last,
             fresh=last is None
             or last_scales != settings.scales

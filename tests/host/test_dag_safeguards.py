@@ -33,7 +33,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(c
 
 def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
     scales = []
-    made = dag_run.DepthAwareStep
+    made = dag_run.FeatureStep
 
     def remember(*args, loss_scale, **kwargs):
         scales.append(loss_scale)
@@ -45,7 +45,7 @@ def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
         out, gradient = evaluate(*args, **kwargs)
         return out, gradient / 0 if len(scales) == 1 else gradient
 
-    monkeypatch.setattr(dag_run, "DepthAwareStep", remember)
+    monkeypatch.setattr(dag_run, "FeatureStep", remember)
     monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", overflow_first)
 
     sampled(steps=3)
@@ -54,12 +54,12 @@ def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
 
 
 def test_the_strength_does_not_depend_on_the_loss_scale(monkeypatch):
-    made = dag_run.DepthAwareStep
+    made = dag_run.FeatureStep
     images = []
     for scale in (1.0, 2.0**8):
         monkeypatch.setattr(
             dag_run,
-            "DepthAwareStep",
+            "FeatureStep",
             lambda *args, loss_scale, scale=scale, **kwargs: made(*args, loss_scale=scale, **kwargs),
         )
         images += [

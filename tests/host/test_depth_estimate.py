@@ -15,6 +15,7 @@ from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels
 from inner_guidance.host.recording.records import Execution, FeatureRecord, FeatureStep, Run
 from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.node_defaults import execute
 
@@ -63,6 +64,20 @@ def test_an_estimate_is_the_head_on_the_features(architecture):
     assert mask.shape == (1, 128, 128)
     assert (picture.min(), picture.max()) == (0, 1)
     assert mask.max() - mask.min() < 1  # raw, not stretched
+
+
+@pytest.mark.parametrize("kind", ["small", "qwen"])
+def test_a_latent_head_reads_the_latent_as_it_is(kind):
+    model = tiny.patcher(kind, "EPS" if kind == "small" else "FLUX")
+    head, passes = depth.latent_head(model), tiny.watch(model)
+    shape = (3, 4, 16, 12) if kind == "small" else (3, 16, 1, 16, 12)
+    samples = tiny.noise(*shape, seed=5)
+    _, _, found = estimate(model, head, latent={"samples": samples}, noise_level=0.5, seed=3)
+
+    given = model.model.process_latent_in(samples).view(3, -1, 16, 12)
+    expected = head.head.network({"x0": given}, torch.zeros(3), (16, 12))
+    torch.testing.assert_close(found, expected[:, 0])
+    assert len(passes) == 0
 
 
 def test_an_ensemble_is_the_mean_whatever_the_batches(monkeypatch):

@@ -89,6 +89,45 @@ def test_a_head_and_its_report(tmp_path, architecture):
     assert all(torch.equal(value, weights(head)[name]) for name, value in loaded.network.state_dict().items())
 
 
+class VideoVAE(FourfoldVAE):
+    """16 channels, and an axis for the frame, as the VAE of Qwen-Image has it."""
+
+    def encode(self, pixels):
+        return super().encode(pixels).repeat(1, 4, 1, 1).unsqueeze(2)
+
+
+def test_a_latent_head_is_trained_without_the_model(tmp_path):
+    model = tiny.patcher("small")
+    passes = tiny.watch(model)
+    head, report = train(model, architecture="latent", steps=6)
+
+    assert len(passes) == 0
+    assert report.shape[2:] == (1200, 3)
+    assert str(head.head.model_family) == "SD15 (4 channels, scale 0.1822)"
+    assert head.head.network.branch_taps == {"strong": ("x0",)}
+    untrained = new_network(model, "latent", "auto", "auto", seed=0).state_dict()
+    for name, _ in head.head.network.named_parameters():
+        assert not torch.equal(weights(head)[name], untrained[name])
+    path = tmp_path / "trained.safetensors"
+    save_depth_head(path, head.head)
+    assert load_depth_head(path).model_family == head.head.model_family
+
+
+@pytest.mark.parametrize(
+    ("kind", "vae", "name"),
+    [("qwen", VideoVAE(), "Wan21 (16 channels, scales"), ("inpaint", FourfoldVAE(), "SD15 (4 channels")],
+)
+def test_latent_heads_of_other_models(kind, vae, name):
+    model = tiny.patcher(kind, "FLUX" if kind == "qwen" else "EPS")
+    head, _ = train(model, vae=vae, architecture="latent", steps=1)
+    assert str(head.head.model_family).startswith(name)
+
+
+def test_a_latent_head_refuses_the_vae_of_another_model():
+    with pytest.raises(ValueError, match="this model needs images of 16 channels: encode"):
+        train(tiny.patcher("flux", "FLUX"), architecture="latent")
+
+
 def test_the_same_seed_gives_the_same_head():
     first, second, other = (train(seed=seed)[0] for seed in (0, 0, 1))
     assert all(torch.equal(value, weights(second)[name]) for name, value in weights(first).items())

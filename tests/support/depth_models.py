@@ -2,11 +2,12 @@
 
 import torch
 
+from inner_guidance.depth_head.architectures.latent import LatentDepth
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.head import DepthHead
 from inner_guidance.depth_head.prior import DepthPrior
-from inner_guidance.host.depth.heads import HostedDepthHead
+from inner_guidance.host.depth.heads import HostedDepthHead, latent_space
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.node_defaults import execute
@@ -37,6 +38,15 @@ def head(kind="small", seed=0, weak=None):
         network = PixelMLP(taps, strong=tuple(taps), weak=(weak or list(taps)[-1],))
         network.requires_grad_(False).eval()
     return HostedDepthHead.of(DepthHead(network, FAMILIES[kind], name="head_of_test"))
+
+
+def latent_head(model, seed=0):
+    """A latent head for the latents of a model."""
+    space = latent_space(model)
+    with torch.inference_mode(False):
+        torch.manual_seed(seed)
+        network = LatentDepth(space.channels, widths=(16, 16)).requires_grad_(False).eval()
+    return HostedDepthHead.of(DepthHead(network, space, name="latent_head_of_test"))
 
 
 def readout_head(seed=0):

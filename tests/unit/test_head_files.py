@@ -10,12 +10,21 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from inner_guidance.depth_head.architectures.latent import LatentDepth
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.files import fingerprint
-from inner_guidance.depth_head.head import DepthHead, middle_blocks, require_fit
+from inner_guidance.depth_head.head import (
+    DepthHead,
+    LatentSpace,
+    middle_blocks,
+    require_fit,
+    require_latent_space,
+)
 from inner_guidance.depth_head.head_files import TARGET, load_depth_head, save_depth_head
 from inner_guidance.depth_head.metrics import DepthRange
+
+LATENTS = LatentSpace("Flux", 16, "scale 0.3611, shift -0.04185")
 
 
 def pixel_mlp():
@@ -28,10 +37,16 @@ def readout():
     return Readout({"r0": 8, "r1": 128}, weak=("r1",), embedding=("time", 16), projection=128).eval()
 
 
+def latent():
+    torch.manual_seed(0)
+    return LatentDepth(16, widths=(8, 8)).eval()
+
+
 def head(network=None):
+    network = network or pixel_mlp()
     return DepthHead(
-        network or pixel_mlp(),
-        "a model",
+        network,
+        LATENTS if isinstance(network, LatentDepth) else "a model",
         DepthRange(1.5, 12.0),
         {"steps": 100, "abs_rel": {"200": 0.12}},
         "it",
@@ -54,7 +69,7 @@ def rewrite(path, tensors=None, **metadata):
     save_file(found if tensors is None else tensors(found), path, described)
 
 
-@pytest.mark.parametrize("network", [pixel_mlp, readout])
+@pytest.mark.parametrize("network", [pixel_mlp, readout, latent])
 def test_a_saved_head_comes_back(tmp_path, network):
     path = tmp_path / "made.safetensors"
     save_depth_head(path, head(network()))
@@ -62,7 +77,7 @@ def test_a_saved_head_comes_back(tmp_path, network):
     loaded = load_depth_head(path)
 
     assert (loaded.model_family, loaded.depth_range, loaded.training, loaded.name) == (
-        "a model",
+        head(network()).model_family,
         DepthRange(1.5, 12.0),
         {"steps": 100, "abs_rel": {"200": 0.12}},
         "made.safetensors",
@@ -89,6 +104,41 @@ def test_the_file_says_what_it_is(saved):
     assert json.loads(metadata["taps"]) == {"o1": 8, "o2": 4}
     assert json.loads(metadata["depth_range"]) == {"near": 1.5, "far": 12.0}
     assert json.loads(metadata["training"])["steps"] == 100
+
+
+def test_the_file_of_a_latent_head_names_its_latents(saved):
+    save_depth_head(saved, head(latent()))
+    with safe_open(saved, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["architecture"] == "latent"
+    assert json.loads(metadata["latent_space"]) == {
+        "name": "Flux",
+        "channels": 16,
+        "scale": "scale 0.3611, shift -0.04185",
+    }
+    assert not {"model_family", "taps"} & set(metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"latent_space": None}, r"\(its latent_space cannot be read\)"),
+        ({"latent_space": '{"name": "Flux", "channels": 16}'}, r"\(its latent_space is"),
+        ({"latent_space": '{"name": "Flux", "channels": "16", "scale": ""}'}, r"\(its latent_space is"),
+        ({"latent_space": '{"name": "a\\nb", "channels": 16, "scale": ""}'}, r"\(its latent_space is"),
+        ({"latent_space": '{"name": "Flux", "channels": 4, "scale": ""}'}, "other channels than its network"),
+        ({"config": '{"channels": 16, "widths": [7]}'}, "widths must be multiples of 8"),
+        ({"config": '{"channels": 1000000000, "widths": [8]}'}, "must have 1 to 16384 channels"),
+        ({"config": '{"channels": 16, "widths": []}'}, "widths must be 1 to 16 whole numbers"),
+        ({"architecture": "pixel_mlp", "model_family": "a model"}, "is damaged"),
+    ],
+)
+def test_a_latent_head_that_contradicts_itself_is_one_sentence(saved, change, sentence):
+    save_depth_head(saved, head(latent()))
+    rewrite(saved, **change)
+    with pytest.raises(ValueError, match=sentence) as error:
+        load_depth_head(saved)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_loaded_in_inference_mode_let_gradients_pass(saved):
@@ -235,6 +285,15 @@ def test_a_head_that_does_not_fit_names_both():
         require_fit(ours, "a model", {"o1": 8, "o2": 8})
     with pytest.raises(ValueError, match=r"it reads 4 channels at o2 of a model, but .* has no such block"):
         require_fit(ours, "a model", {"o1": 8})
+
+
+def test_a_latent_head_for_other_latents_names_both():
+    ours = head(latent())
+    require_latent_space(ours, LATENTS)
+    others = LatentSpace("SDXL", 4, "scale 0.1303")
+    said = r"^it reads latents of Flux \(16 channels, .*\), but this model has latents of SDXL \(4 channels"
+    with pytest.raises(ValueError, match=said):
+        require_latent_space(ours, others)
 
 
 def test_default_blocks_are_the_middle_of_the_decoder():

@@ -1,0 +1,69 @@
+"""One step of Depth-Aware Guidance by a head that reads the clean latent.
+
+As FlowChef (arXiv:2412.00100) does, the gradient of the losses is taken with respect to the clean estimate
+and added there. The model is evaluated as without guidance: nothing of its pass is differentiated or read.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...depth_head.architectures.latent import ESTIMATE
+from ...depth_head.training import LAST_TIME
+from ...guidance import depth_aware as dag
+from ..sampling.schedule import flow_time
+from .dag_losses import losses
+from .dag_step import NOT_WHOLE, DepthAwareStep
+from .guided_run import finite_images
+
+SEVERAL_FRAMES = "the head reads images, and this latent is a video of several frames"
+
+
+class LatentStep(DepthAwareStep):
+    """The guidance by a latent head: it reads the result of CFG. For the arguments see dag_step.py."""
+
+    def estimate(self, args: Mapping[str, Any]) -> Tensor | None:
+        """The result of CFG, before post-CFG functions of other nodes."""
+        if self.own_lists is not None:
+            return None
+        if args["input"] is not self.x and not torch.equal(args["input"], self.x):
+            self.problem = NOT_WHOLE
+            return None
+        return args["denoised"]
+
+    def estimate_of_guider(self, denoised: Tensor) -> Tensor | None:
+        """What the guider returns."""
+        return denoised
+
+    def find_shift(
+        self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
+    ) -> None:
+        """The shift of an estimate (B, C, h, w), or (B, C, 1, h, w), from the losses of its depth."""
+        if estimate is not None and self.fresh and self.gradient is None:
+            self.take(estimate, flow_time(model.model_sampling, sigma))
+        super().find_shift(model, sigma, model_options, estimate)
+
+    def take(self, estimate: Tensor, time: Tensor) -> None:
+        """The direction in which the losses of the depth of an estimate grow."""
+        if estimate[0, 0].numel() != estimate.shape[-2] * estimate.shape[-1]:
+            self.problem = SEVERAL_FRAMES
+            return
+        x0 = estimate.reshape(*estimate.shape[:2], *estimate.shape[-2:])
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = x0.detach().to(torch.float32, copy=True).requires_grad_()
+            at = time.clone().clamp_max(LAST_TIME)
+            depth = self.networks.head({ESTIMATE: leaf}, at, leaf.shape[-2:])
+            acting = list(losses(self.settings, self.networks, depth, self.seeded()))
+            asked = dag.pull(depth, None, acting, normalise=True)
+            (gradient,) = torch.autograd.grad([depth], [leaf], asked.cotangents(1.0))
+        self.depth = depth.detach()
+        finite = finite_images(gradient, asked.size)
+        if not finite.all():
+            self.problem = "its gradient is not finite"
+            if not finite.any():
+                return
+            self.unguided = (~finite).flatten().nonzero().flatten().tolist()
+        towards = dag.direction(torch.where(finite, gradient, 0), torch.where(finite, asked.size, 0))
+        self.gradient = towards.view_as(estimate)

@@ -16,10 +16,14 @@ from comfy.samplers import CFGGuider
 from torch import Tensor
 
 WRAPPER_KEY = "inner_guidance"
+INNERMOST_KEY = "inner_guidance_innermost"  # of the pack's wrappers that come after all others of a pass
 
 # Key in transformer_options during the pack's own forward passes; the value names the guidance. It lets
 # caches, model function wrappers and patches of other packs tell these passes from the sampler's.
 TAG = "inner_guidance_pass"
+
+# Of model_options: a node's function that the host calls for an evaluation, in place of its own.
+CALC_COND_BATCH_FUNCTION = "sampler_calc_cond_batch_function"
 
 # Step caches of the host: they compare a step's latent with the previous step's. The pack's own passes
 # evaluate another latent, so a cache would return a stale output and store theirs as the sampler's.

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..host.keys import attach
 from ..host.steering.sag_run import SelfAttentionGuidance
-from ..host.steering.sag_step import BRANCHES, MASKS, SPACES, SelfAttentionSettings
+from ..host.steering.sag_settings import BRANCHES, MASKS, SPACES, SelfAttentionSettings
 from ..host.taps.blocks import attention_blocks, parse_blocks
 from .schema import ADVANCED, percent
 

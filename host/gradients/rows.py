@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..keys import WRAPPER_KEY
+from ..keys import CALC_COND_BATCH_FUNCTION, INNERMOST_KEY, WRAPPER_KEY
 from .patches import has_foreign_forward
 
 # Modules of the host whose code computes row by row and draws no random numbers: FreeU, FreeU_V2 and
@@ -21,7 +21,8 @@ from .patches import has_foreign_forward
 ROW_BY_ROW = re.compile(
     r"(.*[./\\])?comfy_extras[./\\](nodes_freelunch|nodes_model_downscale)|comfy\.weight_adapter\.bypass"
 )
-ROW_BY_ROW_WRAPPERS = (WRAPPER_KEY, "torch.compile")
+ROW_BY_ROW_WRAPPERS = (WRAPPER_KEY, INNERMOST_KEY, "torch.compile")
+FUNCTION_WRAPPER = "model_function_wrapper"
 
 
 def rows_are_independent(model: torch.nn.Module, transformer_options: Mapping[str, Any]) -> bool:
@@ -30,6 +31,18 @@ def rows_are_independent(model: torch.nn.Module, transformer_options: Mapping[st
     model: a BaseModel of the host. transformer_options: those that an APPLY_MODEL wrapper is given.
     """
     return all(_is_row_by_row(function) for function in foreign_functions(model, transformer_options))
+
+
+def lists_are_independent(model: torch.nn.Module, model_options: Mapping[str, Any]) -> bool:
+    """Whether no code of other nodes may make the prediction for one list of conditions depend on another.
+
+    model_options: of an evaluation. Beyond the passes themselves, other nodes change how an evaluation is
+    made up of them.
+    """
+    options = model_options["transformer_options"]
+    changed = FUNCTION_WRAPPER in model_options or CALC_COND_BATCH_FUNCTION in model_options
+    wrapped = options.get("wrappers", {}).get(WrappersMP.CALC_COND_BATCH, {}).keys() - {WRAPPER_KEY}
+    return not changed and not wrapped and rows_are_independent(model, options)
 
 
 def foreign_functions(model: torch.nn.Module, transformer_options: Mapping[str, Any]) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...guidance.self_attention import average_on_finest_grid
 from ..taps.attention_received import attention_tap, received_by
 from ..taps.blocks import AttentionLayer
-from .chunks import ForwardPass, MapKey, Maps
+from .chunks import Evaluation, ForwardPass, MapKey, Maps
 from .placements import Conditions
 from .step_recorder import Recorder, over_latent
 
@@ -52,16 +52,18 @@ class AttentionRecorder(Recorder):
     ) -> None:
         super().__init__(ReceivedReader(layers), lambda active, conds, x: choose(list(active), len(conds)))
 
-    def model_and_label(self, branch: int, conds: Sequence[Conditions | None]) -> tuple[Any, int] | None:
-        """The model that evaluated conds[branch] at this step, and the number of the list in that evaluation.
+    def evaluation_and_label(
+        self, branch: int, conds: Sequence[Conditions | None]
+    ) -> tuple[Evaluation, int] | None:
+        """The first evaluation of conds[branch] at this step, and the number that the list had there.
 
-        Usually the sampler's model and `branch`; not with DualModelGuider and DualCFGGuider. None if no
-        condition of the list is active at this step.
+        Usually that is `branch`, and the model is the sampler's; not so with DualCFGGuider and
+        DualModelGuider. None if no condition of the list is active at this step.
         """
         for evaluation in self.evaluations:
             label = evaluation.label_of(branch, conds)
             if label is not None and label in evaluation.active:
-                return evaluation.model, label
+                return evaluation, label
         return None
 
     def prediction(self, branch: int, conds: Sequence[Conditions | None]) -> Tensor | None:

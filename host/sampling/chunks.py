@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ..keys import ModelExecutor
 from .crops import Condition, Crop, conditions_of, crops_of
+from .guiders import uuids_of
+from .inner_latent import InnerLatent
 from .placements import Box, Conditions, Placement, add_part, box_of, in_area, part_of
 
 
@@ -72,6 +74,7 @@ class Evaluation:
     """What is recorded during one `calc_cond_batch`.
 
     active: the placements of all conditions that are active, by list and uuid. recorded: the lists to record.
+    random_state: from before the evaluation.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Evaluation:
         active: Mapping[int, Mapping[Any, Placement]],
         recorded: Sequence[int],
         window: Any,
+        random_state: list[Tensor],
     ) -> None:
         self.reader = reader
         self.model = model
@@ -91,6 +95,7 @@ class Evaluation:
         self.active = active
         self.placements = {label: active[label] for label in recorded}
         self.window = window
+        self.random_state = random_state
         self.out: list[Tensor] = []
         self.evaluated: set[Condition] = set()
         self.read: dict[Condition, dict[Box, dict[int, Maps]]] = {}
@@ -123,8 +128,11 @@ class Evaluation:
         if not wanted:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         forward = ForwardPass(executor.class_obj, x, t, c_crossattn, transformer_options)
-        with self.reader.reading(forward, list(wanted)) as (transformer_options, maps):
-            out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        inner = InnerLatent()
+        with self.reader.reading(forward, list(wanted)) as (options, maps):
+            out = executor(x, t, c_concat, c_crossattn, control, inner.options(options), **kwargs)
+        if inner.changed:
+            return out
         for place, crop in enumerate(wanted.values()):
             boxes = self.read.setdefault(crop.condition, {})
             boxes.setdefault(crop.box, {})[crop.image] = {
@@ -200,6 +208,11 @@ class Evaluation:
         if len(lists) == len(conds) and (lists[branch] == wanted or wanted not in lists):
             return branch
         return lists.index(wanted) if wanted in lists else None
+
+    def lists(self, conds: Sequence[Conditions | None]) -> list[Conditions | None]:
+        """The lists of this evaluation, in its order: those out of conds, whole also in a context window."""
+        whole = {tuple(uuids_of(own)): own for own in conds}
+        return [whole.get(tuple(uuids_of(own)), own) for own in self.conds]
 
     def blend(
         self, chunks: Sequence[Chunk], key: MapKey, change: Callable[[Tensor], Tensor] | None = None

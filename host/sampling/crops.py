@@ -139,6 +139,11 @@ def places(part: Tensor, latent: Tensor) -> list[tuple[int, Box]]:
     return found
 
 
+def same_numbers(a: Tensor, b: Tensor) -> Tensor:
+    """Whether two tensors are equal, also where they are not a number: a boolean, on the device."""
+    return ((a == b) | (a.isnan() & b.isnan())).all()
+
+
 def _covers(area: Box, part: Box) -> bool:
     """Whether a part lies in an area."""
     (starts, extents), (offset, size) = area, part
@@ -157,18 +162,13 @@ def _as_asked(
     if len(asked) != len(x) or any(crop.box[1] != x.shape[2:] for crop in asked):
         return False, False
     rows = zip(x.split(len(latent)), known.values(), strict=True)
-    same = [_same_numbers(row, part_of(latent, *box_of(p.area, latent))) for row, p in rows]
+    same = [same_numbers(row, part_of(latent, *box_of(p.area, latent))) for row, p in rows]
     prompts = [torch.ones_like(same[0])]
     if len(known) > 1 and prompt is not None:
         parts = zip(prompt.split(len(latent)), known.values(), strict=True)
         prompts = [_equal(part, placement.prompt) for part, placement in parts]
     in_place, same_prompts = torch.stack([torch.stack(same).all(), torch.stack(prompts).all()]).tolist()
     return in_place, same_prompts
-
-
-def _same_numbers(a: Tensor, b: Tensor) -> Tensor:
-    """Whether two tensors are equal, also where they are not a number: a boolean, on the device."""
-    return ((a == b) | (a.isnan() & b.isnan())).all()
 
 
 def _same_prompts(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..keys import TAG, WRAPPER_KEY, ModelExecutor, add_wrapper, drop_ours
 from ..taps.named_features import NamedFeatures
+from .inner_latent import InnerLatent
 from .schedule import sigma_at
 
 Conditioning = list[list[Any]]
@@ -89,16 +90,18 @@ class TruncatedPasses:
     ) -> Tensor:
         """APPLY_MODEL wrapper. Its output is meaningless, because the pass stops early.
 
-        Raises ValueError if the rows of the pass are not the next ones of the batch.
+        Raises ValueError if the rows of the pass are not the next ones of the batch, or change within it.
         """
         expected = self.x[self.rows : self.rows + len(x)].to(x)
         if not torch.equal(x, expected):
             raise ValueError(CHANGED)
         self.rows += len(x)
-        features = NamedFeatures(executor.class_obj.diffusion_model, self.names)
-        options = features.options(transformer_options)
+        features, inner = NamedFeatures(executor.class_obj.diffusion_model, self.names), InnerLatent()
+        options = inner.options(features.options(transformer_options))
         with features.reading(x, c_crossattn, stop=True):
             executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+        if inner.changed:
+            raise ValueError(CHANGED)
         self.found.append(features.found)
         return torch.zeros_like(x)
 

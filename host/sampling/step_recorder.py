@@ -13,6 +13,7 @@ from torch import Tensor
 from ..keys import add_wrapper
 from .chunks import Chunk, Evaluation, MapKey, Reader, add_window
 from .placements import Conditions, Placement, placements_of
+from .random_state import random_state
 
 
 class Recorder:
@@ -70,6 +71,7 @@ class Recorder:
             active,
             self.choose(active, conds, x_in),
             model_options["transformer_options"].get("context_window"),
+            random_state(x_in.device),
         )
         options = comfy.model_patcher.create_model_options_clone(model_options)
         add_wrapper(options, WrappersMP.APPLY_MODEL, evaluation.apply_model)

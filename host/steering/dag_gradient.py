@@ -13,6 +13,7 @@ from ..gradients.forward import Features, evaluate_with_gradient
 from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor
 from ..sampling.crops import conditions_of, evaluates_whole
+from ..sampling.inner_latent import InnerLatent
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Placement
 from ..sampling.schedule import time_at
@@ -96,6 +97,7 @@ class ChunkGradient:
         time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
         taps, guiding_taps = map(self.taps, (settings.branches, settings.guiding_branches))
         apart = len(chunks) == 1 or rows_are_independent(model, transformer_options)
+        inner = InnerLatent()
         named = NamedFeatures(model.diffusion_model, taps, rows=None if apart else list(rows))
 
         def products(features: Features) -> tuple[list[Tensor], list[Tensor]]:
@@ -114,14 +116,17 @@ class ChunkGradient:
                     "c_concat": c_concat,
                     "c_crossattn": c_crossattn,
                     "control": control,
-                    "transformer_options": named.options(transformer_options),
+                    "transformer_options": inner.options(named.options(transformer_options)),
                     **kwargs,
                 },
                 apart=apart,
                 constant=[layer for layer, name in named.names.items() if name not in guiding_taps],
                 checkpointing=settings.checkpointing,
             )
-        self.take(gradient)
+        if inner.changed:
+            self.problem = NOT_WHOLE
+        else:
+            self.take(gradient)
         return out
 
     def taps(self, branches: Sequence[str]) -> set[str]:

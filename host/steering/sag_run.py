@@ -17,7 +17,8 @@ from torch import Tensor
 from ..keys import GuiderExecutor, for_this_run
 from ..sampling.schedule import noise_to_signal
 from .guided_run import GuidedRun
-from .sag_step import SelfAttentionSettings, SelfAttentionStep
+from .sag_settings import SelfAttentionSettings
+from .sag_step import SelfAttentionStep
 
 NODE = "Self-Attention Guidance"
 

@@ -11,7 +11,6 @@ unshifted, which is what the differences that they take (PAG, SLG) and the renoi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,47 +20,23 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...guidance import self_attention as sag
-from ..keys import add_wrapper
+from ..keys import CALC_COND_BATCH_FUNCTION, add_wrapper
 from ..sampling.attention_recorder import AttentionRecorder
+from ..sampling.chunks import Evaluation
 from ..sampling.crops import UNTRACED
-from ..sampling.extra_pass import extra_pass
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions
 from ..sampling.schedule import signal_coefficient, v_coefficient
-from ..taps.blocks import AttentionLayer
+from .extra_pass import extra_pass
 from .guided_run import finite_images
+from .sag_settings import BRANCHES, NEGATIVE, POSITIVE, SelfAttentionSettings
 
 GUIDANCE = "self_attention_guidance"
 NAMES = ("positive", "negative")  # the host's condition lists, in its order
-POSITIVE, NEGATIVE = 0, 1
-BRANCHES = {"auto": (NEGATIVE, POSITIVE), "negative": (NEGATIVE,), "positive": (POSITIVE,)}
-SPACES = ("eps", "v")
 OUT_OF_MEMORY = (
     "Self-Attention Guidance ran out of memory in its extra pass: lower the resolution or the batch size. A "
     "higher every_n_steps saves time, but no memory."
 )
-MASKS = ("attention", "global", "high frequency", "random")
-
-
-@dataclass(frozen=True)
-class SelfAttentionSettings:
-    """What the node is set to.
-
-    scale s, blur_sigma in latent pixels, threshold psi. branch, of BRANCHES: whose attention, estimate and
-    second pass; "auto" is the negative wherever the host evaluates one. space of SPACES, mask of MASKS. The
-    extra pass runs at every n-th step between the percentages, and its guidance serves until the next.
-    """
-
-    layers: tuple[AttentionLayer, ...]
-    scale: float
-    blur_sigma: float
-    threshold: float
-    branch: str
-    space: str
-    mask: str
-    start_percent: float
-    end_percent: float
-    every_n_steps: int
 
 
 class SelfAttentionStep:
@@ -172,24 +147,25 @@ class SelfAttentionStep:
             conds = [*map(self.own_lists.get, NAMES), *others]
             out = [self.recorder.prediction(branch, conds) for branch in (POSITIVE, NEGATIVE)]
         for branch in BRANCHES[self.settings.branch]:
-            own, x0, evaluated = conds[branch], out[branch], self.recorder.model_and_label(branch, conds)
-            if own and x0 is not None and evaluated:
+            x0, found = out[branch], self.recorder.evaluation_and_label(branch, conds)
+            if conds[branch] and x0 is not None and found:
                 mask = self.mask(branch, conds, args["input"], x0)
-                self.guide(args, own, mask, x0, *evaluated)
+                self.guide(args, branch, conds, mask, x0, *found)
                 return
         self.problem = "no prompt of the branch is evaluated over the whole latent"
 
     def guide(
         self,
         args: dict[str, Any],
-        conds: Conditions,
+        branch: int,
+        conds: Sequence[Conditions | None],
         mask: Tensor | None,
         x0: Tensor,
-        model: Any,
+        evaluation: Evaluation,
         label: int,
     ) -> None:
-        """Compute the guidance from one branch, its estimate and the model that made it."""
-        x, sigma, settings = args["input"], args["sigma"], self.settings
+        """Compute the guidance from one branch, its estimate and the evaluation that made it."""
+        x, sigma, model, settings = args["input"], args["sigma"], evaluation.model, self.settings
         if mask is None:
             # A cache of the steps may have skipped the model, or another node its attention.
             self.guidance = self.previous
@@ -203,7 +179,7 @@ class SelfAttentionStep:
         signal = signal_coefficient(model.model_sampling, sigma, x.ndim)
         x_bar = sag.renoise(x, x0, x0_bar, signal)
         with out_of_memory_says(OUT_OF_MEMORY):
-            d_bar = extra_pass(GUIDANCE, model, conds, label, x_bar, sigma, args["model_options"])
+            d_bar = self.extra_pass(args, branch, conds, x_bar, evaluation, label)
         in_v = v_coefficient(model.model_sampling, sigma, x.ndim) if settings.space == "v" else None
         guidance = sag.guidance(x0, x0_bar, d_bar, settings.scale, in_v)
         finite = finite_images(guidance)
@@ -213,6 +189,24 @@ class SelfAttentionStep:
                 return
             self.unguided = (~finite).flatten().nonzero().flatten().tolist()
         self.guidance = torch.where(finite, guidance, 0)
+
+    def extra_pass(
+        self,
+        args: dict[str, Any],
+        branch: int,
+        conds: Sequence[Conditions | None],
+        x_bar: Tensor,
+        evaluation: Evaluation,
+        label: int,
+    ) -> Tensor:
+        """D(x_bar) for conds[branch]: list `label` of an evaluation, or one that another node makes up."""
+        options, lists, state = args["model_options"], evaluation.lists(conds), evaluation.random_state
+        if self.own_lists is not None:
+            options = {name: value for name, value in options.items() if name != CALC_COND_BATCH_FUNCTION}
+        elif CALC_COND_BATCH_FUNCTION in options:
+            lists, label, state = list(conds), branch, self.recorder.evaluations[0].random_state
+        lists[label] = conds[branch]
+        return extra_pass(GUIDANCE, evaluation.model, lists, label, x_bar, args["sigma"], options, state)
 
     def mask(self, branch: int, conds: Sequence[Conditions | None], x: Tensor, x0: Tensor) -> Tensor | None:
         """M for a branch: (B, 1, *spatial); None when its attention was not recorded."""

@@ -91,6 +91,8 @@ CHANGED_PASSES = {
     "model function wrapper": function_wrapper,
 }
 
+ROW_BY_ROW = ("FreeU", "Deep Shrink")
+
 
 @pytest.mark.parametrize("sag_first", [True, False], ids=["sag-first", "sag-last"])
 @pytest.mark.parametrize("blocks", ["m0", "u3"])
@@ -116,7 +118,7 @@ def test_nodes_that_change_the_forward_pass(other, blocks, sag_first):
 
     assert torch.equal(seen.passes[0].out, seen_alone.passes[0].out)
     assert not torch.equal(seen.passes[0].out, seen_plain.passes[0].out)
-    assert seen.labels == [[1, 0], [1]]
+    assert seen.labels == [[1, 0], [1] if other in ROW_BY_ROW else [1, 0]]
     uncond, cond = seen.passes[0].out.double().chunk(2)
     torch.testing.assert_close(
         denoised, uncond + 4 * (cond - uncond) + guidance_of(seen), rtol=1e-4, atol=1e-3
@@ -131,7 +133,7 @@ def test_label_of_our_pass_keeps_ipadapter_out_of_the_negative():
         labels.append((TAG in extra_options, extra_options["cond_or_uncond"]))
         return optimized_attention(q, k, v, extra_options["n_heads"])
 
-    model.set_model_attn2_replace(replaced, "middle", 0)
+    model.set_model_attn2_replace(tiny.looks_on(replaced), "middle", 0)
     first_denoised(tiny.guided(model))
 
     assert labels == [(False, [1, 0]), (True, [1])]
@@ -230,4 +232,4 @@ def test_hook_with_an_attention_override_of_its_own():
     for forward in seen.passes[:2]:
         assert torch.equal(forward.out, by_label[forward.transformer_options["cond_or_uncond"][0]])
     assert once > 0
-    assert calls == [False] * once + [True] * (once // 2)  # both branches, then ours
+    assert calls == [False] * once + [True] * once

@@ -201,7 +201,7 @@ def test_fault_20_threads_mix_their_maps(sag):
         return out
 
     together = model.clone()
-    together.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "lockstep", wrapper)
+    together.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "lockstep", tiny.looks_on(wrapper))
     results = [None, None]
 
     def run(i):

@@ -54,7 +54,7 @@ def test_beside_the_hosts_own_sag():
 
     both = first_denoised(tiny.guided(hosts))
 
-    assert seen.labels == [[1, 0], [1], [0]]
+    assert seen.labels == [[1, 0], [1, 0], [0]]
     sampler, _, theirs = seen.passes
     uncond, cond = sampler.out.double().chunk(2)
     hosts_guidance = 0.4 * (theirs.x - sampler.x[:1] + uncond - theirs.out)
@@ -141,7 +141,8 @@ def test_first_evaluation_of_a_step_counts():
 
     guided = first_denoised(tiny.guided(model))
 
-    assert torch.equal(guided, first_denoised(tiny.guided(tiny.patcher())))
+    expected = first_denoised(tiny.guided(tiny.patcher()))  # in passes of another size
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-3)
     tiny.assert_steered(guided, first_denoised(tiny.patcher()))
 
 

@@ -46,7 +46,7 @@ def spy(model):
         calls.append([t.double() for t in pair])
         return attention(q, k, v, heads, *args, **kwargs)
 
-    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    model.model_options["transformer_options"]["optimized_attention_override"] = tiny.looks_on(override)
     return calls
 
 

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from inner_guidance.tests.support.node_defaults import defaults
+from inner_guidance.tests.support.tiny_models import looks_on
 
 # What a test that does not set them guides with.
 SCALE, THRESHOLD = (defaults(InnerSelfAttentionGuidance)[name] for name in ("scale", "threshold"))
@@ -20,10 +21,10 @@ def spy_on_attention(*attentions):
     calls = [[] for _ in attentions]
     hooks = []
     for attention, seen in zip(attentions, calls, strict=True):
-        hooks += [
-            attention.to_q.register_forward_hook(lambda _m, _i, q, seen=seen: seen.append([q.double()])),
-            attention.to_k.register_forward_hook(lambda _m, _i, k, seen=seen: seen[-1].append(k.double())),
-        ]
+        projected_q = looks_on(lambda _m, _i, q, seen=seen: seen.append([q.double()]))
+        projected_k = looks_on(lambda _m, _i, k, seen=seen: seen[-1].append(k.double()))
+        hooks.append(attention.to_q.register_forward_hook(projected_q))
+        hooks.append(attention.to_k.register_forward_hook(projected_k))
     try:
         yield calls
     finally:
@@ -64,9 +65,12 @@ def degraded(x0, mask, sigma):
 
 
 def guidance_between(x, x0, extra):
-    """The guidance that an extra pass means, scale (x0_bar - D(x_bar)), for one image in eps space."""
-    x0_bar = extra.x.double() - x.double() + x0.double()
-    return SCALE * (x0_bar - extra.out.double())
+    """The guidance that an extra pass means, scale (x0_bar - D(x_bar)), for one image in eps space.
+
+    Of a pass with both prompts, the first row counts: the host puts the negative there.
+    """
+    x0_bar = extra.x[:1].double() - x.double() + x0.double()
+    return SCALE * (x0_bar - extra.out[:1].double())
 
 
 def guidance_of(seen):

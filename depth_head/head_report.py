@@ -11,7 +11,7 @@ from .training import LEVELS, TrainingResult
 WIDTH, MARGIN, LINE = 1200, 24, 26
 PLOT_WIDTH, PLOT_HEIGHT = 560, 300
 FONT = ImageFont.load_default(17)
-LOSS = "L1 loss, mean of both branches"
+LOSS = "L1 loss, mean of the branches"
 
 
 def draw_head_report(result: TrainingResult, pictures: Tensor, labels: Tensor, heading: str) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 from .architectures import DepthNetwork
 from .metrics import DepthRange
 
+# What `training` says of a public Readout head, also after it was saved again.
+PUBLIC_READOUT = "Readout Guidance (arXiv:2312.02150)"
 SD1, SDXL = "Stable Diffusion 1.x", "Stable Diffusion XL"
 
 # Assumed where labels and public heads give no distances; metrics.py says what depends on it.
@@ -42,6 +44,11 @@ class DepthHead:
     depth_range: DepthRange = ASSUMED_RANGE
     training: Mapping[str, Any] = field(default_factory=dict)
     name: str = "the depth head"
+
+    @property
+    def weak_is_trained(self) -> bool:
+        """Whether the weak branch was trained: not by the authors of the public Readout heads."""
+        return self.training.get("source") != PUBLIC_READOUT
 
 
 def require_fit(head: DepthHead, model_family: str, channels: Mapping[str, int]) -> None:

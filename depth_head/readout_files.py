@@ -15,7 +15,7 @@ import torch
 
 from .architectures.readout import Readout
 from .files import fill, legible, read_bytes
-from .head import SD1, SDXL, DepthHead, middle_blocks
+from .head import PUBLIC_READOUT, SD1, SDXL, DepthHead, middle_blocks
 
 # Channels of the decoder's ResBlocks, deepest first.
 FAMILIES = {
@@ -58,7 +58,7 @@ def read_readout(path: Path) -> DepthHead:
     fill(path, network, {name: weight for name, weight in weights.items() if name not in UNUSED})
     network.requires_grad_(False).eval()
     name = legible(path.name)
-    training = {"source": "Readout Guidance (arXiv:2312.02150)", "file": name}
+    training = {"source": PUBLIC_READOUT, "file": name}
     return DepthHead(network, family, training=training, name=name)
 
 

@@ -14,6 +14,7 @@ from ..host.keys import attach
 from ..host.recording.executing import executing
 from ..host.steering.dag_losses import MODES, PAPER, ROBUST, DepthAwareSettings
 from ..host.steering.dag_run import DepthAwareGuidance
+from .depth_aware_checks import STRENGTHS, without_effect
 from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent
 
 STRONGEST = 10.0
@@ -51,21 +52,18 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "How strongly to make the depth self-consistent: the depth read from a few of the "
                     "model's blocks should match the depth read from many (DCG). Higher values steer more; "
                     "0 turns it off at no cost. No effect with a latent head.",
-                    default=0.5,
                 ),
                 strength(
                     "prior_scale",
                     "How strongly to make the depth plausible, as judged by the depth prior (DPG). Has an "
                     "effect only if depth_prior is connected. Higher values steer more; 0 turns it off at "
                     "no cost.",
-                    default=0.5,
                 ),
                 strength(
                     "target_scale",
                     "How strongly to pull the depth towards target_depth. Has an effect only if "
                     "target_depth is connected. Higher values follow it more closely, but too high a value "
                     "damages textures; 0 turns it off at no cost.",
-                    default=1.0,
                 ),
                 io.Combo.Input(
                     "mode",
@@ -177,6 +175,13 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         require_head_fits(depth_head.head, model)
         if reads_latents(depth_head.head):
             settings |= for_latents(depth_head.head, **settings)
+        elif settings["consistency_scale"] != 0 and not depth_head.head.weak_is_trained:
+            logging.warning(
+                "Depth-Aware Guidance: consistency_scale counts as 0, because the weak branch of %s is not "
+                "trained. Set it to 0, or connect a head of Train Depth Head.",
+                depth_head.head.name,
+            )
+            settings["consistency_scale"] = 0.0
         guidance = DepthAwareGuidance(
             DepthAwareSettings(
                 head=depth_head,
@@ -192,6 +197,8 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 **settings,
             )
         )
+        for sentence in without_effect(guidance.settings, target_mask):
+            logging.warning("Depth-Aware Guidance: %s", sentence)
         return io.NodeOutput(attach(model, guidance) if guidance.settings.acts else model.clone())
 
 
@@ -211,6 +218,6 @@ def for_latents(head: DepthHead, mode: str, consistency_scale: float, **settings
     return {"consistency_scale": 0.0}
 
 
-def strength(name: str, tooltip: str, default: float) -> io.Float.Input:
+def strength(name: str, tooltip: str) -> io.Float.Input:
     """The input for the strength of one loss."""
-    return io.Float.Input(name, default=default, min=0.0, max=STRONGEST, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=STRENGTHS[name], min=0.0, max=STRONGEST, step=0.01, tooltip=tooltip)

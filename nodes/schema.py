@@ -14,4 +14,7 @@ ADVANCED = {"advanced": True}  # ComfyUI 0.9.2 does not accept it as a keyword a
 
 def percent(name: str, default: float, tooltip: str, **further: Any) -> io.Float.Input:
     """A point in the sampling, from 0 (first step) to 1 (last step)."""
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip, **further)
+    counted = "It counts from the first step that is sampled, in image to image too."
+    return io.Float.Input(
+        name, default=default, min=0.0, max=1.0, step=0.001, tooltip=f"{tooltip} {counted}", **further
+    )

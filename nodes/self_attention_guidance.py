@@ -1,5 +1,6 @@
 """The Self-Attention Guidance node."""
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io
@@ -139,13 +140,26 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, blocks: str, scale: float, mask: str = "attention", **settings: Any
+        cls,
+        model: Any,
+        blocks: str,
+        scale: float,
+        blur_sigma: float,
+        mask: str = "attention",
+        **settings: Any,
     ) -> io.NodeOutput:
         """A guided clone of the model. Raises ValueError for unknown blocks."""
         layers = parse_blocks(blocks, attention_blocks(model.get_model_object("diffusion_model")))
-        if scale == 0:
+        for name, value in (("scale", scale), ("blur_sigma", blur_sigma)):
+            if value == 0:
+                logging.warning(
+                    "Self-Attention Guidance: it does nothing, because %s is 0. Raise it, or bypass the "
+                    "node.",
+                    name,
+                )
+        if 0 in (scale, blur_sigma):
             return io.NodeOutput(model.clone())
         guidance = SelfAttentionGuidance(
-            SelfAttentionSettings(layers=layers, scale=scale, mask=mask, **settings)
+            SelfAttentionSettings(layers=layers, scale=scale, blur_sigma=blur_sigma, mask=mask, **settings)
         )
         return io.NodeOutput(attach(model, guidance))

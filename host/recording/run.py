@@ -23,7 +23,7 @@ from ..sampling.chunks import Chunk, Evaluation, MapKey, Reader
 from ..sampling.crops import UNTRACED
 from ..sampling.guiders import list_names, positive_first
 from ..sampling.placements import Conditions, Placement, full_frame_condition
-from ..sampling.schedule import SigmaRange, step_of
+from ..sampling.schedule import SigmaRange, counted_from, step_of
 from ..sampling.step_recorder import Recorder, over_latent
 from .executing import executing
 from .readers import DEPTH, FEATURES, PROMPT, RECEIVED, DepthReader, Readers
@@ -77,7 +77,12 @@ class Recording:
         """Run the sampling."""
         guider = executor.class_obj
         model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        within = SigmaRange.from_percent(model_sampling, self.start_percent, self.end_percent)
+        within = SigmaRange.from_percent(
+            model_sampling,
+            self.start_percent,
+            self.end_percent,
+            counted_from(model_sampling, noise, latent_image, sigmas),
+        )
         in_range = [number for number, sigma in enumerate(sigmas[:-1].tolist()) if sigma in within]
         scale = pixels_per_latent(guider.model_patcher)
         height, width = noise.shape[-2:]

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 TIMES = 1000
+# Two sigmas that differ by less, as a share, are one.
+TOLERANCE = 1e-4
+PERCENT_BITS = 32
 
 
 def sigma_at(model_sampling: Any, time: Tensor) -> Tensor:
@@ -121,16 +124,65 @@ class SigmaRange:
     end: float
 
     @classmethod
-    def from_percent(cls, model_sampling: Any, start_percent: float, end_percent: float) -> "SigmaRange":
+    def from_percent(
+        cls, model_sampling: Any, start_percent: float, end_percent: float, counted_from: float = math.inf
+    ) -> "SigmaRange":
         """Percentages from 0 (the first step) to 1 (the last).
 
-        At 0 the range has no upper end: a schedule may begin above the model's largest sigma.
+        counted_from: the sigma of 0 percent, infinite for that of the whole schedule. At 0 the range has no
+        upper end: a schedule may begin above the model's largest sigma.
         """
-        start = model_sampling.percent_to_sigma(start_percent) if start_percent > 0 else math.inf
-        return cls(start, model_sampling.percent_to_sigma(end_percent))
+        skipped = percent_at(model_sampling, counted_from)
+        start, end = (
+            float(model_sampling.percent_to_sigma(percent + skipped * (1 - percent)))
+            for percent in (start_percent, end_percent)
+        )
+        if start_percent <= 0:
+            start = math.inf
+        if end_percent > 0:
+            end = min(end, counted_from)  # the lowest sigmas are all near 100 percent
+        return cls(start, end)
 
     def __contains__(self, sigma: float) -> bool:
         return self.end <= sigma <= self.start
+
+
+def percent_at(model_sampling: Any, sigma: float) -> float:
+    """The inverse of the host's percent_to_sigma: 0 at the largest sigma and above it."""
+    low, high = 0.0, 1.0
+    if sigma >= float(model_sampling.sigma_max) * (1 - TOLERANCE):
+        return low
+    for _ in range(PERCENT_BITS):
+        middle = (low + high) / 2
+        if model_sampling.percent_to_sigma(middle) >= sigma:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def counted_from(model_sampling: Any, noise: Tensor, latent_image: Tensor, sigmas: Tensor) -> float:
+    """The sigma at which a run is at 0 percent: its first one in image to image, else infinite.
+
+    Percentages count in what is sampled, so image to image has no part of them before its first step. A run
+    from an empty latent counts in the whole schedule, and so do those that are parts of another run.
+    """
+    if rises(sigmas) or continues(model_sampling, noise, sigmas) or not latent_image.any():
+        return math.inf
+    return float(sigmas[0])
+
+
+def continues(model_sampling: Any, noise: Tensor, sigmas: Tensor) -> bool:
+    """Whether a run goes on with a noisy latent, as the second of two KSamplerAdvanced does.
+
+    It adds no noise, and begins below the largest sigma.
+    """
+    return not noise.any() and float(sigmas[0]) < float(model_sampling.sigma_max) * (1 - TOLERANCE)
+
+
+def is_part(model_sampling: Any, noise: Tensor, sigmas: Tensor) -> bool:
+    """Whether other runs come before or after a run, until the image is finished."""
+    return float(sigmas[-1]) > 0 or continues(model_sampling, noise, sigmas)
 
 
 def step_of(sigma: float, sample_sigmas: Tensor) -> int:
@@ -139,7 +191,7 @@ def step_of(sigma: float, sample_sigmas: Tensor) -> int:
     Samplers of second order evaluate between two sigmas of the schedule; that belongs to the step that starts
     at the earlier one. A sigma before the first is step 0. Flipped schedules (unsampling) rise.
     """
-    tolerance = 1e-4 * sigma
+    tolerance = TOLERANCE * sigma
     if rises(sample_sigmas):
         reached = sample_sigmas <= sigma + tolerance
     else:
@@ -150,8 +202,8 @@ def step_of(sigma: float, sample_sigmas: Tensor) -> int:
 def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
     """The sigma of the schedule after an evaluation at sigma, which may be between two; 0 at the end."""
     if rises(sample_sigmas):
-        return next((s for s in sample_sigmas.tolist() if s > sigma * (1 + 1e-4)), 0.0)
-    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - 1e-4)), 0.0)
+        return next((s for s in sample_sigmas.tolist() if s > sigma * (1 + TOLERANCE)), 0.0)
+    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - TOLERANCE)), 0.0)
 
 
 def rises(sample_sigmas: Tensor) -> bool:

@@ -106,7 +106,7 @@ def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Genera
     """
     low, high = dag.PRIOR_LEVELS
     tau = int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
-    abar = float(schedule()[tau])
+    abar = schedule().tolist()[tau]
     etas = torch.randn(dag.PRIOR_NOISES, 1, 1, prior.size, prior.size, generator=seeded).to(depth)
 
     def eps_phi(noised: Tensor) -> Tensor:

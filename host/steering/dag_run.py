@@ -22,9 +22,9 @@ from ..live_preview import LivePreview
 from ..sampling.schedule import next_sigma, step_of
 from .dag_feature_step import FeatureStep
 from .dag_latent_step import LatentStep
-from .dag_losses import PAPER, DepthAwareSettings, Networks
+from .dag_losses import ROBUST, DepthAwareSettings, Networks
 from .dag_step import DepthAwareStep
-from .guided_run import GuidedRun
+from .guided_run import GuidedRun, PercentRange
 
 NODE = "Depth-Aware Guidance"
 # Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
@@ -57,7 +57,7 @@ class DepthAwareGuidance:
             refuse_uncontrollable_compiler(
                 patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
             )
-        run = DepthAwareRun(self.settings, guider, denoise_mask, sampler, len(sigmas) - 1)
+        run = DepthAwareRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
                 return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
@@ -76,15 +76,20 @@ class DepthAwareRun(GuidedRun):
         self,
         settings: DepthAwareSettings,
         guider: Any,
-        denoise_mask: Tensor | None,
+        noise: Tensor,
+        latent_image: Tensor,
         sampler: Any,
-        steps: int,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None,
     ) -> None:
-        super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
+        whole = settings.start_percent, settings.end_percent
+        super().__init__(NODE, guider, noise, latent_image, sigmas, denoise_mask, *whole)
         self.settings = settings
-        self.preview = LivePreview(settings.preview_node, steps)
-        self.self_start = self.model_sampling.percent_to_sigma(settings.self_start_percent)
-        self.target_end = self.model_sampling.percent_to_sigma(settings.target_end_percent)
+        self.preview = LivePreview(settings.preview_node, len(self.steps))
+        percentages = percentages_of_strengths(settings, self.percentages)
+        for one in dict.fromkeys(percentages.values()):
+            self.warn_unless_reached(one, [name for name, of in percentages.items() if of == one])
+        self.ranges = {name: self.sigmas(of) for name, of in percentages.items()}
         # Not the model's own attribute, to which ModelComputeDtype's patch is applied only later.
         cast = guider.model_patcher.get_model_object("manual_cast_dtype")
         computed_in = cast or guider.model_patcher.model.get_dtype()
@@ -95,20 +100,9 @@ class DepthAwareRun(GuidedRun):
         self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...]]] = {}
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
-        """The settings, less the losses that do not act at this sigma.
-
-        Early in the sampling, consistency and prior are satisfied most easily by an emptier scene, and remove
-        objects. Late in it, a target can no longer change the composition, and leaves blotches
-        (docs/results/depth_aware_guidance_sweep.md).
-        """
-        acting = self.settings
-        if acting.mode == PAPER:
-            return acting
-        if sigma > self.self_start:
-            acting = replace(acting, consistency_scale=0.0, prior_scale=0.0)
-        if sigma < self.target_end:
-            acting = replace(acting, target_scale=0.0)
-        return acting
+        """The settings, less the losses that do not act at this sigma."""
+        off: dict[str, Any] = {name: 0.0 for name, within in self.ranges.items() if sigma not in within}
+        return replace(self.settings, **off)
 
     def new_step(self, *args: Any, **kwargs: Any) -> DepthAwareStep:
         """A step of the kind that the head needs."""
@@ -127,7 +121,7 @@ class DepthAwareRun(GuidedRun):
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
         sigma = float(timestep.max())
         settings = self.acting_at(sigma)
-        if sigma not in self.within or not settings.acts:
+        if not settings.acts:
             return executor(x, timestep, model_options, seed)
         schedule = model_options["transformer_options"]["sample_sigmas"]
         last, last_scales = self.last.get(x.shape, (None, ()))
@@ -157,6 +151,28 @@ class DepthAwareRun(GuidedRun):
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+
+def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) -> dict[str, PercentRange]:
+    """Where the strengths that act do so, by input; whole: from start_percent to end_percent.
+
+    Early in the sampling, consistency and prior are satisfied most easily by an emptier scene, and remove
+    objects. Late in it, a target can no longer change the composition, and leaves blotches
+    (docs/results/depth_aware_guidance_sweep.md).
+    """
+    of_self = of_target = whole
+    if settings.mode == ROBUST and settings.self_start_percent > whole.start:
+        of_self = whole._replace(start_input="self_start_percent", start=settings.self_start_percent)
+    if settings.mode == ROBUST and settings.target_end_percent < whole.end:
+        of_target = whole._replace(end_input="target_end_percent", end=settings.target_end_percent)
+    found = {}
+    if settings.consistency_scale != 0:
+        found["consistency_scale"] = of_self
+    if settings.uses_prior:
+        found["prior_scale"] = of_self
+    if settings.uses_target:
+        found["target_scale"] = of_target
+    return found
 
 
 def renoises_estimate(sampler: Any) -> bool:

@@ -2,26 +2,39 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
-from ..sampling.schedule import SigmaRange, denoise_mask_at, is_nth_step
+from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part
+
+
+class PercentRange(NamedTuple):
+    """The part of the sampling between two inputs of a node: their names and values."""
+
+    start_input: str
+    start: float
+    end_input: str
+    end: float
 
 
 class GuidedRun:
     """One guided sampling run: where in the schedule it is guided, and what it has warned of.
 
-    node: its name in warnings. denoise_mask: of the sampler, None without one.
+    node: its name in warnings. noise, latent_image, sigmas, denoise_mask: of the sampler; the last is None
+    without one.
     """
 
     def __init__(
         self,
         node: str,
         guider: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sigmas: Tensor,
         denoise_mask: Tensor | None,
         start_percent: float,
         end_percent: float,
@@ -30,7 +43,11 @@ class GuidedRun:
         self.guider = guider
         self.denoise_mask = denoise_mask
         self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
-        self.within = SigmaRange.from_percent(self.model_sampling, start_percent, end_percent)
+        self.counted_from = counted_from(self.model_sampling, noise, latent_image, sigmas)
+        self.is_part = is_part(self.model_sampling, noise, sigmas)
+        self.steps = sigmas[:-1].tolist()
+        self.percentages = PercentRange("start_percent", start_percent, "end_percent", end_percent)
+        self.within = self.sigmas(self.percentages)
         self.warned: set[str] = set()
 
     @property
@@ -41,6 +58,35 @@ class GuidedRun:
         function adds it, so that those of other nodes get a guided estimate.
         """
         return self.guider.conds if combines_itself(self.guider) else None
+
+    def sigmas(self, percentages: PercentRange) -> SigmaRange:
+        """The sigmas between two percentages, which count in what this run samples."""
+        return SigmaRange.from_percent(
+            self.model_sampling, percentages.start, percentages.end, self.counted_from
+        )
+
+    def warn_unless_reached(self, percentages: PercentRange, inputs: Sequence[str]) -> None:
+        """Log that inputs have no effect where no step of this run is between their percentages.
+
+        Of the parts of a run, some may have no step there.
+        """
+        within = self.sigmas(percentages)
+        if any(sigma in within for sigma in self.steps):
+            return
+        start_input, start, end_input, end = percentages
+        if start >= end:
+            why = (
+                f"{start_input} ({start:g}) is not below {end_input} ({end:g}). Lower {start_input} or raise "
+                f"{end_input}."
+            )
+        elif not self.is_part:
+            why = (
+                f"none of its {len(self.steps)} steps is between {start_input} ({start:g}) and {end_input} "
+                f"({end:g}). Lower {start_input}, raise {end_input}, or sample more steps."
+            )
+        else:
+            return
+        logging.warning("%s: no effect of %s in this run: %s", self.node, " and ".join(inputs), why)
 
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""

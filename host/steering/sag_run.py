@@ -6,6 +6,7 @@ be guided, and passes every other evaluation through untouched. What a run remem
 a cached MODEL and the branches of a graph never share anything.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -47,21 +48,41 @@ class SelfAttentionGuidance:
                 f"{NODE}: branch is 'negative', but the guider has no negative conditioning. "
                 "Set branch to 'auto' or 'positive'."
             )
-        run = SelfAttentionRun(self.settings, guider, denoise_mask)
+        run = SelfAttentionRun(self.settings, guider, noise, latent_image, sigmas, denoise_mask)
         with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
-            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+            samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+        if run.blurred == {False} and self.settings.mask != "global":
+            logging.warning(
+                "%s: no effect of scale in this run: no place has attention above threshold (%g). Lower "
+                "threshold.",
+                NODE,
+                self.settings.threshold,
+            )
+        return samples
 
 
 class SelfAttentionRun(GuidedRun):
     """What a run remembers of the last extra pass, for each size of the latent: guidance, noise to signal.
 
-    Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step.
+    Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step. blurred: whether a step
+    found something to blur, of all steps.
     """
 
-    def __init__(self, settings: SelfAttentionSettings, guider: Any, denoise_mask: Tensor | None) -> None:
-        super().__init__(NODE, guider, denoise_mask, settings.start_percent, settings.end_percent)
+    def __init__(
+        self,
+        settings: SelfAttentionSettings,
+        guider: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None,
+    ) -> None:
+        percentages = settings.start_percent, settings.end_percent
+        super().__init__(NODE, guider, noise, latent_image, sigmas, denoise_mask, *percentages)
         self.settings = settings
+        self.warn_unless_reached(self.percentages, ["scale"])
         self.last: dict[torch.Size, tuple[Tensor, float]] = {}
+        self.blurred: set[bool] = set()
 
     def predict_noise(
         self,
@@ -94,6 +115,8 @@ class SelfAttentionRun(GuidedRun):
             # Where x is noise alone, e = e_bar: there is no difference to hold constant.
             if step.guidance is not None and ratio != math.inf:
                 self.last[x.shape] = step.guidance, ratio
+        if step.blurred is not None:
+            self.blurred.add(step.blurred)
         self.warn(step.problem, sigma, step.unguided)
         return denoised
 

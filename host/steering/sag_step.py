@@ -66,6 +66,7 @@ class SelfAttentionStep:
         self.unguided: list[int] = []
         self.recorder = AttentionRecorder(settings.layers, self.lists_to_record)
         self.computed = not fresh
+        self.blurred: bool | None = None
         self.applied = False
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +174,8 @@ class SelfAttentionStep:
                 self.problem = "the attention of the chosen blocks could not be read"
             return
         x0_bar = sag.degrade(x0, mask * self.denoise_mask, settings.blur_sigma)
-        if torch.equal(x0_bar, x0):  # the second pass would be the first
+        self.blurred = not torch.equal(x0_bar, x0)
+        if not self.blurred:  # the second pass would be the first
             self.guidance = torch.zeros_like(x0)
             return
         signal = signal_coefficient(model.model_sampling, sigma, x.ndim)

@@ -86,7 +86,10 @@ def target(count=1):
 
 def depth_guided(model, *, kind="small", depth_head=None, **settings):
     """The model with Depth-Aware Guidance behind it: every loss whose input is there, throughout the run."""
-    settings = {"model": model, "depth_head": depth_head or head(kind)} | EVERYWHERE | settings
+    everywhere = {name: value for name, value in EVERYWHERE.items() if name != "prior_scale"}
+    if "depth_prior" in settings:
+        everywhere = EVERYWHERE
+    settings = {"model": model, "depth_head": depth_head or head(kind)} | everywhere | settings
     return execute(InnerDepthAwareGuidance, **settings)[0]
 
 

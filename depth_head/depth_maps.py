@@ -10,6 +10,8 @@ from .metrics import normalise
 UNIFORM = 1e-3
 # Rounding of resized maps leaves [0, 1] by this much.
 TOLERANCE = 1e-3
+# Mean difference between the colour channels, as a share of the largest value, above which maps are no greys.
+COLOURED = 0.04
 
 
 def read_depth_maps(images: Tensor, name: str) -> Tensor:
@@ -17,7 +19,7 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
 
     The mean of the colour channels; alpha is dropped. Maps within [0, 1] stay as they are, so that a batch
     may share a scale. If any value lies outside, each map is stretched from its own farthest point to its
-    nearest, and the log says so. name: of the input, for messages.
+    nearest, and the log says so. It also says where maps are in colour. name: of the input, for messages.
 
     Raises ValueError for an empty batch, for values that are not finite and for maps that are uniform.
     """
@@ -28,6 +30,12 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     maps = colour.float().mean(dim=-1).unsqueeze(1)
     if not maps.isfinite().all():
         raise ValueError(f"{name} has values that are not finite: check the node that makes the depth maps.")
+    if (colourfulness(colour) > COLOURED).any():
+        logging.warning(
+            "%s is in colour, but depth maps are grey: near is white, far is black. Connect the depth map of "
+            "a photograph, and turn colours off in the node that makes depth maps.",
+            name,
+        )
     low, high = maps.amin(dim=(1, 2, 3)), maps.amax(dim=(1, 2, 3))
     uniform = high - low < UNIFORM * maps.abs().amax(dim=(1, 2, 3)).clamp_min(1)
     if uniform.any():
@@ -47,14 +55,23 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     return maps.clamp(0, 1)
 
 
+def colourfulness(images: Tensor) -> Tensor:
+    """(N, h, w, C) -> (N,): the mean difference between channels, as a share of the largest value or of 1."""
+    others = images.float() - images[..., :1]
+    return others.abs().mean(dim=(1, 2, 3)) / images.abs().amax(dim=(1, 2, 3)).clamp_min(1)
+
+
 def read_target_depth(images: Tensor, name: str) -> Tensor:
     """A target (N, 1, h, w): read_depth_maps, each stretched to [0, 1], since only its shape counts."""
     return normalise(read_depth_maps(images, name))
 
 
 def centre_crop(maps: Tensor, height: int, width: int) -> Tensor:
-    """The part of maps (N, 1, h, w) with the aspect ratio of height and width: the host's "center" crop."""
+    """The part of maps (N, 1, h, w) with the aspect ratio of height and width: the host's "center" crop.
+
+    At least a row and a column of them, or two.
+    """
     old_height, old_width = maps.shape[-2:]
-    x = max(0, round((old_width - old_height * width / height) / 2))
-    y = max(0, round((old_height - old_width * height / width) / 2))
+    x = min(max(0, round((old_width - old_height * width / height) / 2)), (old_width - 1) // 2)
+    y = min(max(0, round((old_height - old_width * height / width) / 2)), (old_height - 1) // 2)
     return maps[..., y : old_height - y, x : old_width - x]

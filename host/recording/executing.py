@@ -1,10 +1,11 @@
 """The node that the host is executing."""
 
+import logging
 from typing import Any
 
 from comfy_execution.utils import get_executing_context
 
-from .records import Execution, Record, Run
+from .records import Execution, Record, Run, is_link, nearest_upstream
 
 
 def executing() -> Execution:
@@ -19,4 +20,13 @@ def wired_run(record: Record[Any], hidden: Any) -> Run[Any]:
     """
     dynprompt = getattr(hidden, "dynprompt", None)
     get_node = dynprompt.get_node if dynprompt is not None else None
-    return record.run_for(getattr(hidden, "unique_id", None), get_node, executing().list_index)
+    node_id = getattr(hidden, "unique_id", None)
+    run = record.run_for(node_id, get_node, executing().list_index)
+    link: Any = get_node(node_id)["inputs"].get("latent") if get_node and node_id else None
+    if get_node and is_link(link) and not nearest_upstream(link, get_node, [run]):
+        logging.warning(
+            "%s: the LATENT comes from no sampler that was recorded, so what is shown may be of an earlier "
+            "run. Wire the LATENT of the sampler that gets this node's MODEL.",
+            record.title,
+        )
+    return run

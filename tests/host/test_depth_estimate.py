@@ -140,6 +140,21 @@ def test_a_patched_model_is_read_as_patched():
     assert not torch.allclose(estimate(patched)[2], estimate()[2], atol=1e-4)
 
 
+def test_a_latent_that_was_not_sampled_is_warned_of(caplog):
+    """An Empty Latent does not make the node wait for the sampler: it would show the run before."""
+    empty = {"9": {"inputs": {"latent": ["5", 0]}}, "5": {"inputs": {"width": 512}}}
+    decoded = {"9": {"inputs": {"latent": ["6", 0]}}, "6": {"inputs": {"samples": ["4", 0]}}}
+    sampler = {"4": {"inputs": {"model": ["1", 0], "latent_image": ["5", 0]}}, "5": {"inputs": {}}}
+    record = FeatureRecord([run_of(0.5, node_id="4", images=1)])
+
+    for nodes in (decoded | sampler, empty):
+        node = on_the_canvas(nodes)
+        execute(node, model=tiny.patcher(), depth_head=hosted(), latent=latent(), record=record)
+
+    (sentence,) = [r.getMessage() for r in caplog.records if "LATENT" in r.getMessage()]
+    assert sentence.startswith("Record Features: the LATENT comes from no sampler that was recorded")
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
@@ -222,10 +237,14 @@ def test_a_record_along_the_edges_of_its_images():
     assert steepest.tolist() == [87, 103] * 2
 
 
-def test_the_latent_tells_which_samplers_run_it_is():
-    nodes = {"9": {"inputs": {"latent": ["4", 0]}}, "4": {"inputs": {"model": ["1", 0]}}}
+def on_the_canvas(nodes):
+    """The node with the id 9 in a graph."""
     hidden = SimpleNamespace(unique_id="9", dynprompt=SimpleNamespace(get_node=nodes.__getitem__))
-    node = type("OnTheCanvas", (InnerDepthEstimate,), {"hidden": hidden})
+    return type("OnTheCanvas", (InnerDepthEstimate,), {"hidden": hidden})
+
+
+def test_the_latent_tells_which_samplers_run_it_is():
+    node = on_the_canvas({"9": {"inputs": {"latent": ["4", 0]}}, "4": {"inputs": {"model": ["1", 0]}}})
     record = FeatureRecord([run_of(0.25), run_of(0.5, node_id="4", images=1), run_of(0.75, node_id="6")])
 
     _, _, depth = execute(node, model=tiny.patcher(), depth_head=hosted(), latent=latent(), record=record)

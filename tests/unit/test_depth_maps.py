@@ -59,6 +59,19 @@ def test_alpha_is_dropped(channels):
     torch.testing.assert_close(read_depth_maps(pixels, "depths"), depth()[:, None])
 
 
+@pytest.mark.parametrize("scale", [1.0, 255.0], ids=["floats", "bytes"])
+def test_photographs_among_depth_maps_are_warned_of(scale, caplog):
+    photograph = scale * torch.stack([depth(1), depth(1) ** 2, 1 - depth(1)], dim=-1)
+    labels = scale * image(depth(3))
+
+    read_depth_maps(labels + 0.01 * scale * torch.rand_like(labels).clamp(0, 1) - 0.01 * scale, "grey")
+    read_depth_maps(torch.cat([labels, photograph]), "depths")
+
+    sentences = [r.getMessage() for r in caplog.records if "colour" in r.getMessage()]
+    assert len(sentences) == 1
+    assert sentences[0].startswith("depths is in colour, but depth maps are grey: near is white")
+
+
 @pytest.mark.parametrize(
     ("pixels", "sentence"),
     [

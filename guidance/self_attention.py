@@ -20,6 +20,9 @@ from torch import Tensor
 
 from .attention_chunks import attention_chunks
 
+# The blur below which the weight of a neighbour, exp(-1 / 2 sigma^2), is 0 in any precision.
+NARROWEST = 0.01
+
 
 def received_attention(
     q: Tensor, k: Tensor, attn_mask: Tensor | None = None, softmax_scale: float | None = None
@@ -68,7 +71,7 @@ def gaussian_kernel_matrix(n: int, sigma: float, device: torch.device, dtype: to
 
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Blur of x (..., h, w) over h and w. sigma in latent pixels; 0 is no blur."""
-    if sigma == 0:
+    if sigma < NARROWEST:
         return x
     vertical = gaussian_kernel_matrix(x.shape[-2], sigma, x.device, x.dtype)
     horizontal = gaussian_kernel_matrix(x.shape[-1], sigma, x.device, x.dtype)

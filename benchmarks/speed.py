@@ -58,8 +58,8 @@ def main() -> None:
         "",
         *all_rows(steps),
     ]
-    options.out.write_text("\n".join(lines) + "\n")
-    print(options.out.read_text())
+    options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
 
 
 def measured_steps(names: Iterable[str] | None, repeats: int) -> Steps:

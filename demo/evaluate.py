@@ -159,4 +159,4 @@ def main() -> None:
             "autoencoder PSNR": decibels,
             "seconds per image": seconds,
         }
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -85,7 +85,8 @@ def measure(depth: Tensor, label: Tensor, depth_range: DepthRange, aligned: bool
     """Judge relative inverse depth against labels. aligned: after `fit_to_label`."""
     if aligned:
         depth = fit_to_label(depth, label).clamp(0, 1)
-    z, truth = depth_range.metres(depth.double()), depth_range.metres(label.double())
+    # On the CPU: not every device has double precision.
+    z, truth = (depth_range.metres(t.cpu().double()) for t in (depth, label))
     ratio = torch.maximum(z / truth, truth / z)
     return DepthMetrics(
         abs_rel=((z - truth).abs() / truth).mean().item(),

@@ -83,8 +83,8 @@ def main() -> None:
             lines += table(judges, group, drawings.seconds(group) if options.command == "compare" else {})
             judges.write_sheets(f"{options.command}-{name}", group)
     out = options.out or TABLES[options.command]
-    out.write_text("\n".join(lines))
-    print(out.read_text())
+    out.write_text("\n".join(lines), encoding="utf-8")
+    print(out.read_text(encoding="utf-8"))
 
 
 def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[str]:

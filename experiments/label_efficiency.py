@@ -80,8 +80,8 @@ def main() -> None:
         started = time.monotonic()
         rows, blocks = measure_all(options)
     minutes = (time.monotonic() - started) / 60
-    options.out.write_text(tables(options, rows, blocks, minutes))
-    print(options.out.read_text())
+    options.out.write_text(tables(options, rows, blocks, minutes), encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
 
 
 def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, Row]]:

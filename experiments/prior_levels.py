@@ -59,8 +59,8 @@ def main() -> None:
         if name != "real"
     }
     lines = [*table_of_losses(losses, options.maps, prior.size), *table_of_cosines(cosines)]
-    options.out.write_text("\n".join(lines))
-    print(options.out.read_text())
+    options.out.write_text("\n".join(lines), encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
 
 
 def real_and_broken(depth: Tensor, seed: int) -> dict[str, Tensor]:

@@ -83,8 +83,8 @@ def main() -> None:
         judges = Judges(drawings)
         lines += table(judges, group, {})
         judges.write_sheets("pictures", group)
-    options.out.write_text("\n".join([*lines, *LEGEND, ""]))
-    print(options.out.read_text())
+    options.out.write_text("\n".join([*lines, *LEGEND, ""]), encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
 
 
 def prior_file(training: PriorTraining, work: Path) -> Path:

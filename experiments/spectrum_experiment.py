@@ -89,8 +89,8 @@ def main() -> None:
         f"{RANDOM_MASKS} random masks of the same area, in percent and in their standard deviations.",
         "",
     ]
-    options.out.write_text("\n".join([*heading, *tables]) + "\n")
-    print(options.out.read_text())
+    options.out.write_text("\n".join([*heading, *tables]) + "\n", encoding="utf-8")
+    print(options.out.read_text(encoding="utf-8"))
 
 
 class Model(NamedTuple):

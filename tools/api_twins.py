@@ -92,12 +92,12 @@ def main() -> None:
         object_info = server.object_info()
     for path in sorted(WORKFLOWS.glob("*.json")):
         try:
-            prompt = to_api(json.loads(path.read_text()), object_info)
+            prompt = to_api(json.loads(path.read_text(encoding="utf-8")), object_info)
         except WorkflowError as error:
             raise WorkflowError(f"{path.name}: {error}") from error
         twin = WORKFLOWS / "api" / path.name
         twin.parent.mkdir(exist_ok=True)
-        twin.write_text(json.dumps(prompt, indent=2) + "\n")
+        twin.write_text(json.dumps(prompt, indent=2) + "\n", encoding="utf-8")
         print(twin.relative_to(ROOT))
 
 

@@ -81,7 +81,10 @@ def draw(server: HostServer, prompt: Prompt, bar: tqdm) -> dict[str, bytes]:
 def main() -> None:
     """Draw all scenes, write the pictures and the sheet, print where they are."""
     start = time.monotonic()
-    workflows = [json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text()) for name in WORKFLOWS]
+    workflows = [
+        json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in WORKFLOWS
+    ]
     OUTPUT.mkdir(exist_ok=True)
     rows: defaultdict[str, list[Image.Image]] = defaultdict(list)
     print("Starting ComfyUI ...", flush=True)

@@ -107,7 +107,7 @@ class HostServer:
 
     def log_tail(self) -> str:
         """The last lines of the log, and where it is."""
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return "\n".join([f"The end of {self.log}:", *(f"    {line}" for line in lines)])
 
     def request(self, method: str, path: str, body: str | None = None) -> tuple[int, bytes]:

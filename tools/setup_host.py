@@ -38,6 +38,7 @@ OURS = (
     "torchsde",
     "pytest==9.2.0",
     "pytest-xdist==3.8.0",
+    "hypothesis==6.155.2",
     "playwright==1.65.2",
     "ruff==0.17.6",
     "mypy==2.4.1",
@@ -116,7 +117,7 @@ def check_disk(folder: Path) -> None:
 def is_stamped(folder: Path, contents: str) -> bool:
     """Whether `folder` was completed by a run that wanted exactly this."""
     stamp = folder / STAMP
-    return stamp.is_file() and stamp.read_text() == contents
+    return stamp.is_file() and stamp.read_text(encoding="utf-8") == contents
 
 
 def what_pip_means(message: str) -> str:
@@ -180,7 +181,7 @@ def unpack_host(archive_file: Path, archive: HostArchive, root: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with source, target.open("wb") as copy:
                     shutil.copyfileobj(source, copy)
-    (part / STAMP).write_text(archive.sha256)
+    (part / STAMP).write_text(archive.sha256, encoding="utf-8")
     shutil.rmtree(root / archive.folder, ignore_errors=True)
     part.rename(root / archive.folder)
 
@@ -210,7 +211,10 @@ def fetch_host(archive: HostArchive, root: Path) -> None:
 
 def host_requirements(host: Path) -> list[str]:
     """The lines of the host's requirements.txt that are installed from there."""
-    lines = (line.split("#")[0].strip() for line in (host / "requirements.txt").read_text().splitlines())
+    lines = (
+        line.split("#")[0].strip()
+        for line in (host / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    )
     return [line for line in lines if line and re.split(r"[^\w.-]", line)[0].lower() not in LEFT_OUT]
 
 
@@ -237,7 +241,7 @@ def install_packages(host: Path, root: Path) -> None:
     silence_torchaudio(root)
     print("Installing what ComfyUI and the tests need (a minute) ...", flush=True)
     pip(root, "install", TORCH, *OURS, *requirements)  # torch again, so that nothing moves it
-    (root / ".venv" / STAMP).write_text(wanted)
+    (root / ".venv" / STAMP).write_text(wanted, encoding="utf-8")
 
 
 def set_up(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Path:

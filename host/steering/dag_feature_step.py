@@ -86,7 +86,7 @@ class FeatureStep(DepthAwareStep):
             return None
         self.evaluated = True
         if window is not None:
-            self.problem = "the latent is evaluated in context windows"
+            self.problem = "the latent is evaluated in context windows. Sample without them to guide by depth"
             return None
         placements = {i: placements_of(conds[i] or [], x_in, timestep) for i in positive_first(names)}
         chosen = full_frame_condition(placements, x_in)

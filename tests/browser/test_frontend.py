@@ -26,7 +26,7 @@ RUN_MILLISECONDS = 120_000
 
 
 def read(name):
-    return json.loads((FOLDER / f"{name}.json").read_text())
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def wiring(prompt):
@@ -56,7 +56,7 @@ def test_a_workflow_opens_as_it_was_written(name, page):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_page_wires_a_workflow_as_its_twin(name, page):
-    twin = json.loads((FOLDER / "api" / f"{name}.json").read_text())
+    twin = json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
     page.evaluate(LOAD, read(name))
 
     prompt = page.evaluate("async () => (await window.app.graphToPrompt()).output")

@@ -16,7 +16,7 @@ MARK = "\npytestmark = pytest.mark.oldest_host\n"
 def test_the_pack_on_comfyui_0_9_2(oldest_host, root):
     # By name: this host cannot import the other files.
     files = sorted((root / "tests" / "host").glob("test_*.py"))
-    marked = [path for path in files if MARK in path.read_text()]
+    marked = [path for path in files if MARK in path.read_text(encoding="utf-8")]
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
 
     result = subprocess.run(

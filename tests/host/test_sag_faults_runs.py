@@ -275,5 +275,5 @@ def test_fault_25_no_word_on_what_the_values_do(sag, root):
     schema = node.define_schema()
 
     assert all(entry.tooltip for entry in [*schema.inputs, *schema.outputs])
-    page = (root / "web" / "docs" / f"{schema.node_id}.md").read_text()
+    page = (root / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
     assert all(f"**{entry.id}**" in page for entry in schema.inputs if entry.id != "model")

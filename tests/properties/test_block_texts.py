@@ -23,7 +23,7 @@ LIKE_BLOCKS = st.text(alphabet="dmuborix0123456789.,- ", max_size=40)
 
 
 @pytest.mark.parametrize("available", AVAILABLE.values(), ids=AVAILABLE)
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(text=LIKE_BLOCKS | st.text(max_size=30))
 @example("m0-m99999999999999999999")
 @example("u0-u999999999")

@@ -24,7 +24,9 @@ def drawn(server: HostServer, root: Path) -> Callable[[str], dict[str, list[byte
 
     @functools.cache
     def run(name: str) -> dict[str, list[bytes]]:
-        return server.run(json.loads((root / "workflows" / "api" / f"{name}.json").read_text()))
+        return server.run(
+            json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        )
 
     return run
 
@@ -32,5 +34,5 @@ def drawn(server: HostServer, root: Path) -> Callable[[str], dict[str, list[byte
 @pytest.fixture(scope="session")
 def node_ids(root: Path) -> list[str]:
     """The ids of the pack's nodes, read from the source as ComfyUI-Manager reads them: as literals."""
-    sources = "".join(path.read_text() for path in (root / "nodes").glob("*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in (root / "nodes").glob("*.py"))
     return re.findall(r'node_id="(\w+)"', sources)

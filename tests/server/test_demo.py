@@ -15,7 +15,9 @@ PLAIN, GUIDED = "Without guidance", "With Self-Attention Guidance"
 
 @pytest.fixture
 def workflow(root):
-    return json.loads((root / "workflows" / "api" / "Demo - Self-Attention Guidance.json").read_text())
+    return json.loads(
+        (root / "workflows" / "api" / "Demo - Self-Attention Guidance.json").read_text(encoding="utf-8")
+    )
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -50,7 +52,9 @@ def test_steps_that_the_host_had_in_its_cache_count_as_done(server, workflow):
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflows_of_the_sheet_take_prompt_and_seed(name, root):
-    prompt = for_scene(json.loads((root / "workflows" / "api" / f"{name}.json").read_text()), "red sphere", 7)
+    prompt = for_scene(
+        json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")), "red sphere", 7
+    )
 
     values = [value for node in prompt.values() for value in node["inputs"].values()]
     assert "red sphere" in values
@@ -80,7 +84,7 @@ def test_seed_and_prompt_reach_the_picture(server, workflow):
 
 
 def test_scenes_use_words_the_model_knows(server, workflow):
-    log = server.log.read_text(errors="replace")
+    log = server.log.read_text(encoding="utf-8", errors="replace")
     with tqdm(disable=True) as bar:
         for scene in SCENES:
             prompt = for_scene(workflow, *scene)
@@ -89,7 +93,7 @@ def test_scenes_use_words_the_model_knows(server, workflow):
                     node["inputs"]["steps"] = 1
             draw(server, prompt, bar)
 
-    assert "does not know" not in server.log.read_text(errors="replace")[len(log) :]
+    assert "does not know" not in server.log.read_text(encoding="utf-8", errors="replace")[len(log) :]
 
 
 def test_a_node_that_fails_is_named_with_the_hosts_own_words(server, workflow):

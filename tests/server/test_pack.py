@@ -11,7 +11,7 @@ def test_every_node_is_loaded(object_info, node_ids):
 
 
 def test_log_has_no_complaint_about_the_pack(server):
-    log = server.log.read_text(errors="replace")
+    log = server.log.read_text(encoding="utf-8", errors="replace")
 
     assert "custom_nodes/inner-guidance" in log
     assert "IMPORT FAILED" not in log

@@ -12,7 +12,9 @@ from inner_guidance.tools.api_twins import to_api
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.name for path in FOLDER.glob("*.json"))
-TWINS = {path.name: json.loads(path.read_text()) for path in sorted(FOLDER.glob("api/*.json"))}
+TWINS = {
+    path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("api/*.json"))
+}
 RUN_ANYWHERE = [
     name
     for name, prompt in TWINS.items()
@@ -35,7 +37,7 @@ def test_every_workflow_has_its_twin_and_every_twin_its_workflow():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_twin_is_what_the_workflow_says(name, object_info):
-    workflow = json.loads((FOLDER / name).read_text())
+    workflow = json.loads((FOLDER / name).read_text(encoding="utf-8"))
 
     assert to_api(workflow, object_info) == TWINS[name], "run `make workflows`"
 

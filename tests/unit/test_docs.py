@@ -55,26 +55,28 @@ def is_file_name(text: str) -> bool:
 
 def test_links_lead_somewhere(page):
     broken = []
-    for link in LINK.findall(page.read_text()):
+    for link in LINK.findall(page.read_text(encoding="utf-8")):
         if "://" in link:
             continue
         name, _, anchor = link.partition("#")
         target = page.parent / name.replace("%20", " ") if name else page
-        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text(encoding="utf-8"))):
             broken.append(link)
 
     assert broken == []
 
 
 def test_files_that_are_named_exist(page):
-    named = [code.rstrip(":") for code in CODE.findall(page.read_text()) if is_file_name(code)]
+    named = [
+        code.rstrip(":") for code in CODE.findall(page.read_text(encoding="utf-8")) if is_file_name(code)
+    ]
 
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_files_are_found_where_they_are_named():
     """Or the two tests above would pass for pages without a link."""
-    text = "".join(page.read_text() for page in PAGES)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
 
     assert len(LINK.findall(text)) > 60
     assert len([code for code in CODE.findall(text) if is_file_name(code)]) > 60
@@ -82,7 +84,7 @@ def test_files_are_found_where_they_are_named():
 
 def glossary() -> list[tuple[str, str, str]]:
     """Word, meaning and file of each row."""
-    _, text = (ROOT / "docs" / "architecture.md").read_text().split("\n## Glossary\n")
+    _, text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").split("\n## Glossary\n")
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")][2:]
     return [tuple(cell.strip() for cell in row) for row in rows]
 
@@ -97,7 +99,7 @@ def test_glossary_is_complete_and_sorted():
 @pytest.mark.parametrize(("word", "meaning", "file"), glossary(), ids=lambda cell: cell.strip("`")[:20])
 def test_glossary_names_stand_in_their_file(word, meaning, file):
     names = [name for name in CODE.findall(word) + CODE.findall(meaning) if name.isidentifier()]
-    source = (ROOT / file.strip("`")).read_text()
+    source = (ROOT / file.strip("`")).read_text(encoding="utf-8")
 
     assert any(re.search(rf"\b{name}\b", source) for name in names)
     (own,) = CODE.findall(word) or [None]
@@ -105,12 +107,12 @@ def test_glossary_names_stand_in_their_file(word, meaning, file):
 
 
 def test_readme_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) < 120
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.name)
 def test_github_reads_the_forms(form):
-    content = yaml.safe_load(form.read_text())
+    content = yaml.safe_load(form.read_text(encoding="utf-8"))
 
     assert content["name"]
     if form.parent.name == "ISSUE_TEMPLATE":
@@ -121,7 +123,7 @@ def test_github_reads_the_forms(form):
 
 
 def test_commits_are_checked_with_the_ruff_that_setup_installs():
-    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
 
     assert repo["repo"] == "local"
     assert [hook["entry"].split()[:3] for hook in repo["hooks"]] == [[".venv/bin/python", "-m", "ruff"]] * 2

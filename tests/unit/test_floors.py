@@ -45,7 +45,7 @@ def imports(path):
     """What a module imports anywhere in it, by full name; modules of the pack as inner_guidance.X."""
     package = (PACK, *path.relative_to(ROOT).parts[:-1])
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:

@@ -5,11 +5,15 @@ import re
 
 def test_the_list_and_the_tests_agree(root):
     listed = re.findall(
-        r"^\| (\d+) \| .+ \| `(\w+)` \|$", (root / "docs" / "host_sag_faults.md").read_text(), re.MULTILINE
+        r"^\| (\d+) \| .+ \| `(\w+)` \|$",
+        (root / "docs" / "host_sag_faults.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     files = sorted((root / "tests" / "host").glob("test_sag_faults_*.py"))
     written = [
-        name for path in files for name in re.findall(r"^def (test_fault_\w+)\(", path.read_text(), re.M)
+        name
+        for path in files
+        for name in re.findall(r"^def (test_fault_\w+)\(", path.read_text(encoding="utf-8"), re.M)
     ]
 
     assert [int(number) for number, _ in listed] == list(range(1, 26))

@@ -24,7 +24,7 @@ HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def stand_in(folder: Path, source: str) -> Path:
-    (folder / "main.py").write_text(source)
+    (folder / "main.py").write_text(source, encoding="utf-8")
     return folder
 
 
@@ -53,7 +53,7 @@ def test_server_and_its_folder_are_gone_after_the_block(tmp_path, root):
     assert server.process.poll() is not None
     assert not Path(server.base.name).exists()
     assert (root / "pyproject.toml").exists()
-    assert "stand-in on" in server.log.read_text()
+    assert "stand-in on" in server.log.read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

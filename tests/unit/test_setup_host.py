@@ -119,7 +119,7 @@ def test_unpacks_the_host_alone(tmp_path, archive_file):
 
 def test_interrupted_unpacking_leaves_the_old_host_and_is_made_good(tmp_path, archive_file, monkeypatch):
     (tmp_path / ".host").mkdir()
-    (tmp_path / ".host" / setup_host.STAMP).write_text("an older archive")
+    (tmp_path / ".host" / setup_host.STAMP).write_text("an older archive", encoding="utf-8")
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -131,7 +131,7 @@ def test_interrupted_unpacking_leaves_the_old_host_and_is_made_good(tmp_path, ar
     assert [path.name for path in (tmp_path / ".host").iterdir()] == [setup_host.STAMP]
 
     setup_host.unpack_host(archive_file, archive_of(archive_file), tmp_path)
-    assert (tmp_path / ".host" / "main.py").read_text() == "pass"
+    assert (tmp_path / ".host" / "main.py").read_text(encoding="utf-8") == "pass"
     assert not (tmp_path / ".host.part").exists()
 
 
@@ -145,17 +145,18 @@ def test_finished_host_is_not_fetched_again(tmp_path, archive_file, monkeypatch)
 
 def test_a_tree_of_the_users_own_is_not_replaced(tmp_path, archive_file):
     (tmp_path / ".host").mkdir()
-    (tmp_path / ".host" / "main.py").write_text("mine")
+    (tmp_path / ".host" / "main.py").write_text("mine", encoding="utf-8")
 
     with pytest.raises(SetupError, match="set COMFYUI_PATH to it"):
         setup_host.fetch_host(archive_of(archive_file), tmp_path)
-    assert (tmp_path / ".host" / "main.py").read_text() == "mine"
+    assert (tmp_path / ".host" / "main.py").read_text(encoding="utf-8") == "mine"
 
 
 def test_torch_and_media_lines_are_left_out(tmp_path):
     (tmp_path / "requirements.txt").write_text(
         "comfyui-frontend-package==1.47.12\ncomfyui-workflow-templates==0.11.27\ntorch\ntorchsde\n"
-        "torchvision\ntorchaudio\nnumpy>=1.25.0 # arrays\n\n#non essential dependencies:\nspandrel\n"
+        "torchvision\ntorchaudio\nnumpy>=1.25.0 # arrays\n\n#non essential dependencies:\nspandrel\n",
+        encoding="utf-8",
     )
 
     assert setup_host.host_requirements(tmp_path) == [
@@ -171,7 +172,7 @@ def test_packages_are_installed_once_and_again_for_another_host(tmp_path, monkey
     monkeypatch.setattr(setup_host, "pip", lambda _, *arguments: calls.append(arguments))
     monkeypatch.setattr(setup_host, "silence_torchaudio", lambda _: None)
     (tmp_path / ".venv").mkdir()
-    (tmp_path / "requirements.txt").write_text("numpy>=1.25.0\n")
+    (tmp_path / "requirements.txt").write_text("numpy>=1.25.0\n", encoding="utf-8")
 
     setup_host.install_packages(tmp_path, tmp_path)
     assert len(calls) == 3
@@ -180,7 +181,7 @@ def test_packages_are_installed_once_and_again_for_another_host(tmp_path, monkey
     setup_host.install_packages(tmp_path, tmp_path)
     assert len(calls) == 3
 
-    (tmp_path / "requirements.txt").write_text("numpy>=1.26.0\n")
+    (tmp_path / "requirements.txt").write_text("numpy>=1.26.0\n", encoding="utf-8")
     setup_host.install_packages(tmp_path, tmp_path)
     assert len(calls) == 6
 
@@ -191,7 +192,7 @@ def test_interrupted_installation_is_not_taken_for_finished(tmp_path, monkeypatc
 
     monkeypatch.setattr(setup_host, "pip", fail)
     (tmp_path / ".venv").mkdir()
-    (tmp_path / "requirements.txt").write_text("numpy\n")
+    (tmp_path / "requirements.txt").write_text("numpy\n", encoding="utf-8")
 
     with pytest.raises(SetupError):
         setup_host.install_packages(tmp_path, tmp_path)

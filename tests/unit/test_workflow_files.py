@@ -12,7 +12,7 @@ NOTES = ("Note", "MarkdownNote")
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
 def workflow(request):
-    return json.loads(request.param.read_text())
+    return json.loads(request.param.read_text(encoding="utf-8"))
 
 
 def test_there_are_workflows():

@@ -5,6 +5,7 @@ tests/host/conftest.py runs it. So a unit test may import `inner_guidance.guidan
 that imports `inner_guidance.nodes` belongs in tests/host.
 """
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ import pytest
 import torch
 
 from tools.in_process import ROOT, register_pack
+
+# What is imported lives to the end. Collections that look through all of it take 0.3 s each: there are none
+# while it is imported, and pytest_collection_finish takes it out of those that follow.
+gc.disable()
 
 # Tiny models gain nothing from a second thread, here and in the processes that tests start.
 torch.set_num_threads(1)
@@ -32,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "server" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group("server"))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Everything is imported: the garbage collector need not look at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

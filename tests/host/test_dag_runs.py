@@ -19,12 +19,18 @@ SMALL = torch.zeros(1, 4, 8, 8)
 # Its steps are as small as the model is rough, and models of random weights are: it takes hundreds. On the
 # demo model it runs, in test_demo_depth_guidance.py.
 SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name != "dpm_adaptive"]
+# One of each kind runs in `make quick`.
+QUICK = ("euler", "euler_ancestral", "heun", "dpmpp_sde", "uni_pc", "euler_cfg_pp", "lcm", "normal", "karras")
+
+
+def slow_unless_quick(names):
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 # Samplers and schedulers
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", slow_unless_quick(SAMPLERS))
 def test_every_sampler(sampler):
     assert_steers(latent=SMALL, sampler=sampler)
 
@@ -35,7 +41,7 @@ def test_the_papers_rule(sampler):
     assert_steers(latent=SMALL, sampler=sampler, settings={"mode": "paper", "consistency_scale": 10.0})
 
 
-@pytest.mark.parametrize("scheduler", comfy.samplers.KSampler.SCHEDULERS)
+@pytest.mark.parametrize("scheduler", slow_unless_quick(comfy.samplers.KSampler.SCHEDULERS))
 def test_every_scheduler(scheduler):
     assert_steers(latent=SMALL, scheduler=scheduler)
 
@@ -62,7 +68,7 @@ def test_sizes_that_the_blocks_do_not_divide(size):
 
 
 def test_image_to_image_and_a_hires_pass():
-    small = sampled(steps=4)
+    small = sampled(latent=SMALL, steps=4)
     large = torch.nn.functional.interpolate(small, scale_factor=2)
 
     assert_steers(latent=large, denoise=0.5, steps=4)

@@ -126,6 +126,7 @@ def test_damaged_file_is_one_sentence(weights, name, damage):
         InnerLoadDemoModel.execute()
 
 
+@pytest.mark.slow
 def test_reload_gives_weights_of_its_own(loaded):
     """What TrainLoraNode and the nodes for several GPUs ask of a loader."""
     model, clip, vae = loaded
@@ -170,6 +171,7 @@ def test_lora_as_a_hook_of_the_prompt(loaded, lora):
     assert torch.equal(draw(model, clip), plain)
 
 
+@pytest.mark.slow
 def test_lora_trained_by_the_host(loaded, models):
     model, clip, _ = loaded
     positive = stock.CLIPTextEncode().encode(clip, "red sphere")[0]
@@ -210,6 +212,7 @@ def test_lora_trained_by_the_host(loaded, models):
     assert not torch.equal(draw(patched, clip), plain)
 
 
+@pytest.mark.slow
 def test_merge(loaded, lora):
     model, clip, _ = loaded
     other = stock.LoraLoaderModelOnly().load_lora_model_only(model, lora, 1.0)[0]

@@ -62,6 +62,7 @@ def test_every_sampler(sample, sampler):
     assert 0.3 < drawn.std() < 2.5  # 1 on renders; a sampler that diverges leaves that far behind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", KSAMPLER.SCHEDULERS)
 def test_every_scheduler(sample, scheduler):
     assert 0.3 < sample(empty(128), scheduler=scheduler)["samples"].std() < 2.5
@@ -138,6 +139,7 @@ def test_batch_and_sizes(sample, vae):
     assert stock.VAEDecode().decode(vae, wide)[0].shape == (1, 200, 320, 3)
 
 
+@pytest.mark.slow
 def test_conditioning_nodes(loaded):
     model, clip, _ = loaded
     red, blue = (stock.CLIPTextEncode().encode(clip, text)[0] for text in ("red sphere", "blue box"))
@@ -183,6 +185,7 @@ def test_autoencoder_gives_a_render_back(vae, picture):
     assert -10 * (back - picture).square().mean().log10() > 28
 
 
+@pytest.mark.slow
 def test_tiles_make_the_same_picture(vae, picture):
     whole = stock.VAEEncode().encode(vae, picture)[0]
     tiled = stock.VAEEncodeTiled().encode(vae, picture, tile_size=128, overlap=32)[0]
@@ -192,6 +195,7 @@ def test_tiles_make_the_same_picture(vae, picture):
     assert (decoded - stock.VAEDecode().decode(vae, whole)[0]).abs().mean() < 0.02
 
 
+@pytest.mark.slow
 def test_image_to_image_keeps_what_denoise_leaves(sample, vae, picture):
     latent = stock.VAEEncode().encode(vae, picture)[0]
     change = [
@@ -224,6 +228,7 @@ def test_inpainting(sample, vae, picture):
     assert (drawn[..., 13:19, 13:19] - hole["samples"][..., 13:19, 13:19]).abs().mean() > 0.1
 
 
+@pytest.mark.slow
 def test_hires_pass_on_an_upscaled_latent(sample, vae):
     small = sample(empty(128))
     large = stock.LatentUpscale().upscale(small, "nearest-exact", 256, 256, "disabled")[0]

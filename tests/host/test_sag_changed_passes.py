@@ -94,8 +94,7 @@ CHANGED_PASSES = {
 ROW_BY_ROW = ("FreeU", "Deep Shrink")
 
 
-@pytest.mark.parametrize("sag_first", [True, False], ids=["sag-first", "sag-last"])
-@pytest.mark.parametrize("blocks", ["m0", "u3"])
+@pytest.mark.parametrize(("blocks", "sag_first"), [("m0", True), ("u3", False)], ids=["m0-first", "u3-last"])
 @pytest.mark.parametrize("other", CHANGED_PASSES)
 def test_nodes_that_change_the_forward_pass(other, blocks, sag_first):
     """The sampler's pass is, bit for bit, what it is without guidance."""

@@ -59,6 +59,7 @@ def test_the_naive_baseline_guides_in_the_same_direction():
     assert torch.cosine_similarity(*shifts, dim=0) > 0.9999
 
 
+@pytest.mark.slow
 def test_each_row_does_what_it_is_named_for(tiny_runs, monkeypatch):
     gradients = []
     evaluate = dag_gradient.evaluate_with_gradient

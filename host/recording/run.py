@@ -6,38 +6,29 @@ begin a step, and passes every other evaluation through untouched. Only the reco
 """
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...pictures.live import attention_picture, depth_picture, feature_picture
 from ..depth.estimation import pixels_per_latent
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
-from ..sampling.chunks import Chunk, Evaluation, MapKey, Reader
+from ..sampling.chunks import Chunk, Evaluation, Reader
 from ..sampling.crops import UNTRACED
 from ..sampling.guiders import list_names, positive_first
 from ..sampling.placements import Conditions, Placement, full_frame_condition
 from ..sampling.schedule import SigmaRange, counted_from, step_of
-from ..sampling.step_recorder import Recorder, over_latent
+from ..sampling.step_recorder import Recorder
 from .executing import executing
-from .readers import DEPTH, FEATURES, PROMPT, RECEIVED, DepthReader, Readers
-from .records import AttentionStep, FeatureStep, Record, Run
+from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers
+from .recorded_step import Source, of_layer, once, picture_of, step_made_of
+from .records import Record, Run
 
 LARGEST = torch.finfo(torch.float16).max
-
-
-class Source(NamedTuple):
-    """The origin of a recorded map: its key, its branch, and the number of its prompt there, else 0."""
-
-    key: MapKey
-    branch: str
-    condition: int
 
 
 @dataclass(frozen=True)
@@ -183,15 +174,16 @@ class RecordedRun:
             for chunk in evaluation.chunks
             for source in self.sources(evaluation, chunk)
         )
-        found = {}
-        for source in sources:
-            whole = of_layer(recorder, source.key, lambda *of, source=source: source in self.sources(*of), x)
-            if source.key.kind == PROMPT:
-                whole = once(whole, self.guider.conds[source.branch][source.condition])
-            if source.key.kind != RECEIVED:
-                whole = whole.clamp(-LARGEST, LARGEST).half()
-            found[source] = whole.cpu()
-        return found
+        return {source: self.map(recorder, source, x) for source in sources}
+
+    def map(self, recorder: Recorder, source: Source, x: Tensor) -> Tensor:
+        """The map of one source, as `maps` returns it."""
+        whole = of_layer(recorder, source.key, lambda *of: source in self.sources(*of), x)
+        if source.key.kind == PROMPT:
+            whole = once(whole, self.guider.conds[source.branch][source.condition])
+        if source.key.kind != RECEIVED:
+            whole = whole.clamp(-LARGEST, LARGEST).half()
+        return whole.cpu()
 
     def sources(self, evaluation: Evaluation, chunk: Chunk) -> list[Source]:
         """What the maps of a chunk are. Prompts are kept apart, everything else of a branch is blended.
@@ -215,43 +207,6 @@ def tells_depth(evaluation: Evaluation, chunk: Chunk) -> bool:
     return (chunk.label, chunk.uuid) == full_frame_condition(evaluation.placements, evaluation.x)
 
 
-def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> AttentionStep | FeatureStep:
-    """A step of a record."""
-
-    def of(kind: str) -> dict[Source, Tensor]:
-        return {source: found for source, found in maps.items() if source.key.kind == kind}
-
-    features = {(s.branch, s.key.layer): found for s, found in of(FEATURES).items()}
-    # Two if the host evaluates the condition lists in separate calls: each call then chooses a condition.
-    depths = sorted(of(DEPTH).items(), key=lambda item: item[0].branch != "positive")
-    if features or depths:
-        return FeatureStep(number, sigma, features, depths[0][1] if depths else None)
-    return AttentionStep(
-        number,
-        sigma,
-        {(s.branch, s.key.layer): found.squeeze(1) for s, found in of(RECEIVED).items()},
-        {(s.branch, s.key.layer, s.condition): found for s, found in of(PROMPT).items()},
-    )
-
-
-def picture_of(step: AttentionStep | FeatureStep, size: tuple[int, int]) -> Tensor | None:
-    """The preview of a step, (h, w, 3): mean attention of all layers; depth, or features of the last layer.
-
-    Of the positive branch if it was recorded. size (height, width) of the image. None if only the attention
-    to the prompt could be read.
-    """
-    if isinstance(step, FeatureStep) and step.depth is not None:
-        return depth_picture(step.depth.float())
-    maps = step.features if isinstance(step, FeatureStep) else step.received
-    branches = sorted({branch for branch, _ in maps}, key=lambda branch: branch != "positive")
-    of_branch = [found for (branch, _), found in maps.items() if branch == branches[0]]
-    if not of_branch:
-        return None
-    if isinstance(step, FeatureStep):
-        return feature_picture(of_branch[-1], size)
-    return attention_picture(of_branch, size)
-
-
 def evenly(numbers: Sequence[int], count: int) -> list[int]:
     """At most `count` of the numbers, evenly spread, with the last, and with the first where count > 1."""
     if len(numbers) <= count:
@@ -259,39 +214,3 @@ def evenly(numbers: Sequence[int], count: int) -> list[int]:
     if count == 1:
         return [numbers[-1]]
     return [numbers[round(i * (len(numbers) - 1) / (count - 1))] for i in range(count)]
-
-
-def of_layer(
-    recorder: Recorder, key: MapKey, belongs: Callable[[Evaluation, Chunk], bool], x: Tensor
-) -> Tensor:
-    """The map of a layer (B, C, *grid) over the whole latent x: as it was read, or blended.
-
-    Of several chunks, or of one that covers a part, it is the map over the latent (over_latent) on the grid
-    that the layer would have there.
-    """
-    parts = list(recorder.parts(key, belongs))
-    chunks = [(evaluation, chunk) for evaluation, found in parts for chunk in found]
-    evaluation, chunk = chunks[0]
-    if len(chunks) == 1 and chunk.placement.area is None and evaluation.window is None:
-        return chunk.maps[key]
-    grids = [
-        _whole_grid(chunk.maps[key].shape[2:], chunk.placement.weight.shape[2:], x.shape[2:])
-        for _, chunk in chunks
-    ]
-    finest = max(grids, key=lambda grid: torch.Size(grid).numel())
-    return F.interpolate(over_latent(parts, key, x), finest, mode="nearest")
-
-
-def _whole_grid(grid: Sequence[int], part: Sequence[int], whole: Sequence[int]) -> tuple[int, ...]:
-    """The grid over the whole latent, of a layer that has `grid` over a part of it."""
-    sides = zip(grid, part, whole, strict=True)
-    return tuple(max(1, round(cells * of_whole / of_part)) for cells, of_part, of_whole in sides)
-
-
-def once(given: Tensor, condition: dict[str, Any]) -> Tensor:
-    """The attention given to a prompt (B, tokens, *grid), once for each of its tokens.
-
-    The host repeats a prompt that shares a pass with a longer one; its tokens share their weight then.
-    """
-    tokens = condition["model_conds"]["c_crossattn"].cond.shape[1]
-    return given.unflatten(1, (-1, tokens)).sum(dim=1) if given.shape[1] % tokens == 0 else given

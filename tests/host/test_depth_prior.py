@@ -1,6 +1,7 @@
 """The depth prior in the host: its UNet, its files, its nodes."""
 
 import os
+from functools import partial
 
 import comfy.model_management
 import comfy.utils
@@ -25,8 +26,9 @@ pytestmark = pytest.mark.oldest_host
 
 @pytest.fixture(autouse=True)
 def short_report(monkeypatch):
-    """One map that the prior makes up: they take longer than the training of these tests."""
+    """One map, drawn in few steps: the report takes longer than the training of these tests."""
     monkeypatch.setattr(priors, "SHOWN", 1)
+    monkeypatch.setattr(priors, "draw", partial(prior.draw, steps=12))
 
 
 @pytest.fixture

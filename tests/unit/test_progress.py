@@ -14,7 +14,7 @@ def checkpoint(tmp_path):
 
 def training(stage, checkpoint):
     model = nn.Linear(3, 2)
-    return Training(stage, model, torch.optim.AdamW(model.parameters()), checkpoint, minutes=5.0)
+    return Training(stage, model, [torch.optim.AdamW(model.parameters())], checkpoint, minutes=5.0)
 
 
 def learn(stage, steps=1):
@@ -50,7 +50,7 @@ def test_another_stage_takes_the_weights_and_begins_anew(checkpoint):
     second = training("decoder", checkpoint)
 
     assert (second.step, second.budget.spent) == (0, 0.0)
-    assert not second.optimiser.state
+    assert not second.optimisers[0].state
     assert same(second.model.state_dict(), first.model.state_dict())
     assert same(second.average, first.average)
 

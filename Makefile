@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 WORKERS ?= 2
 PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test quick lint format workflows bench experiments
+.PHONY: setup demo test quick lint format workflows models bench experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -32,6 +32,9 @@ format: setup
 
 workflows: setup    ## the API twins in workflows/api/ from the workflow files
 	@$(VENV) -m tools.api_twins
+
+models: setup    ## docs/models.md, which node works with which model
+	@$(VENV) -m tools.run tools.model_table
 
 bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour on two cores
 	@$(VENV) -m tools.run benchmarks.speed

@@ -1,6 +1,6 @@
 """The readers of the Record nodes: attention received, attention to the prompt, features and depth."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,17 +15,15 @@ from ..depth.heads import HostedDepthHead
 from ..sampling.attention_recorder import RECEIVED
 from ..sampling.chunks import ForwardPass, MapKey, Maps, Reader
 from ..sampling.schedule import time_at
-from ..taps.attention_received import received_by
-from ..taps.attention_tap import Attention, UNetAttentionTap
+from ..taps.attention_received import attention_tap, received_by
+from ..taps.attention_tap import Attention
 from ..taps.blocks import AttentionLayer, FeatureLayer
 from ..taps.feature_tap import FeatureTap
-from ..taps.joint_attention_tap import JointAttentionTap
-from ..taps.joint_models import joint_model
 from ..taps.named_features import NamedFeatures
 
 PROMPT, FEATURES, DEPTH = "prompt", "features", "depth"
-# The host's names for the attentions of a UNet that are read for a kind of map.
-UNET_ATTENTION = {RECEIVED: "attn1", PROMPT: "attn2"}
+# The host's names for the attentions that are read for a kind of map.
+ATTENTION = {RECEIVED: "attn1", PROMPT: "attn2"}
 
 
 def received_map(attention: Attention, rows: list[int]) -> Tensor:
@@ -54,23 +52,22 @@ class AttentionReader:
         """Reader.reading."""
         maps: Maps = {}
 
-        def read(kinds: Sequence[str], attention: Attention) -> None:
-            for kind in kinds:
-                maps[MapKey(kind, self.names[attention.layer])] = MAP_OF[kind](attention, rows)
+        def read(kind: str, attention: Attention) -> None:
+            maps[MapKey(kind, self.names[attention.layer])] = MAP_OF[kind](attention, rows)
 
         transformer_options = forward.transformer_options
-        diffusion_model = forward.model.diffusion_model
-        joint = joint_model(diffusion_model)
-        if joint is not None:
-            joint_tap = JointAttentionTap(
-                self.names, joint, diffusion_model, forward.x, forward.context, partial(read, self.kinds)
-            )
-            yield joint_tap.install(transformer_options), maps
-            return
-        for kind in self.kinds:
-            tap = UNetAttentionTap(self.names, partial(read, (kind,)), UNET_ATTENTION[kind])
-            transformer_options = tap.install(transformer_options)
-        yield transformer_options, maps
+        with ExitStack() as stack:
+            for kind in self.kinds:
+                tap = attention_tap(
+                    tuple(self.names),
+                    forward.model.diffusion_model,
+                    forward.x,
+                    forward.context,
+                    partial(read, kind),
+                    ATTENTION[kind],
+                )
+                transformer_options = stack.enter_context(tap.reading(transformer_options))
+            yield transformer_options, maps
 
 
 @dataclass(frozen=True)

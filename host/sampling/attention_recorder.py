@@ -36,7 +36,8 @@ class ReceivedReader:
             forward.context,
             lambda attention: found.append(received_by(attention, rows)),
         )
-        yield tap.install(forward.transformer_options), maps
+        with tap.reading(forward.transformer_options) as transformer_options:
+            yield transformer_options, maps
         if found:
             maps[MEAN_RECEIVED] = average_on_finest_grid(found).unsqueeze(1)
 

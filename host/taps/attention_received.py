@@ -18,12 +18,16 @@ def attention_tap(
     x: Tensor,
     context: Tensor | None,
     read: Callable[[Attention], None],
+    kind: str = "attn1",
 ) -> UNetAttentionTap | JointAttentionTap:
-    """The tap for the self-attention in one forward pass of a model."""
+    """The tap for an attention of one kind in one forward pass of a model.
+
+    kind: "attn1", within the image, or "attn2", from the image to the prompt.
+    """
     joint = joint_model(diffusion_model)
     if joint is not None:
-        return JointAttentionTap(layers, joint, diffusion_model, x, context, read)
-    return UNetAttentionTap(layers, read)
+        return JointAttentionTap(layers, joint, diffusion_model, x, context, read, kind)
+    return UNetAttentionTap(layers, read, kind)
 
 
 def received_by(attention: Attention, rows: list[int]) -> Tensor:

@@ -15,7 +15,8 @@ A tap is made for one forward pass and has no memory beyond it; two passes, even
 have two taps.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,8 +76,9 @@ class UNetAttentionTap:
         self.armed: AttentionLayer | None = None
         self.override: Callable[..., Tensor] | None = None
 
-    def install(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
-        """A copy of one forward pass's transformer_options with the tap in it."""
+    @contextmanager
+    def reading(self, transformer_options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Gives a copy of one forward pass's transformer_options, for the pass that runs within it."""
         options = transformer_options.copy()
         patches = options.get("patches", {})
         before, after = f"{self.kind}_patch", f"{self.kind}_output_patch"
@@ -92,7 +94,7 @@ class UNetAttentionTap:
         }
         self.override = options.get("optimized_attention_override")
         options["optimized_attention_override"] = self
-        return options
+        yield options
 
     def arm(
         self, n: Tensor, context: Tensor, value: Tensor, extra_options: dict[str, Any]
@@ -144,7 +146,8 @@ class UNetAttentionTap:
         found = layer and (to_image if self.kind == "attn1" else to_prompt)(layer, *args, **kwargs)
         if found:
             self.unread.discard(layer)
-            self.read(found)
+            with torch.no_grad():  # what is read is no part of a graph
+                self.read(found)
 
 
 def to_image(

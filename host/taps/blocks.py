@@ -19,7 +19,7 @@ UNET_PARTS = {
     "m": ("middle", "middle_block"),
     "u": ("output", "output_blocks"),
 }
-MODELS = "Stable Diffusion 1.x, 2.x, XL, 3 or 3.5, SVD, Flux, Chroma, Qwen-Image, Lumina 2 or Z-Image"
+MODELS = "a model that docs/models.md of Inner Guidance lists"
 
 
 class AttentionLayer(NamedTuple):

@@ -110,8 +110,11 @@ def _joint_block(
 def _of_the_image(stack: Stack, tokens: Tokens, out: Any) -> Tensor | None:
     """A block's output as (B, C, *grid); None where the sequence is not the one of the model."""
     if stack.image is None:
-        image = tokens.image(out.shape[1])
-        features = image and out[:, image]
-    else:  # a sequence of its own, before the tokens of other images
-        features = out[stack.image][:, : tokens.count]
-    return None if features is None else features.movedim(2, 1).unflatten(2, tokens.grid)
+        features = out.flatten(1, -2)
+        image = tokens.image(features.shape[1])
+    else:  # a sequence of its own, without text
+        features = out[stack.image]
+        image = tokens.image_among_images(features.shape[1])
+    if image is None or len(features) != tokens.batch:
+        return None
+    return features[:, image].movedim(2, 1).unflatten(2, tokens.grid)

@@ -1,24 +1,33 @@
-"""The tap for transformers whose blocks attend over text and image at once: SD3, Flux, Chroma, Qwen, Lumina.
+"""The tap for transformers: SD3, Flux, Qwen-Image, Wan and the others of joint_models.py.
 
-Read are the queries of the image's tokens and all keys. For the attention that these tokens receive, the
-softmax is over the keys of the image alone (attention_received.py), so that its mean is 1 as in a UNet,
-whatever share goes to the prompt or to reference images.
+Read are the queries of the image's tokens. Where text and images attend at once, the keys are all of them.
+For the attention that the image's tokens receive, the softmax is over their keys alone
+(attention_received.py), so that its mean is 1 as in a UNet, whatever share goes to the prompt or to reference
+images.
+
+Not every model tells in transformer_options which block attends, and none which part of a block. Hooks on the
+modules do, for the time of the pass.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .attention_tap import Attention
+from .attention_tap import ALL, NONE, Attention
 from .blocks import AttentionLayer
-from .joint_models import JointModel, Tokens
+from .joint_models import PROMPT, JointModel, Tokens
+from .overridden_attention import overridden
 
 
 class JointAttentionTap:
-    """Reads `layers` in one forward pass, and hands each to `read` once. x (B, C, *spatial) is its input."""
+    """Reads `layers` in one forward pass, and hands each to `read` once. x (B, C, *spatial) is its input.
+
+    kind: "attn1" within the image, "attn2" from the image to the prompt; one attention may be both.
+    """
 
     def __init__(
         self,
@@ -28,36 +37,49 @@ class JointAttentionTap:
         x: Tensor,
         context: Tensor | None,
         read: Callable[[Attention], None],
+        kind: str = "attn1",
     ) -> None:
         self.unread = set(layers)
         self.read = read
-        self.names_blocks = joint.names_blocks
+        self.crosses = kind == "attn2" and bool(joint.stacks[0].cross_attention)
+        self.modules = {layer: attending(diffusion_model, joint, layer, self.crosses) for layer in layers}
+        self.overridable = joint.overridable
         self.tokens = Tokens(joint, diffusion_model, x, context)
+        self.armed: AttentionLayer | None = None
         self.override: Callable[..., Tensor] | None = None
 
-    def install(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
-        """A copy of one forward pass's transformer_options with the tap in it."""
+    @contextmanager
+    def reading(self, transformer_options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Gives a copy of one forward pass's transformer_options, for the pass that runs within it."""
         options = transformer_options.copy()
-        self.override = options.get("optimized_attention_override")
-        options["optimized_attention_override"] = self
-        if not self.names_blocks:
-            replace = options.get("patches_replace", {})
-            blocks = dict(replace.get("dit", {}))
-            for layer in self.unread:
-                key = ("double_block", layer.number)
-                blocks[key] = partial(name_block, layer, blocks.get(key))
-            options["patches_replace"] = replace | {"dit": blocks}
-        return options
+        if self.overridable:
+            self.override = options.get("optimized_attention_override")
+            options["optimized_attention_override"] = self
+        with ExitStack() as stack:
+            for layer, module in self.modules.items():
+                stack.callback(module.register_forward_pre_hook(partial(self.arm, layer)).remove)
+                stack.callback(module.register_forward_hook(self.disarm).remove)
+                if not self.overridable:
+                    stack.enter_context(overridden(module, self))
+            yield options
+
+    def arm(self, layer: AttentionLayer, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook: the next attention is that of this layer."""
+        self.armed = layer if layer in self.unread else None
+
+    def disarm(self, module: torch.nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        """Forward hook: it is over."""
+        self.armed = None
 
     def __call__(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """optimized_attention_override."""
-        options = kwargs["transformer_options"]
-        if "block_type" in options:
-            layer = AttentionLayer(options["block_type"], options["block_index"], 0)
-            # The first attention in a block; SD3.5 has a second one, over the image alone.
-            found = self.of_the_image(layer, *args, **kwargs) if layer in self.unread else None
-            if found:
-                self.unread.discard(layer)
+        layer = self.armed
+        # The first attention that fits; SD3.5 has a second one in a block, over the image alone.
+        found = self.of_the_image(layer, *args, **kwargs) if layer else None
+        if layer and found:
+            self.armed = None
+            self.unread.discard(layer)
+            with torch.no_grad():  # what is read is no part of a graph, nor of a block's checkpoint
                 self.read(found)
         if self.override is not None:
             return self.override(attention, *args, **kwargs)
@@ -77,22 +99,28 @@ class JointAttentionTap:
         """The attention of the image's tokens; None where the sequence is not the one of the model."""
         if not skip_reshape:  # (B, N, H d)
             q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
-        image = self.tokens.image(k.shape[2])
-        if image is None:
+        if k.shape[1] != q.shape[1]:  # a key for several heads
+            k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        tokens, length = self.tokens, k.shape[2]
+        if self.crosses:
+            keys, queries = tokens.sizes[PROMPT], tokens.image(q.shape[2])
+            image, prompt = NONE, ALL
+        else:
+            keys, queries = q.shape[2], tokens.image(length)
+            image, prompt = queries or NONE, tokens.prompt(length)
+        if queries is None or len(q) != tokens.batch or length != keys:
             return None
         if mask is not None:
             mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])
-            mask = mask[..., image, :] if mask.shape[-2] > 1 else mask
-        return Attention(layer, q[:, :, image], k, mask, 1, self.tokens.grid, image, self.tokens.prompt)
+            mask = mask[..., queries, :] if mask.shape[-2] > 1 else mask
+        return Attention(layer, q[:, :, queries], k, mask, 1, tokens.grid, image, prompt)
 
 
-def name_block(
-    layer: AttentionLayer,
-    replacement: Callable[..., dict[str, Tensor]] | None,
-    args: dict[str, Any],
-    extra: dict[str, Any],
-) -> dict[str, Tensor]:
-    """patches_replace["dit"]: tell the attention its block, as other models of the host do."""
-    options = args["transformer_options"] | {"block_type": layer.part, "block_index": layer.number}
-    args = args | {"transformer_options": options}
-    return replacement(args, extra) if replacement else extra["original_block"](args)
+def attending(
+    diffusion_model: torch.nn.Module, joint: JointModel, layer: AttentionLayer, crosses: bool
+) -> torch.nn.Module:
+    """The module in which a layer's attention is called."""
+    stack = next(s for s in joint.stacks if s.block_type == layer.part)
+    block = getattr(diffusion_model, stack.attribute)[layer.number]
+    part = stack.cross_attention if crosses else stack.self_attention
+    return getattr(block, part) if part else block

@@ -1,48 +1,149 @@
-"""The transformers of the host whose blocks attend over text and image at once, and can be read."""
+"""The host's diffusion transformers that can be read: how a family names its blocks and orders its tokens.
 
+A family is found by its class or a base class, so FLUX.2 is a Flux and Qwen-Image 2.1 a Qwen-Image. Where
+the image is in a sequence follows from the order of the parts and the sizes of those that are known.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+# The parts of a sequence. REFERENCES are other images; OTHER is registers, padding, texts of other encoders.
+IMAGE, PROMPT, REFERENCES, OTHER = "image", "prompt", "references", "other"
+
 
 class Stack(NamedTuple):
-    """Blocks of one kind: its name in transformer_options, the model's attribute that holds them.
+    """Blocks of one kind: our name for the kind, the model's attribute that holds them.
 
-    image: which of a block's two outputs has the image's tokens; None where there is one output for all.
+    image: which of a block's two outputs has the images' tokens; None where there is one output for all.
+    self_attention, cross_attention: the parts of a block that attend within the image, and from it to the
+    prompt. Without cross_attention the first does both; it is the block itself where it has no name.
     """
 
     block_type: str
     attribute: str
     image: int | None
+    self_attention: str = ""
+    cross_attention: str = ""
 
 
 @dataclass(frozen=True)
 class JointModel:
-    """How a family of the host's models names its blocks and orders its tokens.
+    """How a family of the host's transformers names its blocks and orders its tokens.
 
+    name: what people call it, in messages and in docs/models.md.
     stacks: in the order of the forward pass.
-    image_last: the image's tokens end the sequence; otherwise they follow the text, before other images'.
-    names_blocks: whether the host tells the block in transformer_options.
+    sequence: the parts of the sequence that attends to itself, in order.
+    width: the model's attribute with the number of channels of a token.
+    patch: the side of a patch in latent pixels, or the model's attribute that holds it, one for all sides
+    or one for each.
+    overridable: whether the host lets an override see the attention (overridden_attention.py).
     """
 
+    name: str
     stacks: tuple[Stack, ...]
-    image_last: bool
-    names_blocks: bool = True
+    sequence: tuple[str, ...]
+    width: str = "hidden_size"
+    patch: str | int = "patch_size"
+    overridable: bool = True
 
 
 DOUBLE_AND_SINGLE = (Stack("double", "double_blocks", image=0), Stack("single", "single_blocks", image=None))
-JOINT_MODELS = {
+TRANSFORMER_BLOCKS = (Stack("double", "transformer_blocks", image=1),)
+SELF_AND_CROSS = (Stack("double", "blocks", None, "self_attn", "cross_attn"),)
+LAYERS = (Stack("single", "layers", image=None),)
+JOINT_MODELS: dict[str, JointModel | None] = {
     "comfy.ldm.modules.diffusionmodules.mmdit.MMDiT": JointModel(
-        (Stack("double", "joint_blocks", image=1),), image_last=True, names_blocks=False
+        "Stable Diffusion 3", (Stack("double", "joint_blocks", image=1),), (PROMPT, IMAGE)
     ),
-    "comfy.ldm.flux.model.Flux": JointModel(DOUBLE_AND_SINGLE, image_last=False),
-    "comfy.ldm.chroma.model.Chroma": JointModel(DOUBLE_AND_SINGLE, image_last=False),
+    "comfy.ldm.flux.model.Flux": JointModel("Flux", DOUBLE_AND_SINGLE, (PROMPT, IMAGE, REFERENCES)),
+    "comfy.ldm.chroma.model.Chroma": JointModel("Chroma", DOUBLE_AND_SINGLE, (PROMPT, IMAGE, REFERENCES)),
     "comfy.ldm.qwen_image.model.QwenImageTransformer2DModel": JointModel(
-        (Stack("double", "transformer_blocks", image=1),), image_last=False
+        "Qwen-Image", TRANSFORMER_BLOCKS, (PROMPT, IMAGE, REFERENCES), "inner_dim"
     ),
-    "comfy.ldm.lumina.model.NextDiT": JointModel((Stack("double", "layers", image=None),), image_last=True),
+    "comfy.ldm.mage_flow.model.MageFlowTransformer2DModel": JointModel(
+        "Mage-Flow", TRANSFORMER_BLOCKS, (PROMPT, IMAGE, REFERENCES), "inner_dim"
+    ),
+    "comfy.ldm.lumina.model.NextDiT": JointModel(
+        "Lumina 2", (Stack("double", "layers", image=None),), (PROMPT, OTHER, IMAGE), "dim"
+    ),
+    "comfy.ldm.krea2.model.SingleStreamDiT": JointModel(
+        "Krea 2",
+        (Stack("single", "blocks", image=None),),
+        (PROMPT, IMAGE, REFERENCES),
+        "first.out_features",
+        patch="patch",
+    ),
+    "comfy.ldm.cosmos.predict2.MiniTrainDIT": JointModel(
+        "Cosmos-Predict2", SELF_AND_CROSS, (IMAGE,), "model_channels", patch="patch_spatial"
+    ),
+    "comfy.ldm.wan.model.WanModel": JointModel("Wan", SELF_AND_CROSS, (IMAGE, REFERENCES), "dim"),
+    "comfy.ldm.wan.model.SCAILWanModel": None,  # other images before and behind, of any number
+    "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel": JointModel(
+        "HiDream",
+        (
+            Stack("double", "double_stream_blocks", image=0),
+            Stack("single", "single_stream_blocks", image=None),
+        ),
+        (IMAGE, PROMPT, OTHER),
+        "inner_dim",
+    ),
+    "comfy.ldm.hunyuan_video.model.HunyuanVideo": JointModel(
+        "Hunyuan Image", DOUBLE_AND_SINGLE, (PROMPT, OTHER, REFERENCES, IMAGE)
+    ),
+    "comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel": JointModel(
+        "Ideogram 4", LAYERS, (PROMPT, IMAGE), "input_proj.out_features", patch=1
+    ),
+    "comfy.ldm.ernie.model.ErnieImageModel": JointModel(
+        "Ernie Image",
+        (Stack("single", "layers", None, "self_attention"),),
+        (IMAGE, PROMPT),
+        overridable=False,
+    ),
+    "comfy.ldm.pixart.pixartms.PixArtMS": JointModel(
+        "PixArt", (Stack("double", "blocks", None, "attn", "cross_attn"),), (IMAGE,), overridable=False
+    ),
+    "comfy.ldm.hydit.models.HunYuanDiT": JointModel(
+        "Hunyuan-DiT", (Stack("double", "blocks", None, "attn1", "attn2"),), (IMAGE,), overridable=False
+    ),
+    "comfy.ldm.aura.mmdit.MMDiT": JointModel(
+        "AuraFlow",
+        (Stack("double", "double_layers", image=1), Stack("single", "single_layers", image=None)),
+        (OTHER, PROMPT, IMAGE),
+        "init_x_linear.out_features",
+    ),
+    "comfy.ldm.kandinsky5.model.Kandinsky5": JointModel(
+        "Kandinsky 5",
+        (Stack("double", "visual_transformer_blocks", None, "self_attention", "cross_attention"),),
+        (IMAGE,),
+        "model_dim",
+    ),
+    "comfy.ldm.omnigen.omnigen2.OmniGen2Transformer2DModel": JointModel(
+        "OmniGen 2", LAYERS, (PROMPT, REFERENCES, IMAGE)
+    ),
+    "comfy.ldm.boogu.model.BooguTransformer2DModel": JointModel(
+        "Boogu",
+        (
+            Stack("double", "double_stream_layers", image=0),
+            Stack("single", "single_stream_layers", image=None),
+        ),
+        (PROMPT, REFERENCES, IMAGE),
+    ),
+    "comfy.ldm.lens.model.LensTransformer2DModel": JointModel(
+        "Lens", TRANSFORMER_BLOCKS, (IMAGE, PROMPT), "inner_dim", patch=1
+    ),
+    "comfy.ldm.joyimage.model.JoyImageTransformer3DModel": JointModel(
+        "JoyImage",
+        (Stack("double", "double_blocks", image=0),),
+        (IMAGE, REFERENCES, PROMPT),
+        "img_in.out_channels",
+    ),
+    "comfy.ldm.pixeldit.model.PixDiT_T2I": JointModel(
+        "PixelDiT", (Stack("double", "patch_blocks", image=0),), (PROMPT, IMAGE)
+    ),
 }
 
 
@@ -60,18 +161,51 @@ class Tokens:
     """
 
     def __init__(self, joint: JointModel, diffusion_model: Any, x: Tensor, context: Tensor | None) -> None:
-        patch = diffusion_model.patch_size
-        *frames, height, width = x.shape[2:]
-        self.grid: tuple[int, ...] = (*frames, -(-height // patch), -(-width // patch))
+        patch = joint.patch if isinstance(joint.patch, int) else getattr(diffusion_model, joint.patch)
+        sides = [patch, patch] if isinstance(patch, int) else list(patch)
+        sides = [1] * (x.ndim - 2 - len(sides)) + sides[2 - x.ndim :]
+        self.batch = len(x)
+        self.grid: tuple[int, ...] = tuple(-(-n // side) for n, side in zip(x.shape[2:], sides, strict=True))
         self.count = torch.Size(self.grid).numel()
-        self.prompt = slice(0, 0 if context is None else context.shape[1])
-        self.image_last = joint.image_last
+        self.sequence = joint.sequence
+        if getattr(diffusion_model, "ref_conv", None) is not None:  # Wan Fun
+            self.sequence = (REFERENCES, IMAGE)
         # Z-Image fills the image up to a multiple of its tokens.
-        self.multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
+        multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
+        self.sizes = {IMAGE: -(-self.count // multiple) * multiple}
+        # HunyuanVideo 1.5 has other tokens in front of the prompt, or none.
+        if getattr(diffusion_model, "vision_in", None) is None:
+            longest = getattr(diffusion_model, "txt_max_length", None)  # PixelDiT cuts the prompt
+            self.sizes[PROMPT] = 0 if context is None else context[:, :longest].shape[1]
 
     def image(self, length: int) -> slice | None:
         """The image in a sequence of all tokens; None where the sequence is not the one of the model."""
-        start = self.prompt.stop
-        if self.image_last:
-            start = length + -(-self.count // self.multiple) * -self.multiple
-        return slice(start, start + self.count) if 0 <= start <= length - self.count else None
+        start = self._start(IMAGE, self.sequence, length)
+        return None if start is None else slice(start, start + self.count)
+
+    def image_among_images(self, length: int) -> slice | None:
+        """The image in a sequence without any text, as Tokens.image."""
+        images = [part for part in self.sequence if part in (IMAGE, REFERENCES)]
+        start = self._start(IMAGE, images, length)
+        return None if start is None else slice(start, start + self.count)
+
+    def prompt(self, length: int) -> slice:
+        """The prompt in a sequence of all tokens; empty where it is not known to be there."""
+        start = self._start(PROMPT, self.sequence, length)
+        return slice(0) if start is None else slice(start, start + self.sizes[PROMPT])
+
+    def _start(self, part: str, sequence: Sequence[str], length: int) -> int | None:
+        """Where a part begins: counted from the side on which all sizes are known."""
+        if part not in sequence or part not in self.sizes:
+            return None
+        unknown = [i for i, p in enumerate(sequence) if p not in self.sizes]
+        known = [self.sizes.get(p, 0) for p in sequence]
+        rest = length - sum(known)
+        if rest < 0 or (rest > 0 and not unknown):
+            return None
+        place = sequence.index(part)
+        if rest == 0 or all(i > place for i in unknown):
+            return sum(known[:place])
+        if all(i < place for i in unknown):
+            return length - sum(known[place:])
+        return None

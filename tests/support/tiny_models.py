@@ -50,6 +50,47 @@ class QwenConfig(TransformerConfig):
     latent_format = comfy.latent_formats.Wan21
 
 
+class PixelConfig(TransformerConfig):
+    """Models of pixels, which have no VAE."""
+
+    latent_format = comfy.latent_formats.ChromaRadiance
+
+
+# kind: (configuration, the host's class, what the host reads of a checkpoint)
+KINDS = {
+    "small": (configs.SMALL, "BaseModel", Config),
+    "sd15": (configs.SD15, "BaseModel", Config),
+    "sdxl": (configs.SDXL, "SDXL", Config),
+    "inpaint": (configs.INPAINT, "BaseModel", Config),
+    "svd": (configs.SVD, "SVD_img2vid", Config),
+    "flux": (configs.FLUX, "Flux", TransformerConfig),
+    "flux2": (configs.FLUX2, "Flux2", TransformerConfig),
+    "chroma": (configs.CHROMA, "Chroma", TransformerConfig),
+    "radiance": (configs.RADIANCE, "ChromaRadiance", PixelConfig),
+    "sd3": (configs.SD3, "SD3", TransformerConfig),
+    "qwen": (configs.QWEN, "QwenImage", QwenConfig),
+    "mage": (configs.MAGE, "MageFlow", TransformerConfig),
+    "lumina": (configs.LUMINA, "Lumina2", TransformerConfig),
+    "zimage": (configs.ZIMAGE, "Lumina2", TransformerConfig),
+    "krea2": (configs.KREA2, "Krea2", QwenConfig),
+    "cosmos": (configs.COSMOS, "CosmosPredict2", QwenConfig),
+    "wan": (configs.WAN, "WAN21", QwenConfig),
+    "hidream": (configs.HIDREAM, "HiDream", TransformerConfig),
+    "hunyuan": (configs.HUNYUAN, "HunyuanImage21", TransformerConfig),
+    "ideogram": (configs.IDEOGRAM, "Ideogram4", TransformerConfig),
+    "ernie": (configs.ERNIE, "ErnieImage", TransformerConfig),
+    "pixart": (configs.PIXART, "PixArt", Config),
+    "hydit": (configs.HYDIT, "HunyuanDiT", Config),
+    "aura": (configs.AURA, "AuraFlow", TransformerConfig),
+    "kandinsky": (configs.KANDINSKY, "Kandinsky5Image", TransformerConfig),
+    "omnigen2": (configs.OMNIGEN2, "Omnigen2", TransformerConfig),
+    "boogu": (configs.BOOGU, "Boogu", TransformerConfig),
+    "lens": (configs.LENS, "Lens", TransformerConfig),
+    "joyimage": (configs.JOYIMAGE, "JoyImage", QwenConfig),
+    "pixeldit": (configs.PIXELDIT, "PixelDiTT2I", PixelConfig),
+}
+
+
 def initialise(model, seed):
     """Random weights, which the host leaves uninitialised. Queries and keys are large: peaked attention."""
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +102,7 @@ def initialise(model, seed):
             fan_in = math.prod(parameter.shape[1:])
             gain = 2.5 if "to_q" in name or "to_k" in name else 1.0
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * gain / math.sqrt(fan_in))
-    if getattr(model.diffusion_model, "pos_embed", None) is not None:
+    if isinstance(getattr(model.diffusion_model, "pos_embed", None), torch.Tensor):
         model.diffusion_model.pos_embed.copy_(
             torch.randn(model.diffusion_model.pos_embed.shape, generator=generator)
         )
@@ -70,22 +111,11 @@ def initialise(model, seed):
 @cache
 def root(kind, model_type, seed):
     """A model of the host's, made once, and what a loader node would hand out for it."""
-    unet_config, model_class, *config_class = {
-        "small": (configs.SMALL, comfy.model_base.BaseModel),
-        "sd15": (configs.SD15, comfy.model_base.BaseModel),
-        "sdxl": (configs.SDXL, comfy.model_base.SDXL),
-        "inpaint": (configs.INPAINT, comfy.model_base.BaseModel),
-        "svd": (configs.SVD, comfy.model_base.SVD_img2vid),
-        "flux": (configs.FLUX, comfy.model_base.Flux, TransformerConfig),
-        "chroma": (configs.CHROMA, comfy.model_base.Chroma, TransformerConfig),
-        "sd3": (configs.SD3, comfy.model_base.SD3, TransformerConfig),
-        "qwen": (configs.QWEN, comfy.model_base.QwenImage, QwenConfig),
-        "lumina": (configs.LUMINA, comfy.model_base.Lumina2, TransformerConfig),
-        "zimage": (configs.ZIMAGE, comfy.model_base.Lumina2, TransformerConfig),
-    }[kind]
-    config = (config_class or [Config])[0](dict(unet_config))
+    unet_config, class_name, config_class = KINDS[kind]
+    config = config_class(dict(unet_config))
     config.set_inference_dtype(torch.float32, None)
-    model = model_class(config, ModelType[model_type], device=CPU)
+    # By name: ComfyUI 0.9.2 lacks some.
+    model = getattr(comfy.model_base, class_name)(config, ModelType[model_type], device=CPU)
     if kind == "inpaint":
         model.set_inpaint()
     initialise(model, seed)

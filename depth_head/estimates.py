@@ -5,7 +5,7 @@ Where there is much noise, a model's estimate of the latent is blurred, and a pa
     estimate = G * x0 + n std eta      G: a Gaussian of deviation g latent pixels; eta: standard normal
 
 g and n are drawn evenly between 0 and a limit that rises with the time. Estimates by the best linear filter
-(Wiener) were tried, too: depth is read as well from them, but steers worse (docs/derivations.md).
+(Wiener) were tried, too: such a head follows a target further (docs/derivations.md).
 """
 
 import math

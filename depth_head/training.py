@@ -1,4 +1,4 @@
-"""Training a depth head on the features of a frozen UNet (DAG, section 3.2).
+"""Training a depth head on the features of a frozen model (DAG, section 3.2).
 
     loss       L1 to the label, of the strong and the weak branch together
     t          uniform below 800 of 1000: beyond, depth can hardly be read
@@ -175,7 +175,7 @@ class Evaluation:
     def read(self, rows: Tensor, time: Tensor, seeds: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
         """Features of images and the time, as tensors that autograd takes.
 
-        Raises ValueError if the UNet's output overflows.
+        Raises ValueError if the model's output overflows.
         """
         with torch.inference_mode():
             found = self.features(rows, time, seeds)

@@ -48,8 +48,8 @@ def per_image_mean(t: Tensor) -> Tensor:
 
 
 def rms(t: Tensor) -> Tensor:
-    """Root mean square of each image: (B, C, h, w) -> (B, 1, 1, 1)."""
-    return t.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    """Root mean square of each image: (B, C, *spatial) -> (B, 1, ...) of as many dimensions."""
+    return t.square().mean(dim=tuple(range(1, t.ndim)), keepdim=True).sqrt()
 
 
 def consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def _divide(t: Tensor, size: Tensor | float) -> Tensor:
 
 
 def direction(gradient: Tensor, size: Tensor) -> Tensor:
-    """A gradient (B, C, h, w) with RMS `size` in each image (Pull.size); 0 where the gradient is 0."""
+    """A gradient (B, C, *spatial) with RMS `size` (B, 1, ...) in each image; 0 where the gradient is 0."""
     return size * _divide(gradient, rms(gradient))
 
 

@@ -64,7 +64,8 @@ class InnerDepthEstimate(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "The prompt for the model: the same as in the training of the head, usually an "
-                        "empty one. Leave unconnected to use zeros instead."
+                        "empty one. UNets (SD 1.x, 2.x, XL) can do without: leave unconnected to use zeros "
+                        "instead."
                     ),
                 ),
                 io.Float.Input(

@@ -58,9 +58,10 @@ class InnerTrainDepthHead(io.ComfyNode):
                     tooltip=(
                         "pixel_mlp reads each place by itself: small, fast, works with few images. readout "
                         "also takes the surroundings into account: larger and slower, better with many "
-                        "images. latent reads the finished latent, not the model's features: guidance "
-                        "towards a target costs next to nothing and works with every model of the same "
-                        "VAE, but training needs many images and consistency is not available."
+                        "images; UNets only (SD 1.x, 2.x, XL). latent reads the finished latent, not the "
+                        "model's features: guidance towards a target costs next to nothing and works with "
+                        "every model of the same VAE, but training needs many images and consistency is not "
+                        "available."
                     ),
                 ),
                 io.String.Input(
@@ -69,9 +70,10 @@ class InnerTrainDepthHead(io.ComfyNode):
                     tooltip=(
                         "The blocks to read. auto uses the middle of the decoder, or all of it for readout. "
                         "o0, o1, ... are the blocks of the decoder, deepest first; r0, r1, ... are their "
-                        "residual branches, which readout requires. o3-o8 is a range; separate several with "
-                        "commas. Higher numbers see finer detail, lower ones more of the scene. No effect on "
-                        "latent."
+                        "residual branches, which readout requires. Models without a decoder, such as Flux, "
+                        "have b0, b1, ...; there auto uses blocks up to half depth. o3-o8 is a range; "
+                        "separate several with commas. Higher numbers see finer detail, lower ones more of "
+                        "the scene. No effect on latent."
                     ),
                 ),
                 io.Int.Input(
@@ -123,8 +125,8 @@ class InnerTrainDepthHead(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "The prompt for the model during training, ideally an empty one. If there are "
-                        "several, the first is used for the whole image. Leave unconnected to use zeros "
-                        "instead. No effect on latent."
+                        "several, the first is used for the whole image. UNets (SD 1.x, 2.x, XL) can do "
+                        "without: leave unconnected to use zeros instead. No effect on latent."
                     ),
                 ),
                 io.String.Input(
@@ -133,8 +135,8 @@ class InnerTrainDepthHead(io.ComfyNode):
                     optional=True,
                     tooltip=(
                         "The blocks of the weak branch, which Depth-Aware Guidance compares with the strong "
-                        "one. auto uses the middle block of the decoder. More blocks make the branch less "
-                        "weak. No effect on latent."
+                        "one. auto uses the middle block of the decoder, or of those that blocks uses on "
+                        "auto. More blocks make the branch less weak. No effect on latent."
                     ),
                     extra_dict=ADVANCED,
                 ),

@@ -8,6 +8,9 @@ gradient; training them together costs one pass of the UNet for both.
 
 Choices that the paper leaves open: widths 128 and 32, as in its parent method (arXiv:2112.03126); a sigmoid
 at the output; features standardised per channel before the first Linear. See docs/derivations.md.
+
+The features of a transformer are its residual stream, in which a few channels are many times larger than all
+others, more so in some tokens than in others (arXiv:2505.18584). So they are normalised per token first.
 """
 
 import math
@@ -37,7 +40,8 @@ class PixelMLP(nn.Module):
     """The interface is that of architectures/__init__.py.
 
     taps: name -> channels of every block that is read. strong, weak: the names that each branch reads, at
-    least one. Raises ValueError for a name that is not in taps, and beyond limits.py.
+    least one. token_norm: normalise the channels of each token of a transformer (LayerNorm without
+    parameters). Raises ValueError for a name that is not in taps, and beyond limits.py.
     """
 
     def __init__(
@@ -46,12 +50,16 @@ class PixelMLP(nn.Module):
         strong: Sequence[str],
         weak: Sequence[str],
         widths: Sequence[int] = (128, 32),
+        token_norm: bool = False,
     ) -> None:
         super().__init__()
         require_taps(taps)
         require_branch("strong", strong, taps)
         require_branch("weak", weak, taps)
         require_widths(widths)
+        if type(token_norm) is not bool:
+            raise ValueError("token_norm must be true or false")
+        self.token_norm = token_norm
         self.taps = dict(taps)
         self.branch_taps = {"strong": tuple(strong), "weak": tuple(weak)}
         self.widths = tuple(widths)
@@ -61,13 +69,14 @@ class PixelMLP(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `build` needs."""
-        return {
+        """What `build` needs. Versions before token_norm read the heads that do without it."""
+        config = {
             "taps": self.taps,
             "strong": list(self.branch_taps["strong"]),
             "weak": list(self.branch_taps["weak"]),
             "widths": list(self.widths),
         }
+        return config | {"token_norm": True} if self.token_norm else config
 
     def forward(
         self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branch: str = "strong"
@@ -81,7 +90,7 @@ class PixelMLP(nn.Module):
         """Depth of several branches; shared features are computed once."""
         needed = {name for branch in branches for name in self.branch_taps[branch]}
         standard = {
-            name: standardise(features[name].float())
+            name: standardise(self.normalised(features[name].float()))
             for name, standardise in zip(self.taps, self.standardise, strict=True)
             if name in needed
         }
@@ -90,6 +99,12 @@ class PixelMLP(nn.Module):
             getattr(self, branch)([standard[name] for name in self.branch_taps[branch]], embedding, size)
             for branch in branches
         ]
+
+    def normalised(self, x: Tensor) -> Tensor:
+        """(B, C, h, w); with token_norm, of mean 0 and variance 1 over the channels of each token."""
+        if not self.token_norm:
+            return x
+        return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 
 class PixelBranch(nn.Module):

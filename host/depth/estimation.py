@@ -1,4 +1,4 @@
-"""Depth of finished images: the head reads one truncated pass of the UNet on the slightly noised image."""
+"""Depth of finished images: the head reads one truncated pass of the model on the slightly noised image."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...depth_head.architectures.latent import ESTIMATE
-from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
+from ..sampling.frozen_unet import Conditioning, FrozenUNet, require_prompt, with_frozen_unet
 from ..sampling.schedule import TIMES
 from .heads import HostedDepthHead, reads_latents, require_head_fits
 
@@ -37,9 +37,10 @@ def estimate_depth(
     that names both, if the head does not fit the model.
     """
     require_head_fits(hosted.head, model)
-    require_latents(model, latents)
+    latents = image_latents(model, latents)
     if reads_latents(hosted.head):
         return depth_of_latents(model, hosted, latents)
+    require_prompt(model, positive)
     network = hosted.head.network
     names = network.branch_taps["strong"]
     generator = torch.Generator().manual_seed(seed)
@@ -88,22 +89,32 @@ def as_sampled(model: ModelPatcher, latents: Tensor) -> Tensor:
     return x0.squeeze(2) if x0.ndim == 5 else x0
 
 
-def require_latents(model: ModelPatcher, latents: Tensor) -> None:
-    """Raises ValueError for latents of another model, an empty batch and latents that are too small."""
+def image_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
+    """Latents of images (B, C, h, w), as this model takes them: (B, C, 1, h, w) for models of videos.
+
+    Raises ValueError for latents of another model or of a video, too small ones and an empty batch.
+    """
     require_some(latents)
-    channels = model.model.latent_format.latent_channels
-    one_frame = model.model.latent_format.latent_dimensions == 3 and latents.shape[2] == 1
-    if latents.ndim != 4 + one_frame or latents.shape[1] != channels:
+    latent_format = model.model.latent_format
+    channels = latent_format.latent_channels
+    of_video = latent_format.latent_dimensions == 3
+    if of_video and latents.ndim == 5 and latents.shape[2] > 1:
+        raise ValueError(
+            f"The latent is a video of {latents.shape[2]} frames: depth is read from images, so use a latent "
+            "of one frame."
+        )
+    if latents.ndim not in ((4, 5) if of_video else (4,)) or latents.shape[1] != channels:
         raise ValueError(
             f"The latent is {' x '.join(map(str, latents.shape))}, but this model needs images of {channels} "
             "channels: encode the image with the model's own VAE."
         )
-    if latents[0, 0].numel() < FEWEST_PIXELS:
+    if latents.shape[-1] * latents.shape[-2] < FEWEST_PIXELS:
         least = 4 * pixels_per_latent(model)
         raise ValueError(
             f"The latent is {latents.shape[-1]} x {latents.shape[-2]}, too small to read depth from: use "
             f"images of at least {least} x {least} pixels."
         )
+    return latents.unsqueeze(2) if of_video and latents.ndim == 4 else latents
 
 
 def require_some(batch: Tensor) -> None:

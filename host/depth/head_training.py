@@ -1,4 +1,4 @@
-"""Train Depth Head: depth_head/training.py on the features of the host's frozen UNet, or on latents."""
+"""Train Depth Head: depth_head/training.py on the features of the host's frozen model, or on latents."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,19 @@ from ...depth_head.architectures import LATENT, STRONG, WEAK, DepthNetwork, buil
 from ...depth_head.architectures.latent import ESTIMATE
 from ...depth_head.depth_maps import read_depth_maps
 from ...depth_head.estimates import stand_in
-from ...depth_head.head import DepthHead, LatentSpace, middle_blocks
+from ...depth_head.head import DepthHead, LatentSpace, first_half_blocks, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
-from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
+from ..sampling.frozen_unet import Conditioning, FrozenUNet, require_prompt, with_frozen_unet
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
+from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
 from .estimation import as_sampled
-from .heads import HostedDepthHead, feature_channels, latent_space, model_family
+from .heads import HostedDepthHead, block_count, feature_channels, latent_space, model_family
 from .training_pairs import encode, labels_for, noise_of, require_depth, require_pairs, shares_of
 from .training_watch import TrainingWatch
 
-# `blocks` inputs: the middle of the decoder (depth_head/head.py), all ResBlocks for a Readout network.
+# `blocks` inputs: default_blocks.
 AUTO = "auto"
 
 
@@ -57,6 +58,8 @@ def train_depth_head(
     maps = read_depth_maps(depths, "depths")
     fits: str | LatentSpace = latent_space(model) if architecture == LATENT else model_family(model)
     network = new_network(model, architecture, blocks, weak_blocks, settings.seed)
+    if architecture != LATENT:
+        require_prompt(model, positive)
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
     latents = encode(model, vae, images, progress)
     labels = labels_for(vae, maps, images, latents.shape[-2:])
@@ -103,31 +106,34 @@ def new_network(
     """A network for this model with random weights from the seed. Raises ValueError for the blocks."""
     if architecture == LATENT:
         return random_network(LATENT, {"channels": latent_space(model).channels}, seed)
-    unet: Any = model.get_model_object("diffusion_model")
-    channels = feature_channels(unet)
-    letter = "r" if architecture == "readout" else "o"
+    diffusion_model: Any = model.get_model_object("diffusion_model")
+    is_transformer = joint_model(diffusion_model) is not None
+    if architecture == "readout" and is_transformer:
+        raise ValueError(
+            f"The architecture readout reads the residual branches of a UNet, and {model_family(model)} has "
+            "none: choose pixel_mlp."
+        )
+    channels = feature_channels(diffusion_model)
     available = {
         name: layers
-        for name, layers in feature_blocks(unet).items()
+        for name, layers in feature_blocks(diffusion_model).items()
         if architecture != "readout" or name[0] == "r"
     }
     names = layer_names(available)
-    strong_default, weak_default = middle_blocks(len(unet.output_blocks))
-    if architecture == "readout":
-        strong_default = range(len(unet.output_blocks))
+    strong_default, weak_default = default_blocks(diffusion_model, architecture)
 
-    def chosen(text: str, default: Sequence[int]) -> list[str]:
+    def chosen(text: str, default: list[str]) -> list[str]:
         if text.strip().lower() == AUTO:
-            return [f"{letter}{i}" for i in default]
+            return default
         return [names[layer] for layer in parse_blocks(text, available)]
 
-    strong, weak = chosen(blocks, strong_default), chosen(weak_blocks, [weak_default])
+    strong, weak = chosen(blocks, strong_default), chosen(weak_blocks, weak_default)
     order = [name for name in available if name in {*strong, *weak}]
     config: dict[str, Any] = {"taps": {name: channels[name] for name in order}, "weak": weak}
     if architecture == "readout":
         config |= {"embedding": (TIME_TAP, channels[TIME_TAP])}
     else:
-        config |= {"strong": strong}
+        config |= {"strong": strong, "token_norm": is_transformer}
     return random_network(architecture, config, seed)
 
 
@@ -136,6 +142,20 @@ def random_network(architecture: str, config: Mapping[str, Any], seed: int) -> D
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build(architecture, config)
+
+
+def default_blocks(diffusion_model: Any, architecture: str) -> tuple[list[str], list[str]]:
+    """The names of what the strong and the weak branch read if the user does not choose."""
+    joint = joint_model(diffusion_model)
+    strong: Sequence[int]
+    if joint is not None:
+        strong, weak = first_half_blocks(block_count(diffusion_model, joint))
+        return [f"b{i}" for i in strong], [f"b{weak}"]
+    count = len(diffusion_model.output_blocks)
+    strong, weak = middle_blocks(count)
+    if architecture == "readout":
+        return [f"r{i}" for i in range(count)], [f"r{weak}"]
+    return [f"o{i}" for i in strong], [f"o{weak}"]
 
 
 def features_of(unet: FrozenUNet, latents: Tensor, names: Sequence[str]) -> Features:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import comfy.model_management
@@ -9,6 +10,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...depth_head.head import SD1, SDXL, DepthHead, LatentSpace, require_fit, require_latent_space
+from ..taps.blocks import MODELS
+from ..taps.joint_models import JointModel, joint_model
 from ..taps.named_features import TIME_TAP
 
 # By the UNet's channels and the width of its prompt, which all checkpoints of a family share.
@@ -80,12 +83,16 @@ def latent_space(model: ModelPatcher) -> LatentSpace:
 
 
 def model_family(model: ModelPatcher) -> str:
-    """The family of a model, in words. Raises ValueError if it is not a UNet."""
-    unet = model.get_model_object("diffusion_model")
-    if not hasattr(unet, "input_blocks"):
+    """The family of a model, in words. Raises ValueError if its features cannot be read."""
+    diffusion_model: Any = model.get_model_object("diffusion_model")
+    joint = joint_model(diffusion_model)
+    if joint is not None:
+        blocks, width = block_count(diffusion_model, joint), attrgetter(joint.width)(diffusion_model)
+        return f"{type(model.model).__name__} with {blocks} blocks of {width} channels"
+    if not hasattr(diffusion_model, "input_blocks"):
         raise ValueError(
-            f"Depth heads read the features of UNets, and this model is none ({type(unet).__name__}): use a "
-            "checkpoint of Stable Diffusion 1.x, 2.x or XL."
+            f"Depth heads cannot read the features of this model, {type(diffusion_model).__name__}: use "
+            f"{MODELS}."
         )
     config = model.model.model_config.unet_config
     if config.get("use_temporal_attention"):
@@ -94,14 +101,24 @@ def model_family(model: ModelPatcher) -> str:
     return FAMILIES.get((channels, context), f"a UNet of {channels} channels with a context of {context}")
 
 
-def feature_channels(unet: Any) -> dict[str, int]:
+def feature_channels(diffusion_model: Any) -> dict[str, int]:
     """Channels of all features that a depth head may read, by the names of blocks.py and TIME_TAP."""
+    joint = joint_model(diffusion_model)
+    if joint is not None:
+        width = attrgetter(joint.width)(diffusion_model)
+        return {f"b{i}": width for i in range(block_count(diffusion_model, joint))}
+    unet = diffusion_model
     channels = {f"i{i}": _out_channels(block[-1]) for i, block in enumerate(unet.input_blocks)}
     if unet.middle_block is not None:
         channels["m0"] = _out_channels(unet.middle_block[-1])
     for i, block in enumerate(unet.output_blocks):
         channels |= {f"r{i}": block[0].out_channels, f"o{i}": _out_channels(block[-1])}
     return channels | {TIME_TAP: unet.time_embed[-1].out_features}
+
+
+def block_count(diffusion_model: Any, joint: JointModel) -> int:
+    """The number of blocks in all stacks of a joint model."""
+    return sum(len(getattr(diffusion_model, stack.attribute)) for stack in joint.stacks)
 
 
 def _out_channels(layer: Any) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .estimation import require_latents
+from .estimation import image_latents
 
 SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
 
@@ -56,8 +56,7 @@ def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.
     latents: list[Tensor] = []
     for image in images.split(1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        latents.append(vae.encode(image[..., :3]).cpu())
-        require_latents(model, latents[-1])
+        latents.append(image_latents(model, vae.encode(image[..., :3]).cpu()))
         progress.update(1)
     return torch.cat(latents)
 

@@ -14,8 +14,8 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
+from .normal_tensors import normal
 from .patches import run_foreign
-from .weights import normal
 
 
 class DifferentiableAttention:

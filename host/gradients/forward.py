@@ -2,36 +2,36 @@
 
 Nodes run under inference mode, samplers under no_grad, weights are inference tensors. So within an
 APPLY_MODEL wrapper the pass is run outside inference mode, with weights, attention and patches of other nodes
-that can be differentiated (weights.py, attention.py, patches.py). ControlNets have run before; what they,
-IPAdapters and LoRAs add are constants of the graph.
+that can be differentiated (weights.py, attention.py, kernels.py, patches.py); blocks of transformers write
+in place (writes.py). ControlNets have run before; what they, IPAdapters and LoRAs add are constants of the
+graph.
 
 Only what is needed is kept for the backward pass:
 - of a batch with the conditional and the unconditional half, one half is differentiated, and the other one is
   evaluated as the host would, in a pass of its own; where code of other nodes may make one half depend on the
   other (rows.py), both are differentiated together;
 - behind the last layer that a loss depends on, the forward pass goes on without a graph;
-- with `checkpointing`, blocks are computed again in the backward pass.
+- with `checkpointing`, blocks are computed again in the backward pass (checkpointing.py).
 """
 
-import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ..keys import ModelExecutor
 from ..taps.blocks import FeatureLayer
 from ..taps.feature_tap import FeatureTap
+from ..taps.joint_models import joint_model
 from .attention import DifferentiableAttention
+from .checkpointing import checkpointed
+from .kernels import training_kernels, uncompiled
+from .normal_tensors import normal
 from .patches import differentiable_forwards, differentiable_patches
-from .weights import differentiable_weights, normal
+from .weights import differentiable_weights
+from .writes import writes_allowed
 
 BEFORE_SKIP, AFTER_SKIP = "input_block_patch", "input_block_patch_after_skip"
 Features = dict[FeatureLayer, Tensor]
@@ -117,12 +117,14 @@ def differentiate(
 ) -> tuple[Tensor, Tensor | None]:
     """evaluate_with_gradient in one pass."""
     model = executor.class_obj
+    is_transformer = joint_model(model.diffusion_model) is not None
     with (
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         differentiable_forwards(model),
         differentiable_weights(model),
         uncompiled(),
+        training_kernels() if is_transformer else nullcontext(),
         checkpointed(model.diffusion_model) if checkpointing else nullcontext(),
     ):
         inputs = {name: _normal(value) for name, value in inputs.items()}
@@ -144,7 +146,10 @@ def differentiate(
             if differentiated <= features.keys():
                 torch.set_grad_enabled(False)
 
-        with FeatureTap(layers, read).reading(model.diffusion_model, leaf, inputs["c_crossattn"]):
+        with (
+            FeatureTap(layers, read).reading(model.diffusion_model, leaf, inputs["c_crossattn"]),
+            writes_allowed() if is_transformer else nullcontext(),
+        ):
             out = call(executor, inputs).detach()
         if len(features) < len(layers):
             return out, None
@@ -177,43 +182,3 @@ def _normal(value: Any) -> Any:
     if isinstance(value, dict) and "cond_or_uncond" not in value:
         return {key: _normal(v) for key, v in value.items()}
     return value
-
-
-def uncompiled() -> AbstractContextManager[Any]:
-    """Within it, what torch.compile has wrapped runs as it was written: weights and taps come and go here."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
-def refuse_uncontrollable_compiler(
-    model: torch.nn.Module, transformer_options: dict[str, Any], node: str
-) -> None:
-    """Raise ValueError for a compiled model where PyTorch, before 2.6, cannot run it uncompiled."""
-    compiled = "torch.compile" in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if hasattr(torch.compiler, "set_stance") or not (
-        compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
-    ):
-        return
-    raise ValueError(
-        f"{node} needs PyTorch 2.6 or later beside torch.compile: update PyTorch, or remove the node that "
-        "compiles the model."
-    )
-
-
-@contextmanager
-def checkpointed(diffusion_model: torch.nn.Module) -> Iterator[None]:
-    """Within it, the blocks of a UNet keep only their inputs for the backward pass."""
-    with ExitStack() as undo:
-        for module in diffusion_model.modules():
-            if isinstance(module, (ResBlock, SpatialTransformer)):
-                vars(module)["forward"] = partial(_checkpoint, module.forward)
-                undo.callback(vars(module).pop, "forward")
-        yield
-
-
-def _checkpoint(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """One block. It runs a second time with the transformer_options that it has found."""
-    copied = [dict(a) if isinstance(a, dict) else a for a in args]
-    kwargs = {name: dict(a) if isinstance(a, dict) else a for name, a in kwargs.items()}
-    return checkpoint(forward, *copied, use_reentrant=False, **kwargs)

@@ -13,83 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
-from .weights import normal
-
-
-class NormalTensors(TorchFunctionMode):
-    """Within it, no function of PyTorch meets an inference tensor. Outside inference mode."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """The function, on other tensors."""
-        args, kwargs = tree_map_only(Tensor, normal, (args, kwargs or {}))
-        return func(*args, **kwargs)
-
-
-class Kept:
-    """A tensor that the graph keeps for the backward pass."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self.version = tensor._version
-
-    def unchanged(self) -> Tensor:
-        """The tensor. Raises RuntimeError if something has written into it since."""
-        if self.tensor._version != self.version:
-            raise RuntimeError("The gradient needs a tensor of another node that was overwritten afterwards.")
-        return self.tensor
-
-
-class CopyBeforeWrite(TorchDispatchMode):
-    """Within it, what the graph keeps is copied when an operation is about to write into its storage.
-
-    PyTorch's allow_mutation_on_saved_tensors does this for whole tensors; FreeU writes into half of one.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[int, WeakSet[Kept]] = {}  # by the address of the storage
-
-    def keep(self, t: Tensor) -> Kept:
-        """Pack hook of saved_tensors_hooks."""
-        kept = Kept(t)
-        self.kept.setdefault(t.untyped_storage().data_ptr(), WeakSet()).add(kept)
-        return kept
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """The operation, after the copies."""
-        kwargs = kwargs or {}
-        for i, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = args[i] if i < len(args) else kwargs.get(argument.name)
-                tree_map_only(Tensor, self.copy_kept, written)
-        return func(*args, **kwargs)
-
-    def copy_kept(self, written: Tensor) -> None:
-        """Move what is kept on this storage to storages of its own."""
-        for kept in self.kept.pop(written.untyped_storage().data_ptr(), ()):
-            kept.tensor = kept.unchanged().clone()
-            kept.version = kept.tensor._version
+from .normal_tensors import NormalTensors
+from .writes import writes_allowed
 
 
 def differentiable_patches(transformer_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,8 +88,7 @@ def _run_on_skip(patch: Callable[..., Tensor], h: Tensor, transformer_options: d
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    copies = CopyBeforeWrite()
-    with NormalTensors(), copies, saved_tensors_hooks(copies.keep, Kept.unchanged):
+    with NormalTensors(), writes_allowed():
         return function(*args, **kwargs)
 
 

@@ -3,8 +3,8 @@
 The host makes weights under inference mode, and autograd refuses to keep such tensors for the backward pass.
 Nothing is copied here. A weight that stays where it is gets a second tensor on the same storage. A weight
 that the host casts, moves or patches whenever it is used (`--lowvram`, async offload, dynamic VRAM, fp8
-storage, LoRAs on offloaded weights) lives in a buffer that the next layer overwrites, so nothing of it is
-kept: the backward pass asks the host for it again.
+storage, quantised weights, LoRAs on offloaded weights) lives in a buffer that the next layer overwrites, so
+nothing of it is kept: the backward pass asks the host for it again.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,27 +15,40 @@ from typing import Any
 import comfy.ops
 import torch
 import torch.nn.functional as F
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 from torch.nn.grad import conv2d_input
 
-
-def normal(t: Tensor) -> Tensor:
-    """A tensor on the storage of an inference tensor; any other tensor as it is. Outside inference mode."""
-    if not t.is_inference():
-        return t
-    alias = torch.empty(0, dtype=t.dtype, device=t.device)
-    return alias.set_(t.untyped_storage(), t.storage_offset(), t.size(), t.stride())
+from .normal_tensors import NormalTensors, normal
 
 
 def refuse_quantised(model: torch.nn.Module, node: str) -> None:
-    """Raise ValueError for weights that are no plain tensors: their kernels have no gradient to rely on."""
-    for parameter in model.parameters():
-        if type(parameter.data) is not Tensor:
-            raise ValueError(
-                f"{node} needs gradients, which the quantised weights of this model "
-                f"({type(parameter.data).__name__}) do not give: load the model in fp16, bf16 or fp8 "
-                "(Load Diffusion Model, weight_dtype) from a file that is not quantised."
-            )
+    """Raise ValueError for quantised weights that the host, or the pack that made them, does not cast."""
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and not is_plain(parameter) and not casts_quantised(module):
+                raise ValueError(
+                    f"{node} needs gradients, which the quantised weights of this model "
+                    f"({type(parameter.data).__name__}) do not give: load the model in fp16, bf16 or fp8 "
+                    "(Load Diffusion Model, weight_dtype) from a file that is not quantised."
+                )
+
+
+def is_plain(t: Tensor) -> bool:
+    """Whether a weight is a tensor of numbers, not of some class that packs them."""
+    return type(t.data) is Tensor
+
+
+def casts_quantised(module: Any) -> bool:
+    """Whether a layer with quantised weights turns them into numbers whenever it runs.
+
+    Those of the host do (scaled fp8, NVFP4, int8), and layers with a cast of their own, such as GGUF's.
+    """
+    if not hasattr(module, "forward_comfy_cast_weights"):
+        return False
+    return isinstance(module.weight, QuantizedTensor) or (
+        casts_at_use(module) and backward_of(module) is recomputed
+    )
 
 
 @contextmanager
@@ -59,7 +72,9 @@ def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
                 if backward is not recomputed:
                     continue  # autograd never meets its weights
             for name, t in module._parameters.items():
-                if t is not None and not t.is_meta and (t.is_inference() or t.requires_grad):
+                if t is None or t.is_meta or not is_plain(t):
+                    continue
+                if t.is_inference() or t.requires_grad:
                     put(module._parameters, name, torch.nn.Parameter(normal(t.detach()), requires_grad=False))
             for name, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_inference():
@@ -76,7 +91,10 @@ def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
 def casts_at_use(module: torch.nn.Module) -> bool:
     """Whether the host prepares this layer's weights every time that it runs."""
     return isinstance(module, comfy.ops.CastWeightBiasOp) and bool(
-        module.comfy_cast_weights or module.weight_function or module.bias_function
+        module.comfy_cast_weights
+        or module.weight_function
+        or module.bias_function
+        or isinstance(module.weight, QuantizedTensor)
     )
 
 
@@ -100,7 +118,14 @@ def backward_of(module: Any) -> Callable[..., Tensor]:
     own = {"forward", "forward_comfy_cast_weights", "_conv_forward"} & vars(module).keys()
     if own or module.weight is None or getattr(module, "padding_mode", "zeros") != "zeros":
         return recomputed
+    if isinstance(module.weight, QuantizedTensor) and hasattr(module, "in_features"):
+        return quantised_linear
     return BACKWARD.get(type(module).forward_comfy_cast_weights, recomputed)
+
+
+def own(out: Tensor) -> Tensor:
+    """An output of an autograd function that the host may write into, which a view does not allow."""
+    return out.clone() if out._is_view() else out
 
 
 class FetchedAgain(torch.autograd.Function):
@@ -118,7 +143,7 @@ class FetchedAgain(torch.autograd.Function):
         ctx.module, ctx.layer, ctx.dx, ctx.shape = module, forward, backward, x.shape
         if backward not in LINEAR_IN_X:
             ctx.save_for_backward(x)
-        return forward(x)
+        return own(forward(x.detach()))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
@@ -131,6 +156,14 @@ def linear(m: torch.nn.Linear, dy: Tensor, *_: Any) -> Tensor:
     """dL/dy W."""
     with fetched(m, dy) as (weight, _bias):
         return dy @ weight
+
+
+def quantised_linear(m: Any, dy: Tensor, *_: Any) -> Tensor:
+    """dL/dy W with W in full precision; where the host rounds x as well, that counts as the identity."""
+    with fetched(m, dy) as (weight, _bias):
+        dx = dy @ (weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
+    smoothing = getattr(m, "pre_quant_scale", None)
+    return dx if smoothing is None else dx * normal(smoothing).to(dx)
 
 
 def conv2d(m: torch.nn.Conv2d, dy: Tensor, shape: torch.Size, *_: Any) -> Tensor:
@@ -157,7 +190,7 @@ def recomputed(
     m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, layer: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Any other layer: run it again, and differentiate at once, while its weights last."""
-    with torch.enable_grad():
+    with torch.enable_grad(), NormalTensors():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(layer(x), x, dy)[0]
 
@@ -170,7 +203,7 @@ BACKWARD: dict[Callable[..., Any], Callable[..., Tensor]] = {
     OF_HOST.GroupNorm.forward_comfy_cast_weights: group_norm,
     OF_HOST.LayerNorm.forward_comfy_cast_weights: layer_norm,
 }
-LINEAR_IN_X = (linear, conv2d)
+LINEAR_IN_X = (linear, quantised_linear, conv2d)
 
 
 @contextmanager

@@ -167,6 +167,16 @@ def with_frozen_unet(
     return sampler.result
 
 
+def require_prompt(model: ModelPatcher, positive: Conditioning | None) -> None:
+    """Raises ValueError where a model needs a prompt and there is none: zeros serve for UNets only."""
+    diffusion_model = model.get_model_object("diffusion_model")
+    if not positive and not hasattr(diffusion_model, "input_blocks"):
+        raise ValueError(
+            f"This model, {type(diffusion_model).__name__}, cannot be evaluated without a prompt: connect "
+            "one to positive, usually an empty one."
+        )
+
+
 def no_prompt(model: comfy.model_base.BaseModel) -> list[Any]:
     """A condition of zeros, used without a prompt: there is no text encoder here."""
     config = model.model_config.unet_config

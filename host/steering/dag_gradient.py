@@ -155,7 +155,7 @@ class ChunkGradient:
         """What the backward pass returned, at the loss scale."""
         if gradient is None or self.pull_size is None:
             return
-        size = self.pull_size.to(gradient)
+        size = self.pull_size.to(gradient).view(-1, *[1] * (gradient.ndim - 1))
         finite = finite_images(gradient, size)
         self.problem, self.overflowed = None, not finite.all()
         if self.overflowed:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...pictures.live import depth_picture
 from ..depth.heads import reads_latents, require_head_fits
-from ..gradients.forward import refuse_uncontrollable_compiler
+from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
 from ..gradients.weights import refuse_quantised
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
@@ -53,6 +53,8 @@ class DepthAwareGuidance:
         patcher = guider.model_patcher
         require_head_fits(self.settings.head.head, patcher)
         if not reads_latents(self.settings.head.head):
+            require_image(noise)
+            refuse_without_training_kernels(patcher.model.diffusion_model, NODE)
             refuse_quantised(patcher.model.diffusion_model, NODE)
             refuse_uncontrollable_compiler(
                 patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
@@ -173,6 +175,15 @@ def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) 
     if settings.uses_target:
         found["target_scale"] = of_target
     return found
+
+
+def require_image(noise: Tensor) -> None:
+    """Raises ValueError for the latent of a video, (B, C, frames, h, w) with more than one frame."""
+    if noise.ndim == 5 and noise.shape[2] > 1:
+        raise ValueError(
+            f"{NODE} guides images, and this latent is a video of {noise.shape[2]} frames: use a latent of "
+            "one frame, or remove the node."
+        )
 
 
 def renoises_estimate(sampler: Any) -> bool:

@@ -56,7 +56,7 @@ class NamedFeatures:
 
     def read(self, layer: FeatureLayer, features: Tensor) -> None:
         """Keeps a copy: FreeU and ControlNets change features in place afterwards."""
-        self.found[self.names[layer]] = features[self.rows].clone()
+        self.found[self.names[layer]] = of_image(features)[self.rows].clone()
 
     @contextmanager
     def reading(self, x: Tensor, context: Tensor | None, *, stop: bool = False) -> Iterator[None]:
@@ -66,4 +66,16 @@ class NamedFeatures:
 
     def with_time(self, features: Mapping[FeatureLayer, Tensor]) -> dict[str, Tensor]:
         """Features that somebody else has read, by name, with the time that was read here."""
-        return self.found | {name: features[layer] for layer, name in self.names.items()}
+        return self.found | {name: of_image(features[layer]) for layer, name in self.names.items()}
+
+
+def of_image(features: Tensor) -> Tensor:
+    """(B, C, h, w), also of a video model's (B, C, 1, h, w). Raises ValueError for several frames."""
+    if features.ndim < 5:
+        return features
+    if features.shape[2] > 1:
+        raise ValueError(
+            f"Depth heads read images, and this latent is a video of {features.shape[2]} frames: use a "
+            "latent of one frame."
+        )
+    return features.squeeze(2)

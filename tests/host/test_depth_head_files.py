@@ -308,5 +308,7 @@ def test_a_head_for_another_model_is_refused_by_name():
 def test_families_by_their_unets():
     assert model_family(tiny.patcher("small")) == SMALL_FAMILY
     assert model_family(tiny.patcher("svd")) == "Stable Video Diffusion"
-    with pytest.raises(ValueError, match=r"UNets, and this model is none \(Flux\): use a checkpoint of"):
-        model_family(tiny.patcher("flux", "FLUX"))
+    unknown = tiny.patcher("small")
+    unknown.add_object_patch("diffusion_model", torch.nn.Identity())
+    with pytest.raises(ValueError, match=r"features of this model, Identity: use a model that docs"):
+        model_family(unknown)

@@ -6,7 +6,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.host.gradients.forward import refuse_uncontrollable_compiler
+from inner_guidance.host.gradients.kernels import refuse_uncontrollable_compiler
 from inner_guidance.tests.support.gradient_reference import (
     assert_is_the_gradient,
     build,

@@ -179,11 +179,6 @@ def test_what_cannot_be_trained_on_is_one_sentence(changed, sentence):
         train(**changed)
 
 
-def test_models_that_are_no_unets_are_refused():
-    with pytest.raises(ValueError, match="read the features of UNets, and this model is none"):
-        train(tiny.patcher("flux", "FLUX"))
-
-
 def test_labels_are_cropped_with_the_images():
     """Of 50 rows the VAE drops one above and one below: a label that is white there alone is black."""
     images = pairs(4, 50, 48)

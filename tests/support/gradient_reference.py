@@ -115,17 +115,20 @@ def energy(model, inputs, rows, blocks=BLOCKS):
     return float(sum((c * f).sum() for c, f in zip(cotangents_of(of_rows), of_rows, strict=True)))
 
 
-def assert_is_the_gradient(model, inputs, rows, gradient, step=1e-7, directions=4, together=False):
+def assert_is_the_gradient(
+    model, inputs, rows, gradient, step=1e-7, directions=4, together=False, blocks=BLOCKS
+):
     """Central differences along random directions of the rows' latents; of all chunks' latents together."""
     for seed in range(directions):
         of_rows = random(*gradient.shape, seed=20 + seed)
         direction = torch.zeros_like(inputs["x"])
         if together:
-            direction += of_rows.repeat(CHUNKS, 1, 1, 1)
+            direction += of_rows.repeat(CHUNKS, *[1] * (of_rows.ndim - 1))
         else:
             direction[list(rows)] = of_rows
         ends = [
-            energy(model, inputs | {"x": inputs["x"] + sign * step * direction}, rows) for sign in (1, -1)
+            energy(model, inputs | {"x": inputs["x"] + sign * step * direction}, rows, blocks)
+            for sign in (1, -1)
         ]
         expected = (ends[0] - ends[1]) / (2 * step)
         assert float((gradient * of_rows).sum()) == pytest.approx(expected, rel=1e-5)

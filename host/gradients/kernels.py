@@ -1,0 +1,66 @@
+"""Kernels without a backward pass: what the host computes with instead, for one differentiated pass."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..taps.joint_models import joint_model
+
+
+@contextmanager
+def training_kernels() -> Iterator[None]:
+    """Within it, transformers compute rotary embeddings and fused norms as they do in a training.
+
+    Their kernels for inference have no backward pass. The switch is the host's, for the whole process: a pass
+    in another thread computes the same, a little slower.
+    """
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str) -> None:
+    """Raise ValueError for a transformer whose kernels for inference cannot be replaced in this host."""
+    joint = joint_model(diffusion_model)
+    if joint is None:
+        return
+    if not joint.overridable:
+        raise ValueError(
+            f"{node} needs gradients, which the attention of {joint.name} does not give: connect a depth "
+            "head of the architecture latent."
+        )
+    if not hasattr(comfy.model_management, "in_training"):
+        raise ValueError(
+            f"{node} needs gradients, which this version of ComfyUI does not give for {joint.name}: update "
+            "ComfyUI, or connect a depth head of the architecture latent."
+        )
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within it, what torch.compile has wrapped runs as it was written: weights and taps come and go here."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def refuse_uncontrollable_compiler(
+    model: torch.nn.Module, transformer_options: dict[str, Any], node: str
+) -> None:
+    """Raise ValueError for a compiled model where PyTorch, before 2.6, cannot run it uncompiled."""
+    compiled = "torch.compile" in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
+    if hasattr(torch.compiler, "set_stance") or not (
+        compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
+    ):
+        return
+    raise ValueError(
+        f"{node} needs PyTorch 2.6 or later beside torch.compile: update PyTorch, or remove the node that "
+        "compiles the model."
+    )

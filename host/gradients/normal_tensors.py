@@ -1,0 +1,36 @@
+"""Normal tensors in the place of inference tensors, which autograd refuses to keep for the backward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+
+def normal(t: Tensor) -> Tensor:
+    """A tensor on the storage of an inference tensor; any other tensor as it is. Outside inference mode.
+
+    Tensors of a class of their own, such as quantised weights, are left alone.
+    """
+    if not t.is_inference() or type(t) not in (Tensor, Parameter):
+        return t
+    alias = torch.empty(0, dtype=t.dtype, device=t.device)
+    return alias.set_(t.untyped_storage(), t.storage_offset(), t.size(), t.stride())
+
+
+class NormalTensors(TorchFunctionMode):
+    """Within it, no function of PyTorch meets an inference tensor. Outside inference mode."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The function, on other tensors."""
+        args, kwargs = tree_map_only(Tensor, normal, (args, kwargs or {}))
+        return func(*args, **kwargs)

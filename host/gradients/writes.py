@@ -1,0 +1,81 @@
+"""In-place operations beside autograd: what the graph keeps is copied before something writes into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+class Kept:
+    """A tensor that the graph keeps for the backward pass."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.version = tensor._version
+
+    def unchanged(self) -> Tensor:
+        """The tensor. Raises RuntimeError if something has written into it since."""
+        if self.tensor._version != self.version:
+            raise RuntimeError("The gradient needs a tensor of another node that was overwritten afterwards.")
+        return self.tensor
+
+
+class CopyBeforeWrite(TorchDispatchMode):
+    """Within it, what the graph keeps is copied when an operation is about to write into its storage.
+
+    PyTorch's allow_mutation_on_saved_tensors does this for whole tensors; FreeU writes into half of one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[int, WeakSet[Kept]] = {}  # by the address of the storage
+
+    def keep(self, t: Tensor) -> Kept:
+        """Pack hook of saved_tensors_hooks."""
+        kept = Kept(t)
+        self.kept.setdefault(t.untyped_storage().data_ptr(), WeakSet()).add(kept)
+        return kept
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The operation, after the copies."""
+        kwargs = kwargs or {}
+        for i, name in written_arguments(func):
+            written = args[i] if i < len(args) else kwargs.get(name)
+            tree_map_only(Tensor, self.copy_kept, written)
+        return func(*args, **kwargs)
+
+    def copy_kept(self, written: Tensor) -> None:
+        """Move what is kept on this storage to storages of its own."""
+        for kept in self.kept.pop(written.untyped_storage().data_ptr(), ()):
+            kept.tensor = kept.unchanged().clone()
+            kept.version = kept.tensor._version
+
+
+@cache
+def written_arguments(operation: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operation of PyTorch writes into."""
+    return tuple(
+        (i, argument.name)
+        for i, argument in enumerate(operation._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+
+
+@contextmanager
+def writes_allowed() -> Iterator[None]:
+    """Within it, a forward pass may write into tensors that its backward pass needs."""
+    copies = CopyBeforeWrite()
+    with copies, saved_tensors_hooks(copies.keep, Kept.unchanged):
+        yield

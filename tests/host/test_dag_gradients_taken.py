@@ -202,8 +202,8 @@ def test_with_self_attention_guidance_there_is_one_pass_more_and_one_backward(gr
 
     both = run(tiny.guided, depth.depth_guided)
     assert len(gradients) == 2
-    # The main pass, whole because of the wrapper that watches it, then the extra pass of the negative.
-    assert seen[tiny.guided, depth.depth_guided] == [((1, 0), False), ((1,), True)] * 2
+    # The main pass in two parts, the second with the gradient, then the extra pass of the negative.
+    assert seen[tiny.guided, depth.depth_guided] == [((1,), False), ((0,), False), ((1,), True)] * 2
     other_order = run(depth.depth_guided, tiny.guided)
     alone = [run(), run(tiny.guided), run(depth.depth_guided)]
 

@@ -41,6 +41,7 @@ class JointModel:
     patch: the side of a patch in latent pixels, or the model's attribute that holds it, one for all sides
     or one for each.
     overridable: whether the host lets an override see the attention (overridden_attention.py).
+    differentiable: whether the host has a backward pass for its kernels (gradients/kernels.py).
     """
 
     name: str
@@ -49,6 +50,7 @@ class JointModel:
     width: str = "hidden_size"
     patch: str | int = "patch_size"
     overridable: bool = True
+    differentiable: bool = True
 
 
 DOUBLE_AND_SINGLE = (Stack("double", "double_blocks", image=0), Stack("single", "single_blocks", image=None))
@@ -78,7 +80,12 @@ JOINT_MODELS: dict[str, JointModel | None] = {
         patch="patch",
     ),
     "comfy.ldm.cosmos.predict2.MiniTrainDIT": JointModel(
-        "Cosmos-Predict2", SELF_AND_CROSS, (IMAGE,), "model_channels", patch="patch_spatial"
+        "Cosmos-Predict2",
+        SELF_AND_CROSS,
+        (IMAGE,),
+        "model_channels",
+        patch="patch_spatial",
+        differentiable=False,
     ),
     "comfy.ldm.wan.model.WanModel": JointModel("Wan", SELF_AND_CROSS, (IMAGE, REFERENCES), "dim"),
     "comfy.ldm.wan.model.SCAILWanModel": None,  # other images before and behind, of any number
@@ -140,6 +147,7 @@ JOINT_MODELS: dict[str, JointModel | None] = {
         (Stack("double", "double_blocks", image=0),),
         (IMAGE, REFERENCES, PROMPT),
         "img_in.out_channels",
+        differentiable=False,
     ),
     "comfy.ldm.pixeldit.model.PixDiT_T2I": JointModel(
         "PixelDiT", (Stack("double", "patch_blocks", image=0),), (PROMPT, IMAGE)

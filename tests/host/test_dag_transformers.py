@@ -168,9 +168,15 @@ def test_a_host_without_training_kernels_is_refused_by_name(monkeypatch):
         sampled("flux")
 
 
-def test_attention_that_cannot_be_replaced_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"the attention of Ernie Image does not give: connect a depth head"):
-        refuse_without_training_kernels(tiny.patcher("ernie", "FLOW").model.diffusion_model, "This node")
+@pytest.mark.parametrize(
+    ("kind", "model_type", "name"),
+    [("ernie", "FLOW", "Ernie Image"), ("cosmos", "FLOW_COSMOS", "Cosmos-Predict2")],
+)
+def test_kernels_that_cannot_be_replaced_are_refused_by_name(kind, model_type, name):
+    with pytest.raises(
+        ValueError, match=f"needs gradients, which {name} does not give: connect a depth head"
+    ):
+        refuse_without_training_kernels(tiny.patcher(kind, model_type).model.diffusion_model, "This node")
 
 
 class EightfoldVAE:

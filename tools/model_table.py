@@ -99,8 +99,8 @@ def page() -> str:
             YES,
             NO_WORDS.get(joint.name, YES),
             YES,
-            HEADS,
-            HEADS,
+            YES,
+            YES if joint.overridable and joint.differentiable else HEADS,
         )
         for path, joint in JOINT_MODELS.items()
         if joint is not None

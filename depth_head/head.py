@@ -91,8 +91,8 @@ def middle_blocks(count: int) -> tuple[range, int]:
 def first_half_blocks(count: int) -> tuple[tuple[int, ...], int]:
     """Of a transformer's `count` blocks: the strong branch's by default, and the weak one's.
 
-    At a quarter, three eighths and half of the depth. ReaDiT (arXiv:2609.04649) reads depth best from block
-    12 of 24 in SD3 and from block 18 of 57 in FLUX. Nothing behind half depth is differentiated.
+    At a quarter, three eighths and half of the depth: ReaDiT (arXiv:2609.04649) reads block 12 of 24 in SD3
+    and joint block 18 of 19 in FLUX, which has 38 more. Nothing behind half depth is differentiated.
     """
     weak = 3 * count // 8
     return tuple(sorted({count // 4, weak, count // 2})), weak

@@ -17,8 +17,12 @@ import torch
 
 from inner_guidance.host.taps.blocks import attention_blocks, feature_blocks
 from inner_guidance.host.taps.joint_models import joint_model
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.depth_models import depth_guided
+from inner_guidance.tests.support.node_defaults import execute
 
 TEXT = 7  # tokens of a prompt of tiny_models
 
@@ -200,6 +204,86 @@ def test_guidance_changes_the_image(name):
         sample(tiny.guided(guided, blocks=family.name), family), sample(patcher(name), family)
     )
     assert seen.labels == [[1, 0], [1]]
+
+
+class RandomVAE:
+    """Random latents of a family's shape: what a VAE is to the nodes."""
+
+    def __init__(self, family):
+        self.shape = family.shape
+
+    def vae_encode_crop_pixels(self, pixels):
+        return pixels
+
+    def encode(self, pixels):
+        return tiny.noise(len(pixels), *self.shape, seed=int(pixels.sum()))
+
+
+def depth_head(name):
+    """A head on the family's block, trained for a step on random latents."""
+    family = FAMILIES[name]
+    images = torch.rand(3, 32, 24, 3, generator=torch.Generator().manual_seed(0))
+    head, _ = execute(
+        InnerTrainDepthHead,
+        model=patcher(name),
+        vae=RandomVAE(family),
+        images=images,
+        depths=images,
+        steps=1,
+        batch_size=1,
+        positive=tiny.prompt(0, **family.values),
+        blocks=f"b0,{family.name}",
+        weak_blocks="b0",
+    )
+    return head
+
+
+NO_GRADIENT = {"cosmos", "ernie", "pixart", "hydit", "joyimage"}
+OF_IMAGES = [name for name in FAMILIES if name != "wan video"]
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_depth_is_what_the_head_makes_of_the_tokens(name):
+    family = FAMILIES[name]
+    head, model = depth_head(name), patcher(name)
+    outputs = []
+
+    def keep(module, args, out):
+        outputs.append((out if family.output is None else out[family.output]).clone())
+
+    diffusion_model = model.get_model_object("diffusion_model")
+    hook = diffusion_model.get_submodule(family.module).register_forward_hook(keep)
+    read = []
+    network = head.head.network.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    _, _, depth = execute(
+        InnerDepthEstimate,
+        model=model,
+        depth_head=head,
+        latent={"samples": tiny.noise(1, *family.shape)},
+        ensemble=1,
+        positive=tiny.prompt(0, **family.values),
+    )
+    hook.remove()
+    network.remove()
+
+    assert depth.shape == (1, *family.shape[-2:])
+    assert list(head.head.network.taps) == ["b0", family.name]
+    tokens = outputs[0][0].flatten(0, -2)[family.first :][: torch.Size(family.grid).numel()]
+    assert torch.equal(read[0][family.name][0], tokens.T.unflatten(1, family.grid[-2:]))
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_depth_aware_guidance(name):
+    """It changes the image, or is refused by the model's name where the host has no backward pass."""
+    family = FAMILIES[name]
+    guided = depth_guided(patcher(name), depth_head=depth_head(name))
+    joint = joint_model(guided.get_model_object("diffusion_model"))
+    if name in NO_GRADIENT:
+        with pytest.raises(ValueError, match=f"gradients, which {joint.name} does not give"):
+            sample(guided, family)
+        return
+
+    tiny.assert_steered(sample(guided, family), sample(patcher(name), family))
 
 
 # With another image in the sequence. name: the number of the block's attention call, where the image begins

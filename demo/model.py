@@ -28,6 +28,7 @@ AUTOENCODER_FILE = "autoencoder.safetensors"
 DEPTH_HEAD_FILE = "depth_head.safetensors"
 LATENT_HEAD_FILE = "latent_head.safetensors"
 DEPTH_PRIOR_FILE = "depth_prior.safetensors"
+CLASSIFIER_HEAD_FILE = "classifier_head.safetensors"
 
 UNET_CONFIG = {
     "image_size": 32,

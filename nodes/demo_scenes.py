@@ -71,19 +71,28 @@ class InnerDemoScenes(io.ComfyNode):
                         "1.5 m and black is 12 m from the camera."
                     ),
                 ),
+                io.String.Output(
+                    display_name="main_objects",
+                    tooltip=(
+                        "The largest object of each scene, such as 'red sphere', one line per scene. Connect "
+                        "it to class_names of Train Classifier Head."
+                    ),
+                ),
             ],
         )
 
     @classmethod
     def execute(cls, first_seed: int, count: int, size: int) -> io.NodeOutput:
-        """Images and depth maps, (count, size, size, 3) each."""
+        """Images and depth maps, (count, size, size, 3) each, and the names of the main objects."""
         progress = comfy.utils.ProgressBar(count)
         depth_range = DepthRange(NEAR, FAR)
-        images, depths = [], []
+        images, depths, main_objects = [], [], []
         for seed in range(first_seed, first_seed + count):
             comfy.model_management.throw_exception_if_processing_interrupted()
-            seen = render(sample_scene(seed), size)
+            scene = sample_scene(seed)
+            seen = render(scene, size)
             images.append(seen.rgb.movedim(0, -1))
             depths.append(depth_range.relative(seen.depth)[..., None].expand(-1, -1, 3))
+            main_objects.append(scene.phrases[0])
             progress.update(1)
-        return io.NodeOutput(torch.stack(images), torch.stack(depths))
+        return io.NodeOutput(torch.stack(images), torch.stack(depths), "\n".join(main_objects))

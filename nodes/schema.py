@@ -8,6 +8,7 @@ ATTENTION_RECORD = io.Custom("ATTENTION_RECORD")
 FEATURE_RECORD = io.Custom("FEATURE_RECORD")
 DEPTH_HEAD = io.Custom("DEPTH_HEAD")
 DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
+CLASSIFIER_HEAD = io.Custom("CLASSIFIER_HEAD")
 
 ADVANCED = {"advanced": True}  # ComfyUI 0.9.2 does not accept it as a keyword argument
 

@@ -43,36 +43,36 @@ def evaluate_with_gradient(
     executor: ModelExecutor,
     rows: Sequence[int],
     layers: Sequence[FeatureLayer],
-    products: Products,
+    products: Sequence[Products],
     inputs: Mapping[str, Any],
     *,
     apart: bool = True,
     constant: Collection[FeatureLayer] = (),
     checkpointing: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """One forward pass from within an APPLY_MODEL wrapper: its output, and a gradient of some of its rows.
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """One forward pass from within an APPLY_MODEL wrapper: its output, and gradients of some of its rows.
 
     executor: the wrapper's. inputs: all its arguments by name, transformer_options with the labels
-    (`cond_or_uncond`, `uuids`) of as many chunks as the batch has; rows: those of one chunk. `products` gets
-    the features in `layers` of these rows, and returns outputs y_i and cotangents c_i. apart: whether the
-    other rows may have a pass of their own (rows_are_independent). constant: layers whose features no y_i
-    depends on; not all.
+    (`cond_or_uncond`, `uuids`) of as many chunks as the batch has; rows: those of one chunk. Each of
+    `products` gets the features in `layers` of these rows, and returns outputs y_i and cotangents c_i. apart:
+    whether the other rows may have a pass of their own (rows_are_independent). constant: layers whose
+    features no y_i depends on; not all.
 
-    Returns D(x), as the host computes it up to rounding, and sum_i c_i dy_i/dx, (len(rows), C, h, w), where x
-    is the latent, which every chunk is given; None where the layers were not computed, because a cache of
-    another node skipped them.
+    Returns D(x), as the host computes it up to rounding, and for each of `products` sum_i c_i dy_i/dx,
+    (len(rows), C, h, w), where x is the latent, which every chunk is given; None where the layers were not
+    computed, because a cache of another node skipped them.
     """
     count = inputs["x"].shape[0]
     if len(rows) == count or not apart:
         return differentiate(executor, rows, layers, constant, products, inputs, checkpointing)
     others = [i for i in range(count) if i not in rows]
     out_of_others = call(executor, of_rows(inputs, others))
-    out_of_rows, gradient = differentiate(
+    out_of_rows, gradients = differentiate(
         executor, range(len(rows)), layers, constant, products, of_rows(inputs, rows), checkpointing
     )
     out = torch.empty((count, *out_of_rows.shape[1:]), dtype=out_of_rows.dtype, device=out_of_rows.device)
     out[others], out[list(rows)] = out_of_others, out_of_rows
-    return out, gradient
+    return out, gradients
 
 
 ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
@@ -111,10 +111,10 @@ def differentiate(
     rows: Sequence[int],
     layers: Sequence[FeatureLayer],
     constant: Collection[FeatureLayer],
-    products: Products,
+    products: Sequence[Products],
     inputs: Mapping[str, Any],
     checkpointing: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Sequence[Tensor | None]]:
     """evaluate_with_gradient in one pass."""
     model = executor.class_obj
     is_transformer = joint_model(model.diffusion_model) is not None
@@ -152,11 +152,16 @@ def differentiate(
         ):
             out = call(executor, inputs).detach()
         if len(features) < len(layers):
-            return out, None
-        with torch.enable_grad():
-            outputs, cotangents = products(features)
-            (gradient,) = torch.autograd.grad(outputs, leaf, cotangents)
-    return out, gradient.unflatten(0, (-1, len(rows))).sum(0)
+            return out, [None] * len(products)
+        gradients = []
+        for number, of_loss in enumerate(products, 1):
+            with torch.enable_grad():
+                outputs, cotangents = of_loss(features)
+                (gradient,) = torch.autograd.grad(
+                    outputs, leaf, cotangents, retain_graph=number < len(products)
+                )
+            gradients.append(gradient.unflatten(0, (-1, len(rows))).sum(0))
+    return out, gradients
 
 
 def with_skips_apart(patches: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

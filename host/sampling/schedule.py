@@ -68,6 +68,12 @@ def signal_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
     return model_sampling.noise_scaling(sigma, zeros, torch.ones_like(zeros))
 
 
+def noise_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
+    """c_t, the coefficient of the noise in x, as signal_coefficient: sigma for eps, v, EDM and flow."""
+    zeros = torch.zeros(sigma.shape[0], *[1] * (ndim - 1), device=sigma.device)
+    return model_sampling.noise_scaling(sigma, torch.ones_like(zeros), zeros)
+
+
 def v_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
     """b^2 in v space: (B, 1, ...) of `ndim` dimensions, for sigma (B,).
 

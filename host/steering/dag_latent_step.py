@@ -15,14 +15,15 @@ from ...depth_head.training import LAST_TIME
 from ...guidance import depth_aware as dag
 from ..sampling.schedule import flow_time
 from .dag_losses import losses
-from .dag_step import NOT_WHOLE, DepthAwareStep
+from .dag_step import DepthAwareStep
 from .guided_run import finite_images
+from .shift_step import NOT_WHOLE
 
 SEVERAL_FRAMES = "the head reads images, and this latent is a video of several frames"
 
 
 class LatentStep(DepthAwareStep):
-    """The guidance by a latent head: it reads the result of CFG. For the arguments see dag_step.py."""
+    """The guidance by a latent head: it reads the result of CFG."""
 
     def estimate(self, args: Mapping[str, Any]) -> Tensor | None:
         """The result of CFG, before post-CFG functions of other nodes."""

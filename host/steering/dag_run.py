@@ -20,15 +20,18 @@ from ..gradients.weights import refuse_quantised
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.schedule import next_sigma, step_of
-from .dag_feature_step import FeatureStep
+from .dag_feature_step import DepthFeatureStep
 from .dag_latent_step import LatentStep
 from .dag_losses import ROBUST, DepthAwareSettings, Networks
 from .dag_step import DepthAwareStep
-from .guided_run import GuidedRun, PercentRange
-
-NODE = "Depth-Aware Guidance"
-# Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
-LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
+from .guided_run import (
+    DEPTH_AWARE,
+    LOSS_SCALE_STEP,
+    GuidedRun,
+    PercentRange,
+    first_loss_scale,
+    require_image,
+)
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,11 @@ class DepthAwareGuidance:
         patcher = guider.model_patcher
         require_head_fits(self.settings.head.head, patcher)
         if not reads_latents(self.settings.head.head):
-            require_image(noise)
-            refuse_without_training_kernels(patcher.model.diffusion_model, NODE)
-            refuse_quantised(patcher.model.diffusion_model, NODE)
+            require_image(noise, DEPTH_AWARE)
+            refuse_without_training_kernels(patcher.model.diffusion_model, DEPTH_AWARE)
+            refuse_quantised(patcher.model.diffusion_model, DEPTH_AWARE)
             refuse_uncontrollable_compiler(
-                patcher.model.diffusion_model, guider.model_options["transformer_options"], NODE
+                patcher.model.diffusion_model, guider.model_options["transformer_options"], DEPTH_AWARE
             )
         run = DepthAwareRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)
         try:
@@ -85,17 +88,14 @@ class DepthAwareRun(GuidedRun):
         denoise_mask: Tensor | None,
     ) -> None:
         whole = settings.start_percent, settings.end_percent
-        super().__init__(NODE, guider, noise, latent_image, sigmas, denoise_mask, *whole)
+        super().__init__(DEPTH_AWARE, guider, noise, latent_image, sigmas, denoise_mask, *whole)
         self.settings = settings
         self.preview = LivePreview(settings.preview_node, len(self.steps))
         percentages = percentages_of_strengths(settings, self.percentages)
         for one in dict.fromkeys(percentages.values()):
             self.warn_unless_reached(one, [name for name, of in percentages.items() if of == one])
         self.ranges = {name: self.sigmas(of) for name, of in percentages.items()}
-        # Not the model's own attribute, to which ModelComputeDtype's patch is applied only later.
-        cast = guider.model_patcher.get_model_object("manual_cast_dtype")
-        computed_in = cast or guider.model_patcher.model.get_dtype()
-        self.loss_scale = LOSS_SCALE if computed_in == torch.float16 else 1.0
+        self.loss_scale = first_loss_scale(guider)
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.renoises_estimate = renoises_estimate(sampler)
         self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
@@ -106,11 +106,11 @@ class DepthAwareRun(GuidedRun):
         off: dict[str, Any] = {name: 0.0 for name, within in self.ranges.items() if sigma not in within}
         return replace(self.settings, **off)
 
-    def new_step(self, *args: Any, **kwargs: Any) -> DepthAwareStep:
+    def new_step(self, **settings: Any) -> DepthAwareStep:
         """A step of the kind that the head needs."""
         if reads_latents(self.settings.head.head):
-            return LatentStep(*args, **kwargs)
-        return FeatureStep(*args, loss_scale=self.loss_scale, **kwargs)
+            return LatentStep(**settings)
+        return DepthFeatureStep(loss_scale=self.loss_scale, **settings)
 
     def predict_noise(
         self,
@@ -128,10 +128,10 @@ class DepthAwareRun(GuidedRun):
         schedule = model_options["transformer_options"]["sample_sigmas"]
         last, last_scales = self.last.get(x.shape, (None, ()))
         step = self.new_step(
-            settings,
-            self.networks,
-            x,
-            self.mask_at(timestep, model_options),
+            settings=settings,
+            networks=self.networks,
+            x=x,
+            denoise_mask=self.mask_at(timestep, model_options),
             seed=(seed or 0) + round(sigma * 1e4),
             previous=last,
             fresh=last is None
@@ -175,15 +175,6 @@ def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) 
     if settings.uses_target:
         found["target_scale"] = of_target
     return found
-
-
-def require_image(noise: Tensor) -> None:
-    """Raises ValueError for the latent of a video, (B, C, frames, h, w) with more than one frame."""
-    if noise.ndim == 5 and noise.shape[2] > 1:
-        raise ValueError(
-            f"{NODE} guides images, and this latent is a video of {noise.shape[2]} frames: use a latent of "
-            "one frame, or remove the node."
-        )
 
 
 def renoises_estimate(sampler: Any) -> bool:

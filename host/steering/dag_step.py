@@ -1,121 +1,51 @@
-"""What every step of Depth-Aware Guidance does with a gradient: it shifts the denoised estimate by it.
+"""What every step of Depth-Aware Guidance does: it shifts the estimate by the robust or the paper's rule."""
 
-Where the gradient is from: dag_feature_step.py for heads that read features, dag_latent_step.py for those
-that read the estimate itself.
-"""
-
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import Any
 
-import comfy.model_patcher
 import comfy.model_sampling
 import torch
 from torch import Tensor
 
 from ...guidance import depth_aware as dag
-from ..sampling.placements import Conditions
 from ..sampling.schedule import next_sigma, noise_share
 from .dag_losses import ROBUST, DepthAwareSettings, Networks
+from .shift_step import ShiftStep
 
-NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
 
+class DepthAwareStep(ShiftStep):
+    """The guidance of one evaluation by depth.
 
-class DepthAwareStep:
-    """The guidance of one evaluation that the sampler asked for, at the latent x.
-
-    previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
-    share: of the shift that is added, 1 for most samplers. not_of_sampler: the post-CFG functions that were
-    there before the sampler added its own. own_lists: GuidedRun.own_lists.
+    seed: of the noises of the prior's loss. share: of the shift that is added, 1 for most samplers. further:
+    what every ShiftStep takes.
     """
 
     def __init__(
-        self,
-        settings: DepthAwareSettings,
-        networks: Networks,
-        x: Tensor,
-        denoise_mask: Tensor | float,
-        seed: int,
-        previous: Tensor | None,
-        fresh: bool,
-        share: float,
-        not_of_sampler: Collection[Callable[..., Any]],
-        own_lists: Mapping[str, Conditions] | None,
+        self, settings: DepthAwareSettings, networks: Networks, seed: int, share: float, **further: Any
     ) -> None:
+        super().__init__(**further)
         self.settings = settings
-        self.own_lists = own_lists
-        self.share = share
-        self.not_of_sampler = not_of_sampler
         self.networks = networks
-        self.x = x
-        self.denoise_mask = denoise_mask
         self.seed = seed
-        self.fresh = fresh
-        self.gradient = None if fresh else previous
-        self.problem: str | None = None
-        self.overflowed = False
-        self.unguided: list[int] = []
+        self.share = share
         self.depth: Tensor | None = None
-        self.shift: Tensor | None = None
-
-    def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the sampler's model_options in which this evaluation is guided."""
-        options = comfy.model_patcher.create_model_options_clone(model_options)
-        functions = options.get("sampler_post_cfg_function", [])
-        options["sampler_post_cfg_function"] = [
-            self.post_cfg,
-            *(f if f in self.not_of_sampler else partial(self.for_sampler, f) for f in functions),
-        ]
-        return options
 
     def seeded(self) -> torch.Generator:
         """What draws the noises of the prior's loss: the same whenever the step is repeated."""
         return torch.Generator().manual_seed(self.seed)
 
-    def estimate(self, args: Mapping[str, Any]) -> Tensor | None:
-        """The estimate that the shift is made for, from the arguments of a post-CFG function."""
-        raise NotImplementedError
-
-    def estimate_of_guider(self, denoised: Tensor) -> Tensor | None:
-        """The same from what a guider returns that combines predictions itself."""
-        raise NotImplementedError
-
-    def post_cfg(self, args: dict[str, Any]) -> Tensor:
-        """sampler_post_cfg_function; the first."""
-        self.find_shift(args["model"], args["sigma"], args["model_options"], self.estimate(args))
-        if self.shift is None or self.own_lists is not None:
-            return args["denoised"]
-        return args["denoised"] + self.shift
-
-    def guided(self, denoised: Tensor, model: Any, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
-        """What a guider returns that combines predictions itself, with the guidance."""
-        self.find_shift(model, sigma, model_options, self.estimate_of_guider(denoised))
-        return denoised if self.shift is None else denoised + self.shift
-
-    def find_shift(
-        self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
-    ) -> None:
-        """The shift of the denoised estimate, from the gradient and an estimate."""
-        if self.gradient is None or estimate is None or self.gradient.shape != estimate.shape:
-            return
+    def shift_of(
+        self,
+        gradient: Tensor,
+        model: Any,
+        sigma: Tensor,
+        model_options: dict[str, Any],
+        estimate: Tensor,
+    ) -> Tensor:
+        """The robust or the paper's shift."""
         if self.settings.mode == ROBUST:
             share = noise_share(model.model_sampling, sigma, estimate.ndim)
-            shift = dag.robust_shift(self.gradient, estimate, share)
-        else:
-            now = float(sigma.max())
-            following = next_sigma(now, model_options["transformer_options"]["sample_sigmas"])
-            flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
-            shift = dag.paper_shift(self.gradient, now, following, flow)
-        self.shift = self.share * self.denoise_mask * shift
-
-    def for_sampler(self, function: Callable[[dict[str, Any]], Tensor], args: dict[str, Any]) -> Tensor:
-        """A post-CFG function that the sampler has added: it gets a shifted unconditional estimate.
-
-        CFG++ samplers compute the noise that they add again from it, (x - uncond_denoised) / sigma. With the
-        shift in both estimates a step moves x by 1 - sigma_next / sigma of it, as Euler's does; with the
-        shift in `denoised` alone, by all of it.
-        """
-        unconditional = args["uncond_denoised"]
-        if self.shift is None or unconditional is None:
-            return function(args)
-        return function(args | {"uncond_denoised": unconditional + self.shift})
+            return self.share * dag.robust_shift(gradient, estimate, share)
+        now = float(sigma.max())
+        following = next_sigma(now, model_options["transformer_options"]["sample_sigmas"])
+        flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
+        return self.share * dag.paper_shift(gradient, now, following, flow)

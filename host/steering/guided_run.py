@@ -1,4 +1,4 @@
-"""What the runs of Self-Attention Guidance and Depth-Aware Guidance have in common."""
+"""What the guided sampling runs have in common."""
 
 import logging
 from collections.abc import Sequence
@@ -19,6 +19,12 @@ class PercentRange(NamedTuple):
     start: float
     end_input: str
     end: float
+
+
+DEPTH_AWARE = "Depth-Aware Guidance"
+CLASSIFIER = "Classifier Guidance"
+# Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
+LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
 
 
 class GuidedRun:
@@ -105,6 +111,23 @@ class GuidedRun:
             where = f" in image {', '.join(str(i + 1) for i in images)} of the batch" if images else ""
             logging.warning("%s has no effect%s at sigma %.3f: %s.", self.node, where, sigma, problem)
             self.warned.add(problem)
+
+
+def first_loss_scale(guider: Any) -> float:
+    """What a gradient is multiplied by in the backward pass, at the first step of a run."""
+    # Not the model's own attribute, to which ModelComputeDtype's patch is applied only later.
+    cast = guider.model_patcher.get_model_object("manual_cast_dtype")
+    computed_in = cast or guider.model_patcher.model.get_dtype()
+    return LOSS_SCALE if computed_in == torch.float16 else 1.0
+
+
+def require_image(noise: Tensor, node: str) -> None:
+    """Raises ValueError for the latent of a video, (B, C, frames, h, w) with more than one frame."""
+    if noise.ndim == 5 and noise.shape[2] > 1:
+        raise ValueError(
+            f"{node} guides images, and this latent is a video of {noise.shape[2]} frames: use a latent of "
+            "one frame, or remove the node."
+        )
 
 
 def finite_images(*tensors: Tensor) -> Tensor:

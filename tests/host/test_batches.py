@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.depth.estimation import estimate_depth
 from inner_guidance.host.keys import TAG
-from inner_guidance.host.steering import dag_gradient
+from inner_guidance.host.steering import gradient_pass
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 
@@ -85,15 +85,15 @@ def warnings(caplog):
 
 def spoilt_gradient(monkeypatch, rows):
     """Gradients that are not finite in these rows."""
-    evaluate = dag_gradient.evaluate_with_gradient
+    evaluate = gradient_pass.evaluate_with_gradient
 
     def spoil(*args, **kwargs):
-        out, gradient = evaluate(*args, **kwargs)
+        out, (gradient,) = evaluate(*args, **kwargs)
         gradient = gradient.clone()
         gradient[rows] = torch.inf
-        return out, gradient
+        return out, [gradient]
 
-    monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", spoil)
+    monkeypatch.setattr(gradient_pass, "evaluate_with_gradient", spoil)
 
 
 def test_a_gradient_that_is_not_finite_leaves_only_its_image_unguided(monkeypatch, caplog):
@@ -111,18 +111,23 @@ def test_a_gradient_that_is_not_finite_leaves_only_its_image_unguided(monkeypatc
 
 
 def test_an_extra_pass_that_is_not_finite_leaves_only_its_image_unguided(caplog):
-    def spoil(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        if TAG in transformer_options:
-            out[1] = torch.nan
-        return out
+    def with_wrapper(model, spoilt):
+        """In both cases another node's code is in the extra pass, which then evaluates both prompts."""
 
-    plain, guided = run(tiny.patcher(), [0, 1, 2]), run(tiny.guided(tiny.patcher()), [0, 1, 2])
-    model = tiny.guided(tiny.patcher())
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spoil", spoil)
+        def spoil(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+            out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+            if TAG in transformer_options:
+                out[spoilt] = torch.nan
+            return out
+
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spoil", spoil)
+        return model
+
+    plain = run(tiny.patcher(), [0, 1, 2])
+    guided = run(with_wrapper(tiny.guided(tiny.patcher()), []), [0, 1, 2])
 
     with caplog.at_level(logging.WARNING):
-        image = run(model, [0, 1, 2])
+        image = run(with_wrapper(tiny.guided(tiny.patcher()), [1]), [0, 1, 2])
 
     assert torch.equal(image[[0, 2]], guided[[0, 2]])
     tiny.assert_steered(image[[0, 2]], plain[[0, 2]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inner_guidance.host.keys import TAG
-from inner_guidance.host.steering import dag_gradient
+from inner_guidance.host.steering import gradient_pass
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import sampled
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.oldest_host
 def gradients(monkeypatch):
     """The labels of the chunk and the sigma of every gradient that is taken."""
     taken = []
-    evaluate = dag_gradient.evaluate_with_gradient
+    evaluate = gradient_pass.evaluate_with_gradient
 
     def count(executor, rows, layers, products, inputs, **kwargs):
         labels = inputs["transformer_options"]["cond_or_uncond"]
@@ -27,7 +27,7 @@ def gradients(monkeypatch):
         taken.append((labels[rows[0] // batch], float(inputs["t"].max())))
         return evaluate(executor, rows, layers, products, inputs, **kwargs)
 
-    monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", count)
+    monkeypatch.setattr(gradient_pass, "evaluate_with_gradient", count)
     return taken
 
 
@@ -112,13 +112,13 @@ def test_only_the_branches_and_blocks_that_are_needed_are_read(monkeypatch):
 def test_consistency_alone_is_differentiated_up_to_the_last_weak_block(monkeypatch):
     """The strong depth is a constant there; with a target it is not."""
     differentiated = []
-    evaluate = dag_gradient.evaluate_with_gradient
+    evaluate = gradient_pass.evaluate_with_gradient
 
     def look(executor, rows, layers, products, inputs, *, constant, **kwargs):
         differentiated.append({layer.number for layer in layers} - {layer.number for layer in constant})
         return evaluate(executor, rows, layers, products, inputs, constant=constant, **kwargs)
 
-    monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", look)
+    monkeypatch.setattr(gradient_pass, "evaluate_with_gradient", look)
     deeper = depth.head(weak="o1")
 
     only, both = (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.host.steering import dag_gradient, dag_run
+from inner_guidance.host.steering import dag_run, gradient_pass
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
@@ -33,20 +33,20 @@ def test_a_gradient_that_is_not_finite_leaves_the_step_unguided_and_warns_once(c
 
 def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
     scales = []
-    made = dag_run.FeatureStep
+    made = dag_run.DepthFeatureStep
 
     def remember(*args, loss_scale, **kwargs):
         scales.append(loss_scale)
         return made(*args, loss_scale=loss_scale, **kwargs)
 
-    evaluate = dag_gradient.evaluate_with_gradient
+    evaluate = gradient_pass.evaluate_with_gradient
 
     def overflow_first(*args, **kwargs):
-        out, gradient = evaluate(*args, **kwargs)
-        return out, gradient / 0 if len(scales) == 1 else gradient
+        out, (gradient,) = evaluate(*args, **kwargs)
+        return out, [gradient / 0 if len(scales) == 1 else gradient]
 
-    monkeypatch.setattr(dag_run, "FeatureStep", remember)
-    monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", overflow_first)
+    monkeypatch.setattr(dag_run, "DepthFeatureStep", remember)
+    monkeypatch.setattr(gradient_pass, "evaluate_with_gradient", overflow_first)
 
     sampled(steps=3)
 
@@ -54,12 +54,12 @@ def test_after_an_overflow_the_next_gradients_are_scaled_less(monkeypatch):
 
 
 def test_the_strength_does_not_depend_on_the_loss_scale(monkeypatch):
-    made = dag_run.FeatureStep
+    made = dag_run.DepthFeatureStep
     images = []
     for scale in (1.0, 2.0**8):
         monkeypatch.setattr(
             dag_run,
-            "FeatureStep",
+            "DepthFeatureStep",
             lambda *args, loss_scale, scale=scale, **kwargs: made(*args, loss_scale=scale, **kwargs),
         )
         images += [

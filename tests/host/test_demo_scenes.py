@@ -14,9 +14,10 @@ from inner_guidance.tests.support.node_defaults import execute
 
 
 def test_scenes_are_the_renders_of_their_numbers():
-    images, depths = InnerDemoScenes.execute(7, 2, 64).result
+    images, depths, main_objects = InnerDemoScenes.execute(7, 2, 64).result
 
     assert images.shape == depths.shape == (2, 64, 64, 3)
+    assert main_objects.splitlines() == [sample_scene(seed).caption.split(",")[0] for seed in (7, 8)]
     for image, depth, seed in zip(images, depths, (7, 8), strict=True):
         seen = render(sample_scene(seed), 64)
         assert torch.equal(image, seen.rgb.permute(1, 2, 0))
@@ -25,7 +26,7 @@ def test_scenes_are_the_renders_of_their_numbers():
 
 
 def test_no_scene_leaves_the_range_of_distances():
-    _, depths = InnerDemoScenes.execute(0, 60, 32).result
+    _, depths, _ = InnerDemoScenes.execute(0, 60, 32).result
 
     assert depths.min() > 0
     assert depths.max() < 1
@@ -41,7 +42,7 @@ def test_drawing_can_be_interrupted():
 def test_the_demo_models_head_reads_their_depth():
     """Of scenes that neither model nor head has seen: better than their mean depth map, which knows them."""
     model, clip, vae, head, _ = InnerLoadDemoModel.execute().args
-    images, depths = InnerDemoScenes.execute(1_060_000, 32, 256).result
+    images, depths, _ = InnerDemoScenes.execute(1_060_000, 32, 256).result
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
 
     _, mask, _ = execute(

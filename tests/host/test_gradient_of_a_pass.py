@@ -133,7 +133,7 @@ def test_control_lists_of_the_caller_are_left_alone():
             executor,
             [2, 3],
             layers_of(model),
-            lambda features: (list(features.values()), cotangents_of(list(features.values()))),
+            [lambda features: (list(features.values()), cotangents_of(list(features.values())))],
             dict(
                 zip(
                     ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options"), args, strict=True

@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.host.gradients.rows import rows_are_independent
 from inner_guidance.host.keys import WRAPPER_KEY
-from inner_guidance.host.steering import dag_gradient
+from inner_guidance.host.steering import gradient_pass
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.gradient_reference import (
@@ -245,13 +245,13 @@ def test_what_keeps_the_rows_of_a_pass_together(options, change, independent):
 @pytest.mark.parametrize(("other", "passes"), [(None, 2), (with_freeu, 2), (with_nag, 1)])
 def test_the_model_is_evaluated_once_or_for_each_prompt(other, passes, monkeypatch):
     counts = []
-    call = dag_gradient.evaluate_with_gradient
+    call = gradient_pass.evaluate_with_gradient
 
     def count(executor, rows, layers, products, inputs, *, apart, **kwargs):
         counts.append(2 if apart else 1)
         return call(executor, rows, layers, products, inputs, apart=apart, **kwargs)
 
-    monkeypatch.setattr(dag_gradient, "evaluate_with_gradient", count)
+    monkeypatch.setattr(gradient_pass, "evaluate_with_gradient", count)
     model = tiny.patcher()
     tiny.sample(depth.depth_guided(other(model) if other else model), steps=1)
 

@@ -10,7 +10,7 @@ from inner_guidance.benchmarks.naive_depth_guidance import naively_guided
 from inner_guidance.benchmarks.rows import PLAIN, sd15_rows
 from inner_guidance.benchmarks.speed_tables import all_rows, ratios
 from inner_guidance.benchmarks.step_costs import Row, Steps
-from inner_guidance.host.steering import dag_gradient
+from inner_guidance.host.steering import gradient_pass
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 
@@ -62,9 +62,9 @@ def test_the_naive_baseline_guides_in_the_same_direction():
 @pytest.mark.slow
 def test_each_row_does_what_it_is_named_for(tiny_runs, monkeypatch):
     gradients = []
-    evaluate = dag_gradient.evaluate_with_gradient
+    evaluate = gradient_pass.evaluate_with_gradient
     monkeypatch.setattr(
-        dag_gradient, "evaluate_with_gradient", lambda *a, **k: gradients.append(1) or evaluate(*a, **k)
+        gradient_pass, "evaluate_with_gradient", lambda *a, **k: gradients.append(1) or evaluate(*a, **k)
     )
     passes = []
     apply_model = comfy.model_base.BaseModel._apply_model

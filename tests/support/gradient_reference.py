@@ -90,7 +90,7 @@ def with_gradient(model, inputs, rows, blocks=BLOCKS, **kwargs):
         named = dict(
             zip(("x", "t", "c_concat", "c_crossattn", "control", "transformer_options"), args, strict=True)
         )
-        out, gradient = evaluate_with_gradient(executor, rows, layers, products, named | extra, **kwargs)
+        out, (gradient,) = evaluate_with_gradient(executor, rows, layers, [products], named | extra, **kwargs)
         found.append(gradient)
         return out
 

@@ -1,4 +1,4 @@
-"""Depth maps and gradients by plain autograd, through a copy of a tiny model in float64."""
+"""Features, depth maps and gradients by plain autograd, through a copy of a tiny model in float64."""
 
 import copy
 
@@ -12,12 +12,13 @@ def double(module):
         return copy.deepcopy(module).double().requires_grad_(False)
 
 
-def naive_depth(model, network, x, sigma, prompt, negative=None, patches=None):
-    """Depth maps with their graph, from a copy of the UNet in float64, and the latent that they depend on.
+def naive_features(model, names, x, sigma, prompt, negative=None, patches=None):
+    """Features by name with their graph, the latent that they depend on, and the time.
 
-    With a negative, both prompts are in the pass, the negative first, as the host has them.
+    From a copy of the UNet in float64. With a negative, both prompts are in the pass, the negative first, as
+    the host has them.
     """
-    unet, network = double(model.model.diffusion_model), double(network)
+    unet = double(model.model.diffusion_model)
     unet.dtype = torch.float64
     sampling = model.get_model_object("model_sampling")
     prompts = [prompt] if negative is None else [negative, prompt]
@@ -25,7 +26,7 @@ def naive_depth(model, network, x, sigma, prompt, negative=None, patches=None):
         leaf = x.clone().double().requires_grad_()
         sigma = sigma.clone().double()
         features = {}
-        for name in network.taps:
+        for name in names:
             block = unet.output_blocks[int(name[1:])][-1]
             block.register_forward_hook(lambda m, i, out, name=name: features.update({name: out[-len(x) :]}))
         given = sampling.calculate_input(sigma, leaf)
@@ -38,6 +39,14 @@ def naive_depth(model, network, x, sigma, prompt, negative=None, patches=None):
             context=context,
             transformer_options=options,
         )
+    return leaf, features, time
+
+
+def naive_depth(model, network, x, sigma, prompt, negative=None, patches=None):
+    """Strong and weak depth map with their graph, and the latent that they depend on."""
+    network = double(network)
+    leaf, features, time = naive_features(model, network.taps, x, sigma, prompt, negative, patches)
+    with torch.inference_mode(False), torch.enable_grad():
         maps = [
             network.strong(*branch_inputs(network, features, "strong", time), x.shape[-2:]),
             network.weak(*branch_inputs(network, features, "weak", time), x.shape[-2:]),

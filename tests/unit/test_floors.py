@@ -15,12 +15,14 @@ FLOORS = (
     "guidance",
     "pictures",
     "depth_head",
+    "classifier_head",
     "host.keys",
     "host.live_preview",
     "host.taps",
     "host.sampling",
     "host.gradients",
     "host.depth",
+    "host.classifier",
     "host.recording",
     "host.steering",
     "demo",
@@ -83,7 +85,7 @@ def test_no_import_runs_up(name):
     assert above == set()
 
 
-@pytest.mark.parametrize("folder", ["guidance", "pictures", "depth_head"])
+@pytest.mark.parametrize("folder", ["guidance", "pictures", "depth_head", "classifier_head"])
 def test_mathematics_and_pictures_know_nothing_of_the_host(folder):
     known = TENSORS_AND_PICTURES | sys.stdlib_module_names | {PACK}
     imported = {name.split(".")[0] for path in modules(folder).values() for name in imports(path)}
@@ -94,7 +96,10 @@ def test_mathematics_and_pictures_know_nothing_of_the_host(folder):
 
 def test_heads_know_nothing_of_guidance():
     assert not any(
-        name.startswith("guidance") for path in modules("depth_head").values() for name in of_pack(path)
+        name.startswith("guidance")
+        for folder in ("depth_head", "classifier_head")
+        for path in modules(folder).values()
+        for name in of_pack(path)
     )
 
 

@@ -1,0 +1,36 @@
+"""A classifier head: a network and what must be known of it to use it rightly."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..depth_head.files import legible
+from .network import ClassifierNetwork
+
+LISTED = 40
+
+
+@dataclass(frozen=True)
+class ClassifierHead:
+    """network: in evaluation mode, float32. classes: their names, in the order of the logits.
+
+    model_family: in words. training: a summary, plain values. name: the file's, for messages.
+    """
+
+    network: ClassifierNetwork
+    model_family: str
+    classes: tuple[str, ...]
+    training: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "the classifier head"
+
+    def label(self, class_name: str) -> int:
+        """The number of a class. Raises ValueError, with the names there are, for one it does not know."""
+        wanted = class_name.strip().casefold()
+        for number, name in enumerate(self.classes):
+            if name.casefold() == wanted:
+                return number
+        known = ", ".join(self.classes[:LISTED])
+        more = f" and {len(self.classes) - LISTED} more" if len(self.classes) > LISTED else ""
+        raise ValueError(
+            f"class_name: {self.name} does not know '{legible(class_name)}'. It knows {known}{more}."
+        )

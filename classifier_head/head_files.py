@@ -1,0 +1,50 @@
+"""A classifier head's file."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ..depth_head.files import damaged, fill, legible, parse, read, write
+from .head import ClassifierHead
+from .network import ClassifierNetwork
+
+KIND = "classifier_head"
+SUFFIX = ".safetensors"
+
+
+def save_classifier_head(path: Path, head: ClassifierHead) -> None:
+    """Write a head."""
+    metadata = {
+        "config": json.dumps(head.network.config),
+        "model_family": head.model_family,
+        "classes": json.dumps(list(head.classes)),
+        "training": json.dumps(dict(head.training)),
+    }
+    write(path, KIND, metadata, head.network.state_dict())
+
+
+@torch.inference_mode(False)
+def load_classifier_head(path: Path) -> ClassifierHead:
+    """Read a head; its weights are no inference tensors, so gradients pass it.
+
+    Raises ValueError, in one sentence, for a file that is missing, damaged, or something else.
+    """
+    metadata, tensors = read(path, KIND)
+    family = metadata.get("model_family")
+    if family is None or legible(family) != family:
+        raise damaged(path, f"its model_family is {legible(family)}")
+    config, training = (parse(path, metadata, entry, dict) for entry in ("config", "training"))
+    classes = parse(path, metadata, "classes", list)
+    if not all(isinstance(name, str) and name and legible(name) == name for name in classes):
+        raise damaged(path, "its classes are not short names")
+    try:
+        with torch.device("meta"):
+            network = ClassifierNetwork(**config)
+    except (TypeError, ValueError) as error:
+        raise damaged(path, legible(error, 200)) from error
+    if network.classes != len(classes):
+        raise damaged(path, f"it names {len(classes)} classes and has {network.classes}")
+    fill(path, network, tensors)
+    network.requires_grad_(False).eval()
+    return ClassifierHead(network, family, tuple(classes), training, legible(path.name))

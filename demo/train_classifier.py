@@ -1,0 +1,60 @@
+"""Trains the demo model's classifier head with the code behind Train Classifier Head.
+
+    python -m tools.run demo.train_classifier [--scenes 2000] [--steps 3000] [--report report.png]
+
+Its classes are colour and shape of the main object, such as "red sphere". It reads the UNet in demo/weights,
+on scenes that the UNet was not trained on, and is written to demo/weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import comfy.utils
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..classifier_head.head_files import save_classifier_head
+from ..classifier_head.training import ClassifierTraining
+from ..host.classifier.training import train_classifier_head
+from ..host.depth.head_training import AUTO
+from ..nodes.demo_scenes import InnerDemoScenes
+from . import model as demo
+from .renders import HELD_OUT
+from .sheet import pictures_to_uint8
+
+FIRST_SCENE = HELD_OUT + 60_000
+SIZE = 256
+
+
+def main() -> None:
+    """Trains the head and writes its file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenes", type=int, default=2000, help="renders to train on")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--out", type=Path, help="folder for the file, instead of demo/weights")
+    parser.add_argument("--report", type=Path, help="PNG file for the report of the training")
+    options = parser.parse_args()
+    with torch.inference_mode():
+        images, _, names = InnerDemoScenes.execute(FIRST_SCENE, options.scenes, SIZE).result
+        clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
+        with tqdm(total=options.scenes + options.steps, desc="encoding, training") as bar:
+            comfy.utils.set_progress_bar_global_hook(lambda done, *_, **__: bar.update(done - bar.n))
+            trained = train_classifier_head(
+                demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
+                demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
+                images,
+                names,
+                AUTO,
+                ClassifierTraining(options.steps, 16, 2e-3, 0),
+                clip.encode_from_tokens_scheduled(clip.tokenize("")),
+            )
+        head = trained.head.head
+        save_classifier_head((options.out or demo.WEIGHTS) / demo.CLASSIFIER_HEAD_FILE, head)
+    print(head.training)
+    if options.report:
+        Image.fromarray(pictures_to_uint8(trained.report[0]).numpy()).save(options.report)

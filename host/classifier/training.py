@@ -1,0 +1,142 @@
+"""Train Classifier Head: named images to latents, and classifier_head/training.py on the frozen model."""
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...classifier_head.classifier_report import LOSS, draw_classifier_report
+from ...classifier_head.head import ClassifierHead
+from ...classifier_head.network import ClassifierNetwork
+from ...classifier_head.training import ClassifierResult, ClassifierTraining, train_classifier
+from ...depth_head.files import LONGEST_QUOTE, legible
+from ..depth.head_training import AUTO, default_blocks, features_of
+from ..depth.heads import feature_channels, model_family
+from ..depth.training_pairs import encode
+from ..depth.training_watch import TrainingWatch
+from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
+from ..taps.blocks import feature_blocks, layer_names, parse_blocks
+from ..taps.joint_models import joint_model
+from .heads import HostedClassifierHead
+
+REPEATED = re.compile(r"(.*?)\s*\*\s*(\d{1,6})")
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """The outputs of the node: the head and the report (1, H, W, 3)."""
+
+    head: HostedClassifierHead
+    report: Tensor
+
+
+def train_classifier_head(
+    model: ModelPatcher,
+    vae: Any,
+    images: Tensor,
+    class_names: str,
+    blocks: str,
+    settings: ClassifierTraining,
+    positive: Conditioning | None,
+) -> TrainedClassifier:
+    """Train a head on images (N, H, W, 3) and the class of each (read_class_names).
+
+    Raises ValueError, before anything long begins, for names that do not match the images and blocks that are
+    not there.
+    """
+    names = read_class_names(class_names, len(images))
+    classes = tuple(sorted(set(names)))
+    if len(classes) < 2:
+        raise ValueError(
+            f"class_names: all images are '{classes[0]}'. A classifier needs images of two classes at least."
+        )
+    if images.numel() == 0:
+        raise ValueError("The images have no pixels: check the node that makes them.")
+    family = model_family(model)
+    network = new_classifier(model, blocks, len(classes), settings.seed)
+    progress = comfy.utils.ProgressBar(len(images) + settings.steps)
+    latents = encode(model, vae, images, progress)
+    labels = torch.tensor([classes.index(name) for name in names])
+
+    def work(unet: FrozenUNet) -> ClassifierResult:
+        watch = TrainingWatch(LOSS, progress, len(images))
+        return train_classifier(
+            network,
+            features_of(unet, latents, list(network.taps)),
+            labels,
+            settings,
+            unet.device,
+            watch.on_step,
+            comfy.model_management.InterruptProcessingException,
+        )
+
+    result = with_frozen_unet(model, positive, (settings.batch_size, *latents.shape[1:]), work)
+    if result.interrupted:
+        logging.info(
+            "Train Classifier Head: interrupted after %d steps; the best head so far, after %d, is kept.",
+            len(result.losses),
+            result.best_step,
+        )
+    training = {
+        "images": len(images) - result.held_out,
+        "held_out": result.held_out,
+        "steps": len(result.losses),
+        "kept_after": result.best_step,
+        "batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.seed,
+        "accuracy": {str(time): round(value, 4) for time, value in result.accuracy.items()},
+    }
+    head = ClassifierHead(network, family, classes, training, "this head")
+    heading = (
+        f"{len(classes)} classes, from {', '.join(network.taps)} of {family}; {len(result.losses)} steps"
+    )
+    report = draw_classifier_report(result, len(classes), heading)
+    return TrainedClassifier(HostedClassifierHead.of(head), report[None])
+
+
+def read_class_names(text: str, count: int) -> list[str]:
+    """The class of each of `count` images: a line for each, in order; "cat * 12" stands for twelve lines.
+
+    Raises ValueError for another number of names, and for names that are too long.
+    """
+    named: list[tuple[str, int]] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        repeated = REPEATED.fullmatch(line)
+        name, times = (repeated[1], int(repeated[2])) if repeated else (line, 1)
+        if not name or legible(name) != name:
+            raise ValueError(
+                f"class_names: '{legible(line)}' is not a class name: use 1 to {LONGEST_QUOTE} characters."
+            )
+        named.append((name, times))
+    total = sum(times for _, times in named)
+    if total != count:
+        raise ValueError(
+            f"class_names names {total} images, and there are {count}: write the class of each image on a "
+            "line of its own, in the order of the images, or 'cat * 12' for twelve in a row."
+        )
+    return [name for name, times in named for _ in range(times)]
+
+
+def new_classifier(model: ModelPatcher, blocks: str, classes: int, seed: int) -> ClassifierNetwork:
+    """A network for this model with random weights from the seed. Raises ValueError for the blocks."""
+    diffusion_model: Any = model.get_model_object("diffusion_model")
+    channels, available = feature_channels(diffusion_model), feature_blocks(diffusion_model)
+    is_transformer = joint_model(diffusion_model) is not None
+    if blocks.strip().lower() == AUTO:
+        chosen, _ = default_blocks(diffusion_model, "pixel_mlp")
+        if not is_transformer and "m0" in available:
+            chosen = ["m0", *chosen]
+    else:
+        names = layer_names(available)
+        chosen = [names[layer] for layer in parse_blocks(blocks, available)]
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        taps = {name: channels[name] for name in chosen}
+        return ClassifierNetwork(taps, classes, token_norm=is_transformer)

@@ -1,0 +1,173 @@
+"""Classifier Guidance in a sampling run, built like dag_run.py.
+
+The gradient of log p(y | x) is taken in the pass of the positive prompt, at the latent that the sampler
+evaluates: Self-Attention Guidance, which adds its own shift, degrades another copy of it.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...classifier_head.network import ClassifierNetwork
+from ...guidance.classifier import classifier_shift, log_probability
+from ..classifier.heads import HostedClassifierHead, require_classifier_fits
+from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
+from ..gradients.weights import refuse_quantised
+from ..keys import GuiderExecutor, for_this_run
+from ..sampling.schedule import noise_coefficient, signal_coefficient
+from .gradient_pass import GradientReader
+from .gradient_step import GradientStep
+from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale, require_image
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """What the node is set to: the class by its number, and the scale s."""
+
+    head: HostedClassifierHead
+    label: int
+    scale: float
+    start_percent: float
+    end_percent: float
+    checkpointing: bool
+
+
+@dataclass(frozen=True)
+class ClassifierGuidance:
+    """OUTER_SAMPLE wrapper: guides a run as the settings say."""
+
+    settings: ClassifierSettings
+
+    def __call__(
+        self,
+        executor: GuiderExecutor,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the sampling. Raises ValueError for a model that cannot be differentiated."""
+        guider = executor.class_obj
+        patcher = guider.model_patcher
+        require_classifier_fits(self.settings.head.head, patcher)
+        require_image(noise, CLASSIFIER)
+        refuse_without_training_kernels(patcher.model.diffusion_model, CLASSIFIER)
+        refuse_quantised(patcher.model.diffusion_model, CLASSIFIER)
+        refuse_uncontrollable_compiler(
+            patcher.model.diffusion_model, guider.model_options["transformer_options"], CLASSIFIER
+        )
+        run = ClassifierRun(self.settings, guider, noise, latent_image, sigmas, denoise_mask)
+        with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+
+
+class ClassifierRun(GuidedRun):
+    """What a run remembers: the loss scale, and the network on the model's device."""
+
+    def __init__(
+        self,
+        settings: ClassifierSettings,
+        guider: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None,
+    ) -> None:
+        whole = settings.start_percent, settings.end_percent
+        super().__init__(CLASSIFIER, guider, noise, latent_image, sigmas, denoise_mask, *whole)
+        self.warn_unless_reached(self.percentages, ["scale"])
+        self.settings = settings
+        self.loss_scale = first_loss_scale(guider)
+        self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
+        with torch.inference_mode(mode=False):
+            network = copy.deepcopy(settings.head.head.network)
+            self.network = network.to(guider.model_patcher.load_device).requires_grad_(False).eval()
+
+    def predict_noise(
+        self,
+        executor: GuiderExecutor,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any],
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
+        sigma = float(timestep.max())
+        if sigma not in self.within:
+            return executor(x, timestep, model_options, seed)
+        step = ClassifierStep(
+            self.settings,
+            self.network,
+            self.loss_scale,
+            x=x,
+            denoise_mask=self.mask_at(timestep, model_options),
+            previous=None,
+            fresh=True,
+            not_of_sampler=self.not_of_sampler,
+            own_lists=self.own_lists,
+        )
+        denoised = executor(x, timestep, step.options(model_options), seed)
+        if step.own_lists is not None:
+            denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
+        self.warn(step.problem, sigma, step.unguided)
+        if step.overflowed:
+            self.loss_scale *= LOSS_SCALE_STEP
+        return denoised
+
+
+class ClassifierStep(GradientStep):
+    """The guidance of one evaluation by a class. further: what every GradientStep takes."""
+
+    def __init__(
+        self, settings: ClassifierSettings, network: ClassifierNetwork, loss_scale: float, **further: Any
+    ) -> None:
+        super().__init__(**further)
+        self.settings = settings
+        self.network = network
+        self.loss_scale = loss_scale
+
+    def reader(self) -> "ClassifierGradient":
+        """The gradient of log p(y | x)."""
+        return ClassifierGradient(self.settings, self.network, self.loss_scale)
+
+    def shift_of(
+        self,
+        gradient: Tensor,
+        model: Any,
+        sigma: Tensor,
+        model_options: dict[str, Any],
+        estimate: Tensor,
+    ) -> Tensor:
+        """The shift that makes the estimate that of the class."""
+        signal = signal_coefficient(model.model_sampling, sigma, estimate.ndim)
+        noise = noise_coefficient(model.model_sampling, sigma, estimate.ndim)
+        return classifier_shift(gradient, signal, noise, self.settings.scale)
+
+
+class ClassifierGradient(GradientReader):
+    """The gradient of log p(y | x) with respect to x."""
+
+    def __init__(self, settings: ClassifierSettings, network: ClassifierNetwork, loss_scale: float) -> None:
+        super().__init__(CLASSIFIER, network.taps, network.taps, loss_scale, settings.checkpointing)
+        self.network = network
+        self.label = settings.label
+
+    def products(
+        self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The log-probability of the class, for each image."""
+        log_p = log_probability(self.network(features, time), self.label)
+        return [log_p], [torch.full_like(log_p, self.loss_scale)]
+
+    def take(self, gradient: Tensor) -> None:
+        """The gradient, less the loss scale."""
+        for finite in self.finite(gradient):
+            self.gradient = finite / self.loss_scale

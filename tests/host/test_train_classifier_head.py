@@ -1,0 +1,109 @@
+"""Train, Save and Load Classifier Head in the host, on a tiny model."""
+
+import folder_paths
+import pytest
+import torch
+from comfy.model_management import InterruptProcessingException
+
+from inner_guidance.host.classifier import training
+from inner_guidance.host.classifier.training import read_class_names
+from inner_guidance.nodes.classifier_head_files import (
+    FOLDER,
+    InnerLoadClassifierHead,
+    InnerSaveClassifierHead,
+)
+from inner_guidance.nodes.train_classifier_head import InnerTrainClassifierHead
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.classifier_models import classifier_guided
+from inner_guidance.tests.support.node_defaults import execute
+
+pytestmark = pytest.mark.oldest_host
+
+
+class PixelVAE:
+    """Latents are the colours, and their mean, of an eighth of the resolution."""
+
+    def vae_encode_crop_pixels(self, pixels):
+        return pixels
+
+    def encode(self, pixels):
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
+        return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+def red_and_blue(count):
+    """Red and blue images in turn."""
+    images = torch.rand(count, 64, 64, 3, generator=torch.Generator().manual_seed(0)) * 0.1
+    images[::2, ..., 0] += 0.9
+    images[1::2, ..., 2] += 0.9
+    return images, "\n".join(["red", "blue"] * (count // 2))
+
+
+def trained(count=8, **settings):
+    images, names = red_and_blue(count)
+    given = {"images": images, "class_names": names, "steps": 40, "batch_size": 4, "learning_rate": 0.01}
+    return execute(InnerTrainClassifierHead, model=tiny.patcher(), vae=PixelVAE(), **given | settings)
+
+
+def test_a_head_is_trained_saved_loaded_and_guides(tmp_path, monkeypatch):
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, FOLDER, ([str(tmp_path)], {".safetensors"}))
+    head, report = trained()
+    assert head.head.classes == ("blue", "red")
+    assert head.head.training["accuracy"]["50"] == 1
+    assert report.shape == (1, 400, 960, 3)
+
+    InnerSaveClassifierHead.execute(head, "colours")
+    loaded = InnerLoadClassifierHead.execute("colours_00001_.safetensors").args[0]
+
+    red, again, blue = (
+        tiny.sample(classifier_guided(tiny.patcher(), classifier_head=h, class_name=name, scale=100.0))
+        for h, name in ((head, "red"), (loaded, "red"), (loaded, "blue"))
+    )
+    assert torch.equal(red, again)
+    tiny.assert_steered(red, blue)
+
+
+def test_an_interruption_keeps_the_best_head(monkeypatch):
+    watch = training.TrainingWatch.on_step
+
+    def interrupt(self, done, losses):
+        watch(self, done, losses)
+        if done == 6:
+            raise InterruptProcessingException
+
+    monkeypatch.setattr(training.TrainingWatch, "on_step", interrupt)
+    head, _ = trained()
+
+    assert head.head.training["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat\ndog\ncat", ["cat", "dog", "cat"]),
+        ("cat * 2\n\n  dog ", ["cat", "cat", "dog"]),
+        ("red sphere*3", ["red sphere"] * 3),
+    ],
+)
+def test_class_names(text, names):
+    assert read_class_names(text, 3) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cat\ndog", "names 2 images, and there are 3"),
+        ("cat\ndog\ncat\ncow", "names 4 images, and there are 3"),
+        ("cat * 999999", "names 999999 images, and there are 3"),
+        ("", "names 0 images, and there are 3"),
+        ("c" * 100, "is not a class name"),
+    ],
+)
+def test_other_numbers_of_names_are_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        read_class_names(text, 3)
+
+
+def test_one_class_alone_is_refused():
+    with pytest.raises(ValueError, match="all images are 'red'"):
+        trained(class_names="red * 8")

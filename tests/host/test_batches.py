@@ -120,7 +120,7 @@ def test_an_extra_pass_that_is_not_finite_leaves_only_its_image_unguided(caplog)
                 out[spoilt] = torch.nan
             return out
 
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spoil", spoil)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spoil", tiny.looks_on(spoil))
         return model
 
     plain = run(tiny.patcher(), [0, 1, 2])

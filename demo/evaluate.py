@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .measures import frechet_distance, psnr
-from .model import WEIGHTS, load_all, read_weights
+from .model import FAMILIES, UNET, WEIGHTS, load_all, read_weights
 from .ray_casting import render
 from .recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, recognition_scores, scene_labels
 from .renders import HELD_OUT, to_uint8
@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--family", choices=FAMILIES, default=UNET, help="which of the two models draws")
     parser.add_argument("--samples", type=int, default=500, help="held-out captions to draw")
     parser.add_argument(
         "--weights", type=Path, help="folder of the demo model's files, instead of demo/weights"
@@ -130,8 +131,8 @@ def main() -> None:
 
     recogniser = Recogniser().eval()
     recogniser.load_state_dict(read_weights(WEIGHTS / RECOGNISER_FILE))
-    model, clip, vae = load_all(options.weights or WEIGHTS)
-    draw_with_model = partial(draw, model, clip, vae)
+    model, clip, vae = load_all(options.weights or WEIGHTS, options.family)
+    draw_with_model = partial(draw, model, clip, vae, scheduler=FAMILIES[options.family].scheduler)
 
     scenes = render_scenes(HELD_OUT, options.samples)
     drawn = draw_captions(draw_with_model, scenes.captions)

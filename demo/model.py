@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import comfy.model_management
 import comfy.sd
@@ -26,9 +27,29 @@ TRANSFORMER_FILE = "transformer.safetensors"
 TEXT_FILE = "text_encoder.safetensors"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 DEPTH_HEAD_FILE = "depth_head.safetensors"
+TRANSFORMER_DEPTH_HEAD_FILE = "transformer_depth_head.safetensors"
 LATENT_HEAD_FILE = "latent_head.safetensors"
 DEPTH_PRIOR_FILE = "depth_prior.safetensors"
 CLASSIFIER_HEAD_FILE = "classifier_head.safetensors"
+TRANSFORMER_CLASSIFIER_HEAD_FILE = "transformer_classifier_head.safetensors"
+
+
+class DemoFamily(NamedTuple):
+    """The files of one of the two demo models and of the heads that read its features; its scheduler."""
+
+    model: str
+    depth_head: str
+    classifier_head: str
+    scheduler: str
+
+
+UNET = "UNet"
+FAMILIES = {
+    UNET: DemoFamily(UNET_FILE, DEPTH_HEAD_FILE, CLASSIFIER_HEAD_FILE, "karras"),
+    "transformer": DemoFamily(
+        TRANSFORMER_FILE, TRANSFORMER_DEPTH_HEAD_FILE, TRANSFORMER_CLASSIFIER_HEAD_FILE, "simple"
+    ),
+}
 
 UNET_CONFIG = {
     "image_size": 32,
@@ -63,9 +84,10 @@ class DemoWorld(comfy.supported_models_base.BASE):
         return ModelType.V_PREDICTION
 
 
-def load_all(folder: Path) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """MODEL (the UNet), CLIP and VAE from the three files in a folder."""
-    return load_model(folder / UNET_FILE), load_clip(folder / TEXT_FILE), load_vae(folder / AUTOENCODER_FILE)
+def load_all(folder: Path, family: str = UNET) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
+    """MODEL, CLIP and VAE from the three files in a folder."""
+    model = load_model(folder / FAMILIES[family].model)
+    return model, load_clip(folder / TEXT_FILE), load_vae(folder / AUTOENCODER_FILE)
 
 
 def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
@@ -166,6 +188,14 @@ def restore_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]
 def export_transformer(folder: Path, flow: dict[str, Tensor]) -> None:
     """Writes the transformer's file."""
     write_weights(folder / TRANSFORMER_FILE, _below("transformer.", flow))
+
+
+def restore_transformer(folder: Path) -> dict[str, Tensor]:
+    """What `export_transformer` wrote, in single precision, with the text encoder."""
+    weights = {
+        f"transformer.{name}": w.float() for name, w in read_weights(folder / TRANSFORMER_FILE).items()
+    }
+    return weights | {f"text.{name}": w.float() for name, w in read_weights(folder / TEXT_FILE).items()}
 
 
 def _below(prefix: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ from .model import (
     load_all,
     load_model,
     read_weights,
+    restore_transformer,
     restore_weights,
     write_weights,
 )
@@ -95,10 +96,12 @@ def main() -> None:
         case "renders":
             render_shards(renders, options.scenes, options.workers)
         case "restore":
-            for checkpoint in (autoencoder, diffusion):
+            published = (*restore_weights(WEIGHTS), restore_transformer(WEIGHTS))
+            checkpoints = (diffusion, autoencoder, transformer)
+            for checkpoint in checkpoints:
                 if checkpoint.exists():
                     parser.error(f"{checkpoint} exists: move it away to start from the published weights.")
-            for checkpoint, weights in zip((diffusion, autoencoder), restore_weights(WEIGHTS), strict=True):
+            for checkpoint, weights in zip(checkpoints, published, strict=True):
                 write_checkpoint(checkpoint, model=weights, average=weights)
         case "autoencoder" | "decoder":
             train_autoencoder(

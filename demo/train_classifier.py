@@ -1,9 +1,9 @@
 """Trains the demo model's classifier head with the code behind Train Classifier Head.
 
-    python -m tools.run demo.train_classifier [--scenes 2000] [--steps 3000] [--report report.png]
+    python -m tools.run demo.train_classifier [--family UNet] [--scenes 4000] [--steps 2500]
 
-Its classes are colour and shape of the main object, such as "red sphere". It reads the UNet in demo/weights,
-on scenes that the UNet was not trained on, and is written to demo/weights.
+Its classes are colour and shape of the main object, such as "red sphere". It reads the model in demo/weights,
+on scenes that the model was not trained on, and is written to demo/weights.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--scenes", type=int, default=2000, help="renders to train on")
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--family", choices=demo.FAMILIES, default=demo.UNET)
+    parser.add_argument("--scenes", type=int, default=4000, help="renders to train on")
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--out", type=Path, help="folder for the file, instead of demo/weights")
     parser.add_argument("--report", type=Path, help="PNG file for the report of the training")
     options = parser.parse_args()
+    family = demo.FAMILIES[options.family]
     with torch.inference_mode():
         images, _, names = InnerDemoScenes.execute(FIRST_SCENE, options.scenes, SIZE).result
         clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
         with tqdm(total=options.scenes + options.steps, desc="encoding, training") as bar:
             comfy.utils.set_progress_bar_global_hook(lambda done, *_, **__: bar.update(done - bar.n))
             trained = train_classifier_head(
-                demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
+                demo.load_model(demo.WEIGHTS / family.model),
                 demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
                 images,
                 names,
@@ -54,7 +56,8 @@ def main() -> None:
                 clip.encode_from_tokens_scheduled(clip.tokenize("")),
             )
         head = trained.head.head
-        save_classifier_head((options.out or demo.WEIGHTS) / demo.CLASSIFIER_HEAD_FILE, head)
+        head.network.half()  # a float32 again when it is loaded
+        save_classifier_head((options.out or demo.WEIGHTS) / family.classifier_head, head)
     print(head.training)
     if options.report:
         Image.fromarray(pictures_to_uint8(trained.report[0]).numpy()).save(options.report)

@@ -1,11 +1,11 @@
 """Trains the demo model's depth heads and depth prior with the code behind the training nodes.
 
-    python -m tools.run demo.train_depth head   [--scenes 1000] [--steps 3000]
+    python -m tools.run demo.train_depth head   [--family UNet] [--scenes 1000] [--steps 3000]
     python -m tools.run demo.train_depth latent [--scenes 10000] [--steps 3000] [--work FOLDER]
     python -m tools.run demo.train_depth prior  [--scenes 12000] [--steps 6000] [--size 32]
 
-Writes to demo/weights. Training starts from scratch every time. The head reads the UNet in demo/weights, on
-scenes that the UNet was not trained on. The latent head reads latents alone: those that `demo.train latents`
+Writes to demo/weights. Training starts from scratch every time. The head reads the model in demo/weights, on
+scenes that it was not trained on. The latent head reads latents alone: those that `demo.train latents`
 has left in the work folder.
 """
 
@@ -51,6 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("head", "latent", "prior"))
+    parser.add_argument("--family", choices=demo.FAMILIES, default=demo.UNET, help="of the head's model")
     parser.add_argument("--scenes", type=int, help="labelled renders to train on")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="work folder of demo.train")
@@ -61,8 +62,12 @@ def main() -> None:
     folder = options.out or demo.WEIGHTS
     with torch.inference_mode():
         if options.what == "head":
+            family = demo.FAMILIES[options.family]
             report = train_demo_head(
-                folder / demo.DEPTH_HEAD_FILE, options.scenes or 1000, options.steps or 3000
+                demo.WEIGHTS / family.model,
+                folder / family.depth_head,
+                options.scenes or 1000,
+                options.steps or 3000,
             )
         elif options.what == "latent":
             report = train_demo_latent_head(
@@ -79,14 +84,14 @@ def main() -> None:
         Image.fromarray(pictures_to_uint8(report[0]).numpy()).save(options.report)
 
 
-def train_demo_head(path: Path, scenes: int, steps: int) -> Tensor:
-    """Trains and writes a pixel MLP on the default blocks; returns the report (1, H, W, 3)."""
+def train_demo_head(model: Path, path: Path, scenes: int, steps: int) -> Tensor:
+    """Trains and writes a pixel MLP on the default blocks of a model; returns the report (1, H, W, 3)."""
     images, depths = rendered(scenes, SIZE)
     clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
     with tqdm(total=scenes + steps, desc="encoding, training") as bar:
         comfy.utils.set_progress_bar_global_hook(lambda done, *_, **__: bar.update(done - bar.n))
         trained = train_depth_head(
-            demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
+            demo.load_model(model),
             demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
             images,
             depths,
@@ -144,4 +149,5 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
 
 def rendered(scenes: int, size: int) -> tuple[Tensor, Tensor]:
     """Images and depth maps (N, size, size, 3) of the Demo Scenes node."""
-    return InnerDemoScenes.execute(FIRST_SCENE, scenes, size).result
+    images, depths, _ = InnerDemoScenes.execute(FIRST_SCENE, scenes, size).result
+    return images, depths

@@ -89,8 +89,8 @@ def main() -> None:
         if options.rows:
             return
         lines = table(drawn, scenes, seen)
-    TABLE.write_text("\n".join(lines))
-    print(TABLE.read_text())
+    TABLE.write_text("\n".join(lines), encoding="utf-8")
+    print(TABLE.read_text(encoding="utf-8"))
 
 
 def kept(work: Path, row: Row, scenes: Sequence[Scene], seen: Sequence[Render]) -> Drawn:

@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     prior = load_depth_prior(demo.WEIGHTS / demo.DEPTH_PRIOR_FILE, make_unet)
     with torch.inference_mode():
-        _, depths = InnerDemoScenes.execute(FIRST_SCENE, options.maps, prior.size).result
+        _, depths, _ = InnerDemoScenes.execute(FIRST_SCENE, options.maps, prior.size).result
         maps = real_and_broken(depths[..., 0].unsqueeze(1), seed=0)
         losses = {name: mean_losses(prior, depth) for name, depth in maps.items()}
     few = {name: depth[:GRADIENT_MAPS].clone() for name, depth in maps.items()}

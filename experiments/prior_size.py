@@ -157,7 +157,7 @@ def gradients(priors: Mapping[PriorTraining, DepthPrior]) -> list[str]:
         "",
     ]
     for side in HEAD_SIZES:
-        _, depths = InnerDemoScenes.execute(FIRST_SCENE, MAPS, side).result
+        _, depths, _ = InnerDemoScenes.execute(FIRST_SCENE, MAPS, side).result
         with torch.inference_mode(False):
             depth = depths[..., 0].unsqueeze(1)
             maps = {name: of_kind.clone() for name, of_kind in real_and_broken(depth, seed=0).items()}

@@ -4,11 +4,16 @@ import hashlib
 
 from comfy_api.latest import io
 
+from ..classifier_head.head_files import load_classifier_head
 from ..depth_head.head_files import load_depth_head
 from ..depth_head.prior_files import load_depth_prior
+from ..host.classifier.heads import HostedClassifierHead
 from ..host.depth.heads import HostedDepthHead
 from ..host.depth.priors import make_unet
-from .schema import DEPTH_HEAD, DEPTH_PRIOR
+from .schema import CLASSIFIER_HEAD, DEPTH_HEAD, DEPTH_PRIOR
+
+# The keys of demo.model.FAMILIES, which is imported only when the node runs.
+FAMILIES = ("UNet", "transformer")
 
 
 class InnerLoadDemoModel(io.ComfyNode):
@@ -20,7 +25,7 @@ class InnerLoadDemoModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        """Outputs only. Shared workflow files depend on them: add at the end, never rename."""
+        """Input and outputs. Shared workflow files depend on them: add at the end, never rename."""
         return io.Schema(
             node_id="InnerLoadDemoModel",
             display_name="Load Demo Model",
@@ -30,6 +35,19 @@ class InnerLoadDemoModel(io.ComfyNode):
                 "spheres, boxes and cylinders at 256 x 256 px, in seconds and without a GPU. Connect it "
                 "like a checkpoint."
             ),
+            inputs=[
+                io.Combo.Input(
+                    "family",
+                    options=list(FAMILIES),
+                    default=FAMILIES[0],
+                    optional=True,
+                    tooltip=(
+                        "UNet: built like Stable Diffusion; the better of the two. transformer: a small "
+                        "NextDiT with rectified flow, built like Lumina 2 and Z-Image; use the scheduler "
+                        "simple. Both take the same prompts, and each brings its own heads."
+                    ),
+                )
+            ],
             outputs=[
                 io.Model.Output(
                     tooltip=(
@@ -60,11 +78,18 @@ class InnerLoadDemoModel(io.ComfyNode):
                         "Guidance."
                     ),
                 ),
+                CLASSIFIER_HEAD.Output(
+                    display_name="CLASSIFIER_HEAD",
+                    tooltip=(
+                        "A classifier of the main object, such as 'red sphere', on the model's features. "
+                        "Connect it to Classifier Guidance."
+                    ),
+                ),
             ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls) -> str:
+    def fingerprint_inputs(cls, family: str = FAMILIES[0]) -> str:
         """A hash of the weight files, so that the node runs again after they are replaced."""
         from ..demo import model as demo
 
@@ -74,21 +99,26 @@ class InnerLoadDemoModel(io.ComfyNode):
         return content.hexdigest()
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        """MODEL, CLIP, VAE, DEPTH_HEAD and DEPTH_PRIOR.
+    def execute(cls, family: str = FAMILIES[0]) -> io.NodeOutput:
+        """MODEL, CLIP, VAE, DEPTH_HEAD, DEPTH_PRIOR and CLASSIFIER_HEAD.
 
         Raises:
             ValueError: a weight file is missing or damaged; the message says how to restore it.
         """
         from ..demo import model as demo
 
-        head, prior = (demo.WEIGHTS / name for name in (demo.DEPTH_HEAD_FILE, demo.DEPTH_PRIOR_FILE))
-        for path in (head, prior):
+        files = demo.FAMILIES[family]
+        model, head, classifier, prior = (
+            demo.WEIGHTS / name
+            for name in (files.model, files.depth_head, files.classifier_head, demo.DEPTH_PRIOR_FILE)
+        )
+        for path in (head, classifier, prior):
             demo.read_weights(path)
         return io.NodeOutput(
-            demo.load_model(demo.WEIGHTS / demo.UNET_FILE),
+            demo.load_model(model),
             demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE),
             demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
             HostedDepthHead.of(load_depth_head(head)),
             load_depth_prior(prior, make_unet),
+            HostedClassifierHead.of(load_classifier_head(classifier)),
         )

@@ -115,5 +115,5 @@ def _lines(rows: Iterable[tuple[str, ...]]) -> str:
 
 def main() -> None:
     """Write the page."""
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")
     print(f"Wrote {PAGE.relative_to(ROOT)}.")

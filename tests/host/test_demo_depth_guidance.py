@@ -31,7 +31,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def guided(loaded):
     """The demo model, guided by its head, by its prior and to a target, as settings say."""
-    model, _, _, head, prior = loaded
+    model, _, _, head, prior, _ = loaded
 
     def guided(**settings):
         given = {"model": model, "depth_head": head, "depth_prior": prior, "target_depth": TARGET}
@@ -56,7 +56,7 @@ def plain(sample, loaded):
 @pytest.fixture(scope="module")
 def likeness(loaded):
     """The correlation of the target with the depth that the head reads of a latent."""
-    model, clip, _, head, _ = loaded
+    model, clip, _, head, *_ = loaded
     target = F.interpolate(TARGET[..., 0].unsqueeze(1), (16, 16), mode="area").flatten()
 
     def likeness(latent):

@@ -41,7 +41,7 @@ def test_drawing_can_be_interrupted():
 @pytest.mark.slow
 def test_the_demo_models_head_reads_their_depth():
     """Of scenes that neither model nor head has seen: better than their mean depth map, which knows them."""
-    model, clip, vae, head, _ = InnerLoadDemoModel.execute().args
+    model, clip, vae, head, *_ = InnerLoadDemoModel.execute().args
     images, depths, _ = InnerDemoScenes.execute(1_060_000, 32, 256).result
     empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
 

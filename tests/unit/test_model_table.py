@@ -4,4 +4,4 @@ from inner_guidance.tools.model_table import PAGE, page
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text() == page(), "run `make models`"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run `make models`"

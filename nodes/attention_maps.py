@@ -11,7 +11,7 @@ from ..host.recording.queries import received_maps, word_maps
 from ..pictures import attention_maps as maps
 from ..pictures.captions import ColourBar, captioned
 from ..pictures.colour_map import COLOUR_MAPS
-from .schema import ADVANCED, ATTENTION_RECORD
+from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
 
 KINDS = ("self", "cross")
 BRANCHES = ("positive", "negative")
@@ -27,6 +27,9 @@ class InnerAttentionMaps(io.ComfyNode):
         return io.Schema(
             node_id="InnerAttentionMaps",
             display_name="Attention Maps",
+            **search_aliases(
+                "attention map", "cross attention", "heatmap", "DAAM", "word map", "mask from prompt"
+            ),
             category="image/inspection",
             description=(
                 "Shows where the model looked while the image formed: which places the image attends to, or "

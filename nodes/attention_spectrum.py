@@ -13,7 +13,7 @@ from ..host.recording.queries import received_maps
 from ..pictures.attention_maps import images_of
 from ..pictures.spectrum_plot import plot
 from .attention_maps import BRANCHES
-from .schema import ADVANCED, ATTENTION_RECORD
+from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
 
 
 class InnerAttentionSpectrum(io.ComfyNode):
@@ -25,6 +25,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
         return io.Schema(
             node_id="InnerAttentionSpectrum",
             display_name="Attention Spectrum",
+            **search_aliases("frequency", "Fourier", "attention map"),
             category="image/inspection",
             description=(
                 "Measures whether the model looks where the detail is: compares the parts of the image that "

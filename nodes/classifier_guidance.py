@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..host.classifier.heads import HostedClassifierHead, require_classifier_fits
 from ..host.keys import attach
 from ..host.steering.classifier_guidance import ClassifierGuidance, ClassifierSettings
-from .schema import ADVANCED, CLASSIFIER_HEAD, percent
+from .schema import ADVANCED, CLASSIFIER_HEAD, percent, search_aliases
 
 
 class InnerClassifierGuidance(io.ComfyNode):
@@ -19,6 +19,7 @@ class InnerClassifierGuidance(io.ComfyNode):
         return io.Schema(
             node_id="InnerClassifierGuidance",
             display_name="Classifier Guidance",
+            **search_aliases("classifier", "class guidance", "steer towards a class"),
             category="model/patch/unet",
             description=(
                 "Steers the image towards a class, by a classifier that reads the model's own features. It "

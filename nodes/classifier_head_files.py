@@ -7,7 +7,7 @@ from ..depth_head.files import fingerprint
 from ..host.classifier.heads import HostedClassifierHead
 from ..host.depth.model_folders import file_path, new_file, register_model_folder
 from .model_files import file_input, prefix_input, saved_as
-from .schema import CLASSIFIER_HEAD
+from .schema import CLASSIFIER_HEAD, search_aliases
 
 FOLDER = "classifier_heads"
 
@@ -23,6 +23,7 @@ class InnerLoadClassifierHead(io.ComfyNode):
         return io.Schema(
             node_id="InnerLoadClassifierHead",
             display_name="Load Classifier Head",
+            **search_aliases("classifier", "linear probe"),
             category="model/loaders",
             description=(
                 "Loads a classifier head: a small network that reads from a diffusion model's features which "
@@ -58,6 +59,7 @@ class InnerSaveClassifierHead(io.ComfyNode):
         return io.Schema(
             node_id="InnerSaveClassifierHead",
             display_name="Save Classifier Head",
+            **search_aliases("classifier", "linear probe"),
             category="model/training",
             description=(
                 "Saves a classifier head as a safetensors file in models/classifier_heads, where Load "

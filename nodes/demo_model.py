@@ -10,7 +10,7 @@ from ..depth_head.prior_files import load_depth_prior
 from ..host.classifier.heads import HostedClassifierHead
 from ..host.depth.heads import HostedDepthHead
 from ..host.depth.priors import make_unet
-from .schema import CLASSIFIER_HEAD, DEPTH_HEAD, DEPTH_PRIOR
+from .schema import CLASSIFIER_HEAD, DEPTH_HEAD, DEPTH_PRIOR, search_aliases
 
 # The keys of demo.model.FAMILIES, which is imported only when the node runs.
 FAMILIES = ("UNet", "transformer")
@@ -29,6 +29,7 @@ class InnerLoadDemoModel(io.ComfyNode):
         return io.Schema(
             node_id="InnerLoadDemoModel",
             display_name="Load Demo Model",
+            **search_aliases("inner guidance", "example model"),
             category="model/loaders",
             description=(
                 "Loads a small diffusion model that ships with the pack. It draws rooms with coloured "

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..demo.ray_casting import render
 from ..demo.scenes import FAR, NEAR, sample_scene
 from ..depth_head.metrics import DepthRange
+from .schema import search_aliases
 
 # The demo model was not trained on scenes from this number on.
 FIRST_UNSEEN = 1_000_000
@@ -22,6 +23,7 @@ class InnerDemoScenes(io.ComfyNode):
         return io.Schema(
             node_id="InnerDemoScenes",
             display_name="Demo Scenes",
+            **search_aliases("scenes", "depth map", "training images", "depth dataset"),
             category="image",
             description=(
                 "Renders rooms like those that the demo model draws, with their exact depth. Use them to "

@@ -15,7 +15,7 @@ from ..host.recording.executing import executing
 from ..host.steering.dag_losses import MODES, PAPER, ROBUST, DepthAwareSettings
 from ..host.steering.dag_run import DepthAwareGuidance
 from .depth_aware_checks import STRENGTHS, without_effect
-from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent
+from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent, search_aliases
 
 STRONGEST = 10.0
 SELF_START = TARGET_END = 0.6
@@ -30,6 +30,9 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         return io.Schema(
             node_id="InnerDepthAwareGuidance",
             display_name="Depth-Aware Guidance",
+            **search_aliases(
+                "DAG", "depth guidance", "depth control", "depth lock", "depth map", "readout guidance"
+            ),
             category="model/patch/unet",
             description=(
                 "Reads depth from the model's own features, or from its clean estimate, while the image "

@@ -11,7 +11,7 @@ from ..host.recording.executing import wired_run
 from ..host.recording.queries import depths_of
 from ..host.recording.records import FeatureRecord
 from ..pictures.attention_maps import images_of
-from .schema import DEPTH_HEAD, FEATURE_RECORD
+from .schema import DEPTH_HEAD, FEATURE_RECORD, search_aliases
 
 DEPTH = io.Custom("DEPTH")  # (B, H, W), relative inverse depth in [0, 1], near = 1
 SMOOTH, EDGES = "smooth", "along edges"
@@ -26,6 +26,7 @@ class InnerDepthEstimate(io.ComfyNode):
         return io.Schema(
             node_id="InnerDepthEstimate",
             display_name="Depth Estimate",
+            **search_aliases("depth map", "readout", "monocular depth", "depth preprocessor"),
             category="image/geometry estimation",
             description=(
                 "Reads depth from inside a diffusion model, which evaluates the image with a little noise "

@@ -7,7 +7,7 @@ from ..depth_head.head_files import READOUT_SUFFIX, SUFFIX, load_depth_head, sav
 from ..host.depth.heads import HostedDepthHead
 from ..host.depth.model_folders import file_path, new_file, register_model_folder
 from .model_files import file_input, prefix_input, saved_as
-from .schema import DEPTH_HEAD
+from .schema import DEPTH_HEAD, search_aliases
 
 FOLDER = "depth_heads"
 
@@ -23,6 +23,7 @@ class InnerLoadDepthHead(io.ComfyNode):
         return io.Schema(
             node_id="InnerLoadDepthHead",
             display_name="Load Depth Head",
+            **search_aliases("readout", "readout head", "depth estimator", "depth control"),
             category="model/loaders",
             description=(
                 "Loads a depth head: a small network that reads depth from a diffusion model's features. Put "
@@ -64,6 +65,7 @@ class InnerSaveDepthHead(io.ComfyNode):
         return io.Schema(
             node_id="InnerSaveDepthHead",
             display_name="Save Depth Head",
+            **search_aliases("readout", "readout head", "depth estimator"),
             category="model/training",
             description=(
                 "Saves a depth head as a safetensors file in models/depth_heads, where Load Depth Head finds "

@@ -8,7 +8,7 @@ from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
 from ..host.depth.model_folders import file_path, new_file, register_model_folder
 from ..host.depth.priors import make_unet
 from .model_files import file_input, prefix_input, saved_as
-from .schema import DEPTH_PRIOR
+from .schema import DEPTH_PRIOR, search_aliases
 
 FOLDER = "depth_priors"
 
@@ -24,6 +24,7 @@ class InnerLoadDepthPrior(io.ComfyNode):
         return io.Schema(
             node_id="InnerLoadDepthPrior",
             display_name="Load Depth Prior",
+            **search_aliases("depth diffusion", "DAG prior"),
             category="model/loaders",
             description=(
                 "Loads a depth prior: a small network that knows what depth maps look like. Put files from "
@@ -58,6 +59,7 @@ class InnerSaveDepthPrior(io.ComfyNode):
         return io.Schema(
             node_id="InnerSaveDepthPrior",
             display_name="Save Depth Prior",
+            **search_aliases("depth diffusion", "DAG prior"),
             category="model/training",
             description=(
                 "Saves a depth prior as a safetensors file in models/depth_priors, where Load Depth Prior "

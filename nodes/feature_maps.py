@@ -12,7 +12,7 @@ from ..pictures import feature_maps as maps
 from ..pictures.attention_maps import images_of
 from ..pictures.captions import captioned
 from .attention_maps import AVERAGE_OR_EACH, BRANCHES
-from .schema import ADVANCED, FEATURE_RECORD
+from .schema import ADVANCED, FEATURE_RECORD, search_aliases
 
 BLOCKS = ("each", "together")
 SHOWN = ("colours", "regions")
@@ -27,6 +27,7 @@ class InnerFeatureMaps(io.ComfyNode):
         return io.Schema(
             node_id="InnerFeatureMaps",
             display_name="Feature Maps",
+            **search_aliases("PCA", "UNet features", "activations", "feature map"),
             category="image/inspection",
             description=(
                 "Shows what the model distinguishes while the image forms: places with similar features "

@@ -10,7 +10,7 @@ from ..host.recording.readers import PROMPT, RECEIVED, AttentionReader, DepthRea
 from ..host.recording.records import AttentionRecord, FeatureRecord
 from ..host.recording.run import Recording
 from ..host.taps.blocks import Blocks, Layer, attention_blocks, feature_blocks, layer_names, parse_blocks
-from .schema import ADVANCED, ATTENTION_RECORD, DEPTH_HEAD, FEATURE_RECORD, percent
+from .schema import ADVANCED, ATTENTION_RECORD, DEPTH_HEAD, FEATURE_RECORD, percent, search_aliases
 
 BRANCHES = {"positive": ("positive",), "negative": ("negative",), "both": ()}
 
@@ -63,6 +63,7 @@ class InnerRecordAttention(io.ComfyNode):
         return io.Schema(
             node_id="InnerRecordAttention",
             display_name="Record Attention",
+            **search_aliases("attention map", "cross attention", "self attention", "hook"),
             category="model/patch/unet",
             description=(
                 "Records where the model looks while it samples, without changing the image: how much "
@@ -145,6 +146,7 @@ class InnerRecordFeatures(io.ComfyNode):
         return io.Schema(
             node_id="InnerRecordFeatures",
             display_name="Record Features",
+            **search_aliases("UNet features", "activations", "depth map", "readout", "hook"),
             category="model/patch/unet",
             description=(
                 "Records what the blocks of the model compute while it samples, without changing the image: "

@@ -1,5 +1,6 @@
-"""The types of this pack, and an input that several nodes share."""
+"""The types of this pack, and what several nodes share in their schemas."""
 
+from dataclasses import fields
 from typing import Any
 
 from comfy_api.latest import io
@@ -19,3 +20,9 @@ def percent(name: str, default: float, tooltip: str, **further: Any) -> io.Float
     return io.Float.Input(
         name, default=default, min=0.0, max=1.0, step=0.001, tooltip=f"{tooltip} {counted}", **further
     )
+
+
+def search_aliases(*words: str) -> dict[str, Any]:
+    """What an artist may type in the node search, for io.Schema. ComfyUI 0.9.2 has no such field."""
+    known = {field.name for field in fields(io.Schema)}
+    return {"search_aliases": list(words)} if "search_aliases" in known else {}

@@ -9,7 +9,7 @@ from ..host.keys import attach
 from ..host.steering.sag_run import SelfAttentionGuidance
 from ..host.steering.sag_settings import BRANCHES, MASKS, SPACES, SelfAttentionSettings
 from ..host.taps.blocks import attention_blocks, parse_blocks
-from .schema import ADVANCED, percent
+from .schema import ADVANCED, percent, search_aliases
 
 
 class InnerSelfAttentionGuidance(io.ComfyNode):
@@ -21,6 +21,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
         return io.Schema(
             node_id="InnerSelfAttentionGuidance",
             display_name="Self-Attention Guidance (Inner)",
+            **search_aliases("SAG", "attention guidance"),
             category="model/patch/unet",
             description=(
                 "Finds where the model's own attention is high, blurs a copy of the image there, and steers "

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..classifier_head.training import ClassifierTraining
 from ..host.classifier.training import train_classifier_head
 from ..host.depth.head_training import AUTO
-from .schema import ADVANCED, CLASSIFIER_HEAD
+from .schema import ADVANCED, CLASSIFIER_HEAD, search_aliases
 
 
 class InnerTrainClassifierHead(io.ComfyNode):
@@ -19,6 +19,7 @@ class InnerTrainClassifierHead(io.ComfyNode):
         return io.Schema(
             node_id="InnerTrainClassifierHead",
             display_name="Train Classifier Head",
+            **search_aliases("classifier", "linear probe"),
             category="model/training",
             description=(
                 "Trains a small network to tell from a diffusion model's features which class an image "

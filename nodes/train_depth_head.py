@@ -8,7 +8,7 @@ from ..depth_head.architectures import ARCHITECTURES
 from ..depth_head.metrics import DepthRange
 from ..depth_head.training import TrainingSettings
 from ..host.depth.head_training import AUTO, train_depth_head
-from .schema import ADVANCED, DEPTH_HEAD
+from .schema import ADVANCED, DEPTH_HEAD, search_aliases
 
 
 class InnerTrainDepthHead(io.ComfyNode):
@@ -20,6 +20,7 @@ class InnerTrainDepthHead(io.ComfyNode):
         return io.Schema(
             node_id="InnerTrainDepthHead",
             display_name="Train Depth Head",
+            **search_aliases("readout", "readout head", "depth estimator", "train depth map"),
             category="model/training",
             description=(
                 "Trains a small network to read depth from a diffusion model's features, or from its "

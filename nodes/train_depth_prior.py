@@ -9,7 +9,7 @@ from ..depth_head.prior import DEFAULT_SIZE, SIZES
 from ..depth_head.prior_report import LOSS
 from ..host.depth.priors import train
 from ..host.depth.training_watch import TrainingWatch
-from .schema import ADVANCED, DEPTH_PRIOR
+from .schema import ADVANCED, DEPTH_PRIOR, search_aliases
 
 
 class InnerTrainDepthPrior(io.ComfyNode):
@@ -21,6 +21,7 @@ class InnerTrainDepthPrior(io.ComfyNode):
         return io.Schema(
             node_id="InnerTrainDepthPrior",
             display_name="Train Depth Prior",
+            **search_aliases("depth diffusion", "DAG prior"),
             category="model/training",
             description=(
                 "Trains a small diffusion network to learn what depth maps look like. Depth-Aware Guidance "

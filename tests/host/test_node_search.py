@@ -1,0 +1,34 @@
+"""What an artist types in the node search finds the node."""
+
+import pytest
+from comfy_api.latest import io
+
+from inner_guidance.nodes import NODES
+
+SEARCHES = [
+    ("SAG", "InnerSelfAttentionGuidance"),
+    ("self-attention", "InnerSelfAttentionGuidance"),
+    ("DAG", "InnerDepthAwareGuidance"),
+    ("depth control", "InnerDepthAwareGuidance"),
+    ("depth map", "InnerDepthEstimate"),
+    ("depth map", "InnerDepthAwareGuidance"),
+    ("readout", "InnerLoadDepthHead"),
+    ("readout", "InnerTrainDepthHead"),
+    ("attention map", "InnerAttentionMaps"),
+    ("attention map", "InnerRecordAttention"),
+    ("classifier", "InnerClassifierGuidance"),
+    ("classifier", "InnerTrainClassifierHead"),
+]
+
+
+HAS_ALIASES = "search_aliases" in io.Schema.__dataclass_fields__
+
+
+@pytest.mark.skipif(not HAS_ALIASES, reason="ComfyUI 0.9.2 has no search aliases")
+@pytest.mark.parametrize(("typed", "node_id"), SEARCHES)
+def test_search_finds_the_node(typed, node_id):
+    node = next(node for node in NODES if node.define_schema().node_id == node_id)
+    listed = node.GET_NODE_INFO_V1()
+
+    names = [listed["name"], listed["display_name"], *listed["search_aliases"]]
+    assert any(typed.lower() in name.lower() for name in names)

@@ -36,7 +36,7 @@ def model_patching_nodes(host):
     """Nodes of the host that take one model and widgets, and return a model, by id."""
     found = dict(stock.NODE_CLASS_MAPPINGS)
     for file in sorted((host / "comfy_extras").glob("nodes_*.py")):
-        if "Model.Output" not in (text := file.read_text()) and '"MODEL"' not in text:
+        if "Model.Output" not in (text := file.read_text(encoding="utf-8")) and '"MODEL"' not in text:
             continue
         module = vars(importlib.import_module(f"comfy_extras.{file.stem}"))
         found |= module.get("NODE_CLASS_MAPPINGS", {})

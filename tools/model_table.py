@@ -25,8 +25,8 @@ KNOWN_AS = {
     "Krea 2": "Krea 2",
     "Cosmos-Predict2": "Cosmos-Predict2, Anima",
     "Wan": "Wan 2.1, Wan 2.2, VACE, Fun; for images and videos",
-    "HiDream": "HiDream-I1",
-    "Hunyuan Image": "HunyuanImage 2.1; HunyuanVideo",
+    "HiDream": "HiDream-I1 (of HiDream-E1, nothing is read)",
+    "Hunyuan Image": "HunyuanImage 2.1; HunyuanVideo, HunyuanVideo 1.5",
     "Ideogram 4": "Ideogram 4",
     "Ernie Image": "ERNIE-Image",
     "PixArt": "PixArt-alpha, PixArt-sigma",
@@ -64,7 +64,12 @@ the depth in Record Features; *DAG* for Depth-Aware Guidance.
 {rows}
 
 Reference images (Kontext, FLUX.2, Qwen-Image-Edit, Krea 2, OmniGen2 and others) may be in the sequence:
-the maps are those of the image that is sampled.
+the maps are those of the image that is sampled. HiDream-E1 has the image that it edits next to it in every
+row of tokens: Self-Attention Guidance and the Record nodes say that they read nothing, and heads are refused.
+Where another node adds tokens to the text (USO), words have no maps; where it adds images, nothing is read.
+
+Videos of several frames: attention and features are recorded frame by frame, and Self-Attention Guidance
+guides them; depth and classifier heads and the guidance by them read images, and refuse videos.
 
 ## What is refused
 

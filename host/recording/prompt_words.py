@@ -6,20 +6,24 @@ mark where words begin or end:
 
     CLIP              red</w>    a word ends
     T5, Gemma         ▁red       a word begins
-    Qwen, Llama 3     Ġred       a word begins
+    Qwen, Llama 3,    Ġred       a word begins
+    Mistral
     the demo model    red        a token is a word, and a segment of its own
 """
 
 import re
 import string
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 WORD_BEGINS = ("▁", "Ġ")
 WORD_ENDS = "</w>"
 BETWEEN_WORDS = frozenset(string.punctuation + "▁ĠĊ")
-SPECIAL_TOKEN = re.compile(r"<.+>")
+SPECIAL_TOKEN = re.compile(r"<.+>|\[/?[A-Z_]+\]")
 EMBEDDING = "embedding"
+
+FLUX2_LENGTH = 512  # to which the host fills a shorter context
 
 # Number in the vocabulary or vector of an embedding, weight, segment: 0 for start, end and padding.
 Token = tuple[Any, float, int]
@@ -39,21 +43,15 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     of the prompt. A word that occurs twice has the places of both. Raises ValueError if the prompt lacks a
     wanted word, or if this CLIP makes another number of tokens of it.
     """
-    sections = clip.tokenize(prompt, return_word_ids=True)
-    streams = {key: [token for section in found for token in section] for key, found in sections.items()}
+    streams = tokenized(clip, prompt)
     asked = [phrase.strip() for phrase in wanted.split(",") if phrase.strip()]
     found: dict[str, list[int]] = {phrase: [] for phrase in asked}
     listed: dict[str, None] = {}
     for key, start in beginnings(streams, context_length).items():
-        # A chat model's template has words of its own around the prompt, in and before the context.
-        words = [
-            word
-            for word in words_in(vocabulary(clip, key), streams[key])
-            if (word.text == EMBEDDING or word.text in prompt.casefold()) and start + word.places[0] >= 0
-        ]
+        words = own_words(clip, key, prompt)
         listed |= dict.fromkeys(word.text for word in words)
         for phrase in asked or dict.fromkeys(word.text for word in words):
-            places = find(phrase_words(clip, key, phrase) if asked else [phrase], words)
+            places = find([word.text for word in own_words(clip, key, phrase)] if asked else [phrase], words)
             found.setdefault(phrase, []).extend(start + place for place in places)
     if not listed:
         raise ValueError("prompt: there is no word in it. Write the prompt that the image was sampled with.")
@@ -63,17 +61,37 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     return [Word(phrase, tuple(places)) for phrase, places in found.items()]
 
 
+def tokenized(clip: Any, prompt: str) -> dict[str, list[Token]]:
+    """The tokens of a prompt by tokenizer, of all its sections one after the other."""
+    sections = clip.tokenize(prompt, return_word_ids=True)
+    return {key: [token for section in found for token in section] for key, found in sections.items()}
+
+
+def beyond_template(stream: Sequence[Token], empty: Sequence[Token]) -> range:
+    """The places of a prompt's own tokens: between those that the empty prompt has, too."""
+    start = shared(stream, empty)
+    return range(start, len(stream) - shared(stream[start:][::-1], empty[start:][::-1]))
+
+
+def shared(one: Sequence[Token], other: Sequence[Token]) -> int:
+    """How many tokens two streams begin with alike; an embedding is like nothing."""
+    pairs = zip((token[0] for token in one), (token[0] for token in other), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: isinstance(pair[0], int) and pair[0] == pair[1], pairs))
+
+
 def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str, int]:
     """The tokenizers that fill the context, and the place in it where the tokens of each begin.
 
     SDXL's two are stacked along the channels, so the places of either will do. SD3's T5 follows its CLIPs.
-    Qwen-Image leaves the beginning of its template out.
+    Qwen-Image leaves the beginning of its template out. FLUX.2 fills a shorter context up in front.
     """
     lengths = {key: len(stream) for key, stream in streams.items()}
     for key, stream in streams.items():
         if lengths[key] == context_length:
             return {key: 0}
         if is_chat(stream) and lengths[key] > context_length:
+            return {key: context_length - lengths[key]}
+        if fills_in_front(stream) and lengths[key] < context_length == FLUX2_LENGTH:
             return {key: context_length - lengths[key]}
     if lengths.get("g", 0) + lengths.get("t5xxl", 0) == context_length:
         return {"g": 0, "t5xxl": lengths["g"]}
@@ -87,6 +105,12 @@ def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str
 def is_chat(stream: Sequence[Token]) -> bool:
     """Whether a stream is one text, the prompt in a template of a chat, without start, end and padding."""
     return {segment for _, _, segment in stream} == {1}
+
+
+def fills_in_front(stream: Sequence[Token]) -> bool:
+    """Whether a stream is one text in a template behind a start token, as Mistral's: with no end."""
+    segments = [segment for _, _, segment in stream]
+    return segments[:1] == [0] and set(segments[1:]) == {1}
 
 
 def vocabulary(clip: Any, key: str) -> Any:
@@ -123,10 +147,15 @@ def spelled(tokenizer: Any, tokens: Sequence[Token]) -> str:
     return inner.decode([token[0] for token in tokens]).strip().casefold()
 
 
-def phrase_words(clip: Any, key: str, phrase: str) -> list[str]:
-    """The user's words, cut as the tokenizer of a stream cuts them."""
-    stream = [token for section in clip.tokenize(phrase, return_word_ids=True)[key] for token in section]
-    return [word.text for word in words_in(vocabulary(clip, key), stream) if word.text in phrase.casefold()]
+def own_words(clip: Any, key: str, prompt: str) -> list[Word]:
+    """The words of a prompt in one of its streams, without those of a chat model's template."""
+    stream = tokenized(clip, prompt)[key]
+    own = beyond_template(stream, tokenized(clip, "")[key])
+    return [
+        word
+        for word in words_in(vocabulary(clip, key), stream)
+        if (word.text == EMBEDDING or word.text in prompt.casefold()) and word.places[0] in own
+    ]
 
 
 def find(phrase: list[str], words: Sequence[Word]) -> list[int]:

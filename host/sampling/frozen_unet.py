@@ -33,6 +33,10 @@ CHANGED = (
     "The features of this model cannot be read, because a node on it evaluates the latent in tiles or "
     "changes it before the model sees it. Connect the model that goes into that node."
 )
+UNREAD = (
+    "The features of this model cannot be read, because its tokens are in another order, as where another "
+    "image stands next to the image, or because a node on it skips blocks: use another prompt or model."
+)
 
 
 class FrozenUNet:
@@ -90,7 +94,8 @@ class TruncatedPasses:
     ) -> Tensor:
         """APPLY_MODEL wrapper. Its output is meaningless, because the pass stops early.
 
-        Raises ValueError if the rows of the pass are not the next ones of the batch, or change within it.
+        Raises ValueError if the rows of the pass are not the next ones of the batch or change within it,
+        or if a block could not be read.
         """
         expected = self.x[self.rows : self.rows + len(x)].to(x)
         if not torch.equal(x, expected):
@@ -102,6 +107,8 @@ class TruncatedPasses:
             executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if inner.changed:
             raise ValueError(CHANGED)
+        if not features.complete:
+            raise ValueError(UNREAD)
         self.found.append(features.found)
         return torch.zeros_like(x)
 

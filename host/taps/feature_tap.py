@@ -9,7 +9,7 @@ gradients, it gives tensors of the graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .blocks import FeatureLayer
-from .joint_models import JointModel, Stack, Tokens, joint_model
+from .joint_models import JointModel, Stack, joint_model
+from .tokens import Tokens
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
@@ -52,23 +53,21 @@ class FeatureTap:
         x (B, C, *spatial), context (B, tokens, d): the pass's latent and prompt, as an APPLY_MODEL wrapper
         gets them. Another pass within it is not read.
         """
-        hooks = []
-        try:
-            joint = joint_model(diffusion_model)
+        joint = joint_model(diffusion_model)
+        with suppress(Stopped), ExitStack() as exits:
+            if joint is not None:
+                tokens = Tokens(joint, diffusion_model, x, context)
+                exits.enter_context(tokens.observing(diffusion_model))
             for layer in self.unread:
                 features: Callable[[Any], Tensor | None] | None = None
                 if joint is not None:
                     block, stack = _joint_block(diffusion_model, joint, layer)
-                    features = partial(_of_the_image, stack, Tokens(joint, diffusion_model, x, context))
+                    features = partial(_of_the_image, stack, tokens)
                 else:
                     block = _unet_module(diffusion_model, layer)
-                hooks.append(block.register_forward_hook(partial(self.hook, layer, features)))
+                hook = block.register_forward_hook(partial(self.hook, layer, features))
+                exits.callback(hook.remove)
             yield
-        except Stopped:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
 
     def hook(
         self,

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from .attention_tap import ALL, NONE, Attention
 from .blocks import AttentionLayer
-from .joint_models import PROMPT, JointModel, Tokens
+from .joint_models import PROMPT, JointModel
 from .overridden_attention import overridden
+from .tokens import Tokens
 
 
 class JointAttentionTap:
@@ -41,9 +42,11 @@ class JointAttentionTap:
     ) -> None:
         self.unread = set(layers)
         self.read = read
-        self.crosses = kind == "attn2" and bool(joint.stacks[0].cross_attention)
+        self.reads_prompt = kind == "attn2"
+        self.crosses = self.reads_prompt and bool(joint.stacks[0].cross_attention)
         self.modules = {layer: attending(diffusion_model, joint, layer, self.crosses) for layer in layers}
         self.overridable = joint.overridable
+        self.diffusion_model = diffusion_model
         self.tokens = Tokens(joint, diffusion_model, x, context)
         self.armed: AttentionLayer | None = None
         self.override: Callable[..., Tensor] | None = None
@@ -56,6 +59,7 @@ class JointAttentionTap:
             self.override = options.get("optimized_attention_override")
             options["optimized_attention_override"] = self
         with ExitStack() as stack:
+            stack.enter_context(self.tokens.observing(self.diffusion_model))
             for layer, module in self.modules.items():
                 stack.callback(module.register_forward_pre_hook(partial(self.arm, layer)).remove)
                 stack.callback(module.register_forward_hook(self.disarm).remove)
@@ -96,7 +100,7 @@ class JointAttentionTap:
         skip_reshape: bool = False,
         **_: Any,
     ) -> Attention | None:
-        """The attention of the image's tokens; None where the sequence is not the one of the model."""
+        """The attention of the image's tokens; None where the place of the image or the prompt is unknown."""
         if not skip_reshape:  # (B, N, H d)
             q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
         if k.shape[1] != q.shape[1]:  # a key for several heads
@@ -109,6 +113,8 @@ class JointAttentionTap:
             keys, queries = q.shape[2], tokens.image(length)
             image, prompt = queries or NONE, tokens.prompt(length)
         if queries is None or len(q) != tokens.batch or length != keys:
+            return None
+        if self.reads_prompt and prompt == NONE:
             return None
         if mask is not None:
             mask = mask.reshape(mask.shape[0] if mask.ndim > 2 else 1, -1, *mask.shape[-2:])

@@ -1,15 +1,12 @@
 """The host's diffusion transformers that can be read: how a family names its blocks and orders its tokens.
 
-A family is found by its class or a base class, so FLUX.2 is a Flux and Qwen-Image 2.1 a Qwen-Image. Where
-the image is in a sequence follows from the order of the parts and the sizes of those that are known.
+A family is found by its class or a base class, so FLUX.2 is a Flux and Qwen-Image 2.1 a Qwen-Image.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 # The parts of a sequence. REFERENCES are other images; OTHER is registers, padding, texts of other encoders.
 IMAGE, PROMPT, REFERENCES, OTHER = "image", "prompt", "references", "other"
@@ -160,60 +157,3 @@ def joint_model(diffusion_model: torch.nn.Module) -> JointModel | None:
     model = getattr(diffusion_model, "_orig_mod", diffusion_model)  # as torch.compile wraps it
     names = (f"{base.__module__}.{base.__qualname__}" for base in type(model).__mro__)
     return next((JOINT_MODELS[name] for name in names if name in JOINT_MODELS), None)
-
-
-class Tokens:
-    """Where the tokens of the image and of the prompt are in one forward pass of a joint model.
-
-    x (B, C, *spatial) and context (B, tokens, d) are the input of the pass; grid is the image's.
-    """
-
-    def __init__(self, joint: JointModel, diffusion_model: Any, x: Tensor, context: Tensor | None) -> None:
-        patch = joint.patch if isinstance(joint.patch, int) else getattr(diffusion_model, joint.patch)
-        sides = [patch, patch] if isinstance(patch, int) else list(patch)
-        sides = [1] * (x.ndim - 2 - len(sides)) + sides[2 - x.ndim :]
-        self.batch = len(x)
-        self.grid: tuple[int, ...] = tuple(-(-n // side) for n, side in zip(x.shape[2:], sides, strict=True))
-        self.count = torch.Size(self.grid).numel()
-        self.sequence = joint.sequence
-        if getattr(diffusion_model, "ref_conv", None) is not None:  # Wan Fun
-            self.sequence = (REFERENCES, IMAGE)
-        # Z-Image fills the image up to a multiple of its tokens.
-        multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
-        self.sizes = {IMAGE: -(-self.count // multiple) * multiple}
-        # HunyuanVideo 1.5 has other tokens in front of the prompt, or none.
-        if getattr(diffusion_model, "vision_in", None) is None:
-            longest = getattr(diffusion_model, "txt_max_length", None)  # PixelDiT cuts the prompt
-            self.sizes[PROMPT] = 0 if context is None else context[:, :longest].shape[1]
-
-    def image(self, length: int) -> slice | None:
-        """The image in a sequence of all tokens; None where the sequence is not the one of the model."""
-        start = self._start(IMAGE, self.sequence, length)
-        return None if start is None else slice(start, start + self.count)
-
-    def image_among_images(self, length: int) -> slice | None:
-        """The image in a sequence without any text, as Tokens.image."""
-        images = [part for part in self.sequence if part in (IMAGE, REFERENCES)]
-        start = self._start(IMAGE, images, length)
-        return None if start is None else slice(start, start + self.count)
-
-    def prompt(self, length: int) -> slice:
-        """The prompt in a sequence of all tokens; empty where it is not known to be there."""
-        start = self._start(PROMPT, self.sequence, length)
-        return slice(0) if start is None else slice(start, start + self.sizes[PROMPT])
-
-    def _start(self, part: str, sequence: Sequence[str], length: int) -> int | None:
-        """Where a part begins: counted from the side on which all sizes are known."""
-        if part not in sequence or part not in self.sizes:
-            return None
-        unknown = [i for i, p in enumerate(sequence) if p not in self.sizes]
-        known = [self.sizes.get(p, 0) for p in sequence]
-        rest = length - sum(known)
-        if rest < 0 or (rest > 0 and not unknown):
-            return None
-        place = sequence.index(part)
-        if rest == 0 or all(i > place for i in unknown):
-            return sum(known[:place])
-        if all(i < place for i in unknown):
-            return length - sum(known[place:])
-        return None

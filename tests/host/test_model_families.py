@@ -3,6 +3,7 @@
 import contextlib
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 
 import comfy.ldm.anima.model
 import comfy.ldm.chroma_radiance.model
@@ -75,6 +76,22 @@ FAMILIES = {
     ),
     "hunyuan": Family("FLOW", "b1", "double_blocks.1", 3, TEXT, (3, 0), output=0),
     "hunyuan single": Family("FLOW", "b3", "single_blocks.1", 5, TEXT, (5, 0), first=TEXT),
+    "hunyuan15": Family(
+        "FLOW",
+        "b1",
+        "double_blocks.1",
+        3,
+        4 + TEXT,
+        (3, 4),
+        output=0,
+        shape=(16, 3, 8, 6),
+        grid=(3, 4, 3),
+        values={
+            "clip_vision_output": SimpleNamespace(
+                last_hidden_state=torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(7))
+            )
+        },
+    ),
     "ideogram": Family("FLOW", "b1", "layers.1", 1, TEXT, (1, 0), first=TEXT, **UNPATCHED),
     "ernie": Family("FLOW", "b1", "layers.1", 1, 0, (1, 48), **UNPATCHED),
     "pixart": Family("EPS", "b1", "blocks.1", 2, 0, (3, 0), shape=(4, 40, 28), grid=(20, 14)),
@@ -136,10 +153,10 @@ def all_attention(name, model):
             yield calls
 
 
-def record(name, **values):
+def record(name, model=None, **values):
     """Attention and features at one step, the block's outputs, all attention calls, and the samples."""
     family = FAMILIES[name]
-    watched, attention = rec.record_attention(patcher(name), blocks=family.name)
+    watched, attention = rec.record_attention(model or patcher(name), blocks=family.name)
     watched, features = rec.record_features(watched, blocks=family.name)
     outputs = []
 
@@ -183,6 +200,7 @@ def test_what_is_recorded(name):
     assert_received(attention, family, calls[family.call], family.start)
     assert_features(features, family, outputs[0], family.first)
     if family.prompt is None:
+        assert not attention.prompt
         return
     call, start = family.prompt
     q, k = (heads_after_tokens(t[1]) for t in calls[call])
@@ -219,7 +237,7 @@ class RandomVAE:
         return tiny.noise(len(pixels), *self.shape, seed=int(pixels.sum()))
 
 
-def depth_head(name):
+def depth_head(name, **values):
     """A head on the family's block, trained for a step on random latents."""
     family = FAMILIES[name]
     images = torch.rand(3, 32, 24, 3, generator=torch.Generator().manual_seed(0))
@@ -231,7 +249,7 @@ def depth_head(name):
         depths=images,
         steps=1,
         batch_size=1,
-        positive=tiny.prompt(0, **family.values),
+        positive=tiny.prompt(0, **family.values | values),
         blocks=f"b0,{family.name}",
         weak_blocks="b0",
     )
@@ -239,7 +257,7 @@ def depth_head(name):
 
 
 NO_GRADIENT = {"cosmos", "ernie", "pixart", "hydit", "joyimage"}
-OF_IMAGES = [name for name in FAMILIES if name != "wan video"]
+OF_IMAGES = [name for name in FAMILIES if name not in ("wan video", "hunyuan15")]
 
 
 @pytest.mark.parametrize("name", OF_IMAGES)
@@ -337,3 +355,75 @@ def test_what_cannot_be_read_is_refused_by_name(model_class):
             ValueError, match=f"this model, {model_class.__name__}, cannot be read: use a model"
         ):
             blocks(model)
+
+
+def test_nothing_is_read_of_the_doubled_rows_of_hidream_e1(caplog):
+    """The image that is edited stands on the right, in every row of tokens."""
+    family = FAMILIES["hidream single"]
+    edited = {"concat_latent_image": tiny.noise(1, *family.shape, seed=4)}
+    plain = sample(patcher("hidream"), family, **edited)
+
+    for node, says in (
+        (rec.record_attention, "Record Attention recorded nothing"),
+        (rec.record_features, "Record Features recorded nothing"),
+        (lambda model, **settings: (tiny.guided(model, **settings), None), "could not be read"),
+    ):
+        caplog.clear()
+        watched, _ = node(patcher("hidream"), blocks=family.name)
+        assert torch.equal(sample(watched, family, **edited), plain)
+        assert [says in message for message in caplog.messages] == [True]
+
+
+def test_a_head_does_not_learn_from_what_cannot_be_read():
+    family = FAMILIES["hidream single"]
+    values = family.values | {"concat_latent_image": tiny.noise(1, *family.shape, seed=4)}
+    with pytest.raises(ValueError, match="The features of this model cannot be read, because its tokens"):
+        depth_head("hidream single", **values)
+
+
+def longer(part):
+    """A post_input patch that puts five tokens in front of the text, as USO does, or of the images."""
+
+    def patch(inputs):
+        changed = {
+            name: torch.cat([tensor[:, :5], tensor], dim=1)
+            for name in (part, f"{part}_ids")
+            if (tensor := inputs.get(name)) is not None
+        }
+        return inputs | changed
+
+    return patch
+
+
+# Where the image then begins in the attention and in the block's output.
+LONGER_TEXT = {
+    "flux2": (512 + 5, 0),
+    "flux2 single": (512 + 5, 512 + 5),
+    "krea2": (TEXT + 5, TEXT + 5),
+    "mage": (TEXT + 5, 0),
+}
+
+
+@pytest.mark.parametrize("name", LONGER_TEXT)
+def test_text_of_another_node_moves_the_image_and_hides_the_words(name):
+    family, (start, first) = FAMILIES[name], LONGER_TEXT[name]
+    model = patcher(name)
+    model.set_model_post_input_patch(longer("txt"))
+
+    attention, features, outputs, calls, _ = record(name, model)
+
+    assert_received(attention, family, calls[family.call], start)
+    assert_features(features, family, outputs[0], first)
+    assert not attention.prompt
+
+
+def test_nothing_is_read_where_another_node_adds_images(caplog):
+    family = FAMILIES["flux2"]
+    model = patcher("flux2")
+    model.set_model_post_input_patch(longer("img"))
+    watched, recorded = rec.record_attention(model, blocks=family.name)
+
+    sample(watched, family)
+
+    assert not rec.steps_of(recorded)
+    assert ["Record Attention recorded nothing" in message for message in caplog.messages] == [True]

@@ -7,6 +7,11 @@ import pytest
 import torch
 from comfy import sd1_clip, sdxl_clip
 from comfy.text_encoders import flux, qwen_image, sd3_clip, z_image
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from inner_guidance.demo.text import SceneTokenizer
 from inner_guidance.host.recording.prompt_words import prompt_words
@@ -143,6 +148,50 @@ def test_qwen_image_drops_the_beginning_of_its_template():
     }
     vocabulary = clip("qwen").tokenizer.qwen25_7b.tokenizer
     assert vocabulary.decode(stream[start + 3 : start + 6]).strip() == "Zürich"
+
+
+def tiny_mistral(data):
+    """What the host makes of Mistral's file: bytes, merged into these words, and the template's marks."""
+    marks = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    vocabulary, merges = ["<unk>", "<s>", "</s>", *marks, *sorted(ByteLevel.alphabet())], []
+    for word in ("Ġred", "Ġbox", "Ġof", "Ġimage", "image"):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    tokenizer = Tokenizer(BPE({token: number for number, token in enumerate(vocabulary)}, merges))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", *marks])
+    return {"tokenizer_object": tokenizer}
+
+
+def test_flux2_fills_its_context_up_in_front(monkeypatch):
+    monkeypatch.setattr(flux, "load_mistral_tokenizer", tiny_mistral)
+    monkeypatch.setattr(flux, "LlamaTokenizerFast", PreTrainedTokenizerFast)
+    tokenizer = flux.Flux2Tokenizer()
+    mistral = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
+    prompt = "image of a red box"
+    (stream,) = (tokens for (tokens,) in mistral.tokenize(prompt).values())
+    assert 100 < len(stream) < 512
+
+    words = by_text(prompt_words(mistral, prompt, 512))
+
+    # "a" and "image" are in the template, too; the end of it, [/INST], is the last token.
+    assert list(words) == ["image", "of", "a", "red", "box"]
+    assert words["image"].places[-1] < words["of"].places[0]
+    assert (words["red"].places, words["box"].places) == ((509,), (510,))
+    assert words["of"].places == (506,)
+
+
+def test_a_templates_words_are_not_the_prompts():
+    key, prompt = "qwen3_4b", "a user of the assistant"
+    stream = context("zimage", key, prompt)
+
+    user, assistant = prompt_words(clip("zimage"), prompt, len(stream), "user, assistant")
+
+    assert (len(user.places), len(assistant.places)) == (1, 1)
+    assert user.places[0] + 3 == assistant.places[0]
 
 
 def test_the_demo_models_words():

@@ -246,6 +246,13 @@ HUNYUAN = {key: FLUX[key] for key in ("in_channels", "out_channels", "context_in
     "meanflow_sum": False,
     "dtype": torch.float32,
 }
+HUNYUAN15 = HUNYUAN | {
+    "in_channels": 33,
+    "axes_dim": [4, 10, 10],
+    "patch_size": [1, 2, 2],
+    "use_cond_type_embedding": True,
+    "vision_in_dim": CONTEXT,
+}
 IDEOGRAM = {
     "in_channels": 16,
     "num_layers": 3,

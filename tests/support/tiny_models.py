@@ -77,6 +77,7 @@ KINDS = {
     "wan": (configs.WAN, "WAN21", QwenConfig),
     "hidream": (configs.HIDREAM, "HiDream", TransformerConfig),
     "hunyuan": (configs.HUNYUAN, "HunyuanImage21", TransformerConfig),
+    "hunyuan15": (configs.HUNYUAN15, "HunyuanVideo15", QwenConfig),
     "ideogram": (configs.IDEOGRAM, "Ideogram4", TransformerConfig),
     "ernie": (configs.ERNIE, "ErnieImage", TransformerConfig),
     "pixart": (configs.PIXART, "PixArt", Config),

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from inner_guidance.host.taps.joint_models import IMAGE, OTHER, PROMPT, REFERENCES, JointModel, Tokens
+from inner_guidance.host.taps.joint_models import IMAGE, OTHER, PROMPT, REFERENCES, JointModel
+from inner_guidance.host.taps.tokens import Tokens
 
 COUNT, TEXT = 12, 7
 
@@ -53,10 +54,10 @@ def test_among_images_the_text_does_not_count():
 
 
 def test_models_that_differ_from_their_family():
-    """Wan Fun: the reference first. Z-Image: filled up. HunyuanVideo 1.5: more text. PixelDiT: less."""
+    """Wan Fun: references first. Z-Image: filled up. HunyuanVideo 1.5: other text first. PixelDiT: less."""
     assert tokens(IMAGE, REFERENCES, ref_conv=object()).image(20) == slice(8, 20)
     assert tokens(PROMPT, OTHER, IMAGE, pad_tokens_multiple=32).image(64) == slice(32, 44)
-    assert tokens(PROMPT, OTHER, IMAGE, vision_in=object()).prompt(40) == slice(0)
+    assert tokens(PROMPT, OTHER, IMAGE, vision_in=object()).prompt(40) == slice(21, 28)
     assert tokens(PROMPT, IMAGE, txt_max_length=5).image(17) == slice(5, 17)
 
 

@@ -10,6 +10,7 @@ cost. The recogniser, which was trained on renders alone, judges; the Frechet di
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,11 @@ def figures(recogniser: Recogniser, pictures: Tensor, reference: Tensor) -> list
     return [f"{distance:.2f} ± {distances.std():.2f}", f"{hits.mean():.1%} ± {shares.std():.1%}"]
 
 
+def checksum(name: str) -> str:
+    """The start of the SHA-256 of a file of the demo model."""
+    return hashlib.sha256((demo.WEIGHTS / name).read_bytes()).hexdigest()[:12]
+
+
 def report(rows: dict[str, list[str]], count: int) -> list[str]:
     """The lines of the file."""
     return [
@@ -128,7 +134,8 @@ def report(rows: dict[str, list[str]], count: int) -> list[str]:
         f"{count} images a row, empty prompt, CFG 1, {STEPS} steps of dpmpp_2m, the same seeds in every row. "
         f"Classifier scale {CLASSIFIER_SCALE:g}, SAG scale {SAG_SCALE:g} and otherwise defaults; both were "
         "chosen on other seeds. The judge was trained on renders alone and never saw an image of the model. "
-        "± is a standard error.",
+        f"± is a standard error. SHA-256 of the weights: UNet {checksum(demo.UNET_FILE)}, head "
+        f"{checksum(demo.CLASSIFIER_HEAD_FILE)}.",
         "",
         *table(["Frechet distance to renders", "the class is in the image"], rows),
     ]

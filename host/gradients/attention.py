@@ -1,10 +1,10 @@
-"""Attention through which autograd can differentiate, for one forward pass.
+"""Differentiable attention, for one forward pass.
 
-Some kernels have no backward: sage attention returns a tensor cut off from the graph, without a word, flash
-attention through the host's custom operator fails in the backward pass. So the host's kernel is replaced by
-scaled dot-product attention for the pass whose gradient is wanted. Another node's override stays: it may be
-there for what it computes, not for how fast. Its own backward is used where it has one; where it has none,
-the gradient is that of plain attention on the same queries, keys and values.
+Some kernels have no backward pass. Sage attention silently returns a tensor that is detached from the graph.
+Flash attention, which the host calls through a custom operator, fails in the backward pass. So the
+differentiated pass uses scaled dot-product attention in place of the host's kernel. Another node's override
+stays, because it may change the result and not only the speed. Its own backward pass is used if it has one.
+If it has none, the gradient is that of plain attention on the same queries, keys and values.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from .patches import run_foreign
 
 
 class DifferentiableAttention:
-    """optimized_attention_override for one forward pass, around the one that is there already."""
+    """optimized_attention_override for one forward pass; wraps an override that is already set."""
 
     def __init__(self, override: Callable[..., Tensor] | None) -> None:
         self.override = override
 
     def __call__(self, attention: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """The attention with a gradient; where none is asked for, as it would be without this."""
+        """The attention, with a gradient if one is needed; otherwise unchanged."""
         if not torch.is_grad_enabled():
             if self.override is None:
                 return attention(*args, **kwargs)
@@ -57,7 +57,7 @@ class OwnOrPlainBackward(torch.autograd.Function):
         compute: Callable[..., Tensor],
         plain: Callable[..., Tensor],
     ) -> Tensor:
-        """What `compute` says."""
+        """The result of `compute`."""
         ctx.inputs = [
             t.detach().requires_grad_(needed)
             for t, needed in zip((q, k, v), ctx.needs_input_grad, strict=False)
@@ -69,7 +69,7 @@ class OwnOrPlainBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Kernels without a backward say so here, in a RuntimeError, or have cut the graph already."""
+        """A kernel without a backward pass raises RuntimeError here, or has already detached its output."""
         wanted = [t for t in ctx.inputs if t.requires_grad]
         found = None
         if ctx.out.requires_grad:

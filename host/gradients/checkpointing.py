@@ -1,4 +1,4 @@
-"""Checkpointing: blocks keep only their inputs for the backward pass, in which they run a second time."""
+"""Checkpointing: a block keeps only its inputs, and runs a second time in the backward pass."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,10 +19,10 @@ from .writes import writes_allowed
 
 @contextmanager
 def checkpointed(diffusion_model: torch.nn.Module) -> Iterator[None]:
-    """Within it, every block of a model is checkpointed.
+    """Context in which every block of a model is checkpointed.
 
-    PyTorch's checkpoint serves for UNets, where a head may read inside a block. For blocks that write into
-    their input, as Flux's do, it would give wrong gradients without a word.
+    UNets use PyTorch's checkpoint, because a head may read inside a block. For blocks that write into their
+    input, as Flux's do, it would silently give wrong gradients.
     """
     blocks: list[torch.nn.Module]
     if joint_model(diffusion_model) is None:
@@ -53,14 +53,14 @@ def _restore(block: torch.nn.Module, forward: Callable[..., Any] | None) -> None
 
 
 def _run_unet_block(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """One block. It runs a second time with the transformer_options that it has found."""
+    """One block. Its second run gets the same transformer_options as the first."""
     copied = [dict(a) if isinstance(a, dict) else a for a in args]
     kwargs = {name: dict(a) if isinstance(a, dict) else a for name, a in kwargs.items()}
     return checkpoint(forward, *copied, use_reentrant=False, **kwargs)
 
 
 def _run_transformer_block(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """One block; both times it gets copies of its tensors, and the transformer_options that it has found."""
+    """One block. Both runs get copies of its tensors, and the same transformer_options."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     values, spec = tree_flatten(
@@ -81,7 +81,7 @@ def _run_transformer_block(forward: Callable[..., Any], *args: Any, **kwargs: An
 
 
 class RunAgain(torch.autograd.Function):
-    """block(tensors), a tensor or several, of which nothing but the tensors is kept."""
+    """block(tensors), one tensor or several. Only the arguments are kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, block: Callable[[list[Tensor]], Any], *tensors: Tensor) -> Any:

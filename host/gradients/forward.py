@@ -1,17 +1,17 @@
-"""Gradients inside the host's own forward pass: of what is read from a model, with respect to its latent.
+"""Gradients of a model's features with respect to its latent, inside the host's own forward pass.
 
-Nodes run under inference mode, samplers under no_grad, weights are inference tensors. So within an
-APPLY_MODEL wrapper the pass is run outside inference mode, with weights, attention and patches of other nodes
-that can be differentiated (weights.py, attention.py, kernels.py, patches.py); blocks of transformers write
-in place (writes.py). ControlNets have run before; what they, IPAdapters and LoRAs add are constants of the
-graph.
+Nodes run under inference mode, samplers run under no_grad, and weights are inference tensors. So an
+APPLY_MODEL wrapper runs the pass outside inference mode, and makes weights, attention, kernels and patches of
+other nodes differentiable (weights.py, attention.py, kernels.py, patches.py). Blocks of transformers may
+write in place (writes.py). ControlNets have already run. What they, IPAdapters and LoRAs add is constant in
+the graph.
 
-Only what is needed is kept for the backward pass:
-- of a batch with the conditional and the unconditional half, one half is differentiated, and the other one is
-  evaluated as the host would, in a pass of its own; where code of other nodes may make one half depend on the
-  other (rows.py), both are differentiated together;
-- behind the last layer that a loss depends on, the forward pass goes on without a graph;
-- with `checkpointing`, blocks are computed again in the backward pass (checkpointing.py).
+Only what the backward pass needs is kept:
+- If a batch has a conditional and an unconditional half, one half is differentiated. The other runs in a
+  separate pass, as the host would run it. If code of other nodes may make one half depend on the other
+  (rows.py), both are differentiated together.
+- After the last layer that a loss depends on, the forward pass continues without a graph.
+- With `checkpointing`, the backward pass computes blocks again (checkpointing.py).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +35,7 @@ from .writes import writes_allowed
 
 BEFORE_SKIP, AFTER_SKIP = "input_block_patch", "input_block_patch_after_skip"
 Features = dict[FeatureLayer, Tensor]
-# Given the features, tensors that depend on them and their cotangents: what a loss's gradient is there.
+# From features to tensors that depend on them, and their cotangents: the gradient of a loss there.
 Products = Callable[[Features], tuple[Sequence[Tensor], Sequence[Tensor]]]
 
 
@@ -50,7 +50,7 @@ def evaluate_with_gradient(
     constant: Collection[FeatureLayer] = (),
     checkpointing: bool = False,
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """One forward pass from within an APPLY_MODEL wrapper: its output, and gradients of some of its rows.
+    """One forward pass inside an APPLY_MODEL wrapper: its output, and gradients of some of its rows.
 
     executor: the wrapper's. inputs: all its arguments by name, transformer_options with the labels
     (`cond_or_uncond`, `uuids`) of as many chunks as the batch has; rows: those of one chunk. Each of
@@ -58,9 +58,9 @@ def evaluate_with_gradient(
     whether the other rows may have a pass of their own (rows_are_independent). constant: layers whose
     features no y_i depends on; not all.
 
-    Returns D(x), as the host computes it up to rounding, and for each of `products` sum_i c_i dy_i/dx,
-    (len(rows), C, h, w), where x is the latent, which every chunk is given; None where the layers were not
-    computed, because a cache of another node skipped them.
+    Returns D(x), equal to the host's up to rounding, and for each of `products` sum_i c_i dy_i/dx,
+    (len(rows), C, h, w). x is the latent, the same for every chunk. The gradient is None if the layers were
+    not computed because a cache of another node skipped them.
     """
     count = inputs["x"].shape[0]
     if len(rows) == count or not apart:
@@ -165,10 +165,10 @@ def differentiate(
 
 
 def with_skips_apart(patches: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Patches of a UNet whose skip connections are tensors of their own.
+    """Patches of a UNet, with a separate tensor for each skip connection.
 
-    The host adds a ControlNet's output to them in place, and patches after the skip may write into them, when
-    the next block, or a patch before the skip, has kept them for its backward.
+    The host adds a ControlNet's output to them in place, and patches after the skip may write into them. By
+    then the next block, or a patch before the skip, has kept them for its backward pass.
     """
     before, after = patches.get(BEFORE_SKIP, []), patches.get(AFTER_SKIP, [])
     return {**patches, BEFORE_SKIP: [*before, _copy] if before else [], AFTER_SKIP: [*after, _copy]}

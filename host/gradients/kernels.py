@@ -1,4 +1,4 @@
-"""Kernels without a backward pass: what the host computes with instead, for one differentiated pass."""
+"""Replaces kernels without a backward pass, for one differentiated pass."""
 
 import sys
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from ..taps.joint_models import joint_model
 
 @contextmanager
 def training_kernels() -> Iterator[None]:
-    """Within it, transformers compute rotary embeddings and fused norms as they do in a training.
+    """Context in which transformers compute rotary embeddings and fused norms as in training.
 
-    Their kernels for inference have no backward pass. The switch is the host's, for the whole process: a pass
-    in another thread computes the same, a little slower.
+    Their inference kernels have no backward pass. The host's switch acts on the whole process: a pass in
+    another thread gives the same result, a little slower.
     """
     before = comfy.model_management.in_training
     comfy.model_management.in_training = True
@@ -28,7 +28,7 @@ def training_kernels() -> Iterator[None]:
 
 
 def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str) -> None:
-    """Raise ValueError for a transformer whose kernels for inference cannot be replaced in this host."""
+    """Raise ValueError for a transformer if this host cannot replace its inference kernels."""
     joint = joint_model(diffusion_model)
     if joint is None:
         return
@@ -45,7 +45,7 @@ def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str)
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Within it, what torch.compile has wrapped runs as it was written: weights and taps come and go here."""
+    """Context in which compiled modules run uncompiled, because weights and taps change inside it."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
@@ -54,7 +54,7 @@ def uncompiled() -> AbstractContextManager[Any]:
 def refuse_uncontrollable_compiler(
     model: torch.nn.Module, transformer_options: dict[str, Any], node: str
 ) -> None:
-    """Raise ValueError for a compiled model where PyTorch, before 2.6, cannot run it uncompiled."""
+    """Raise ValueError for a compiled model if PyTorch is older than 2.6 and cannot run it uncompiled."""
     compiled = "torch.compile" in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
     if hasattr(torch.compiler, "set_stance") or not (
         compiled or any(hasattr(module, "_orig_mod") for module in model.modules())

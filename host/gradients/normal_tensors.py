@@ -1,4 +1,4 @@
-"""Normal tensors in the place of inference tensors, which autograd refuses to keep for the backward pass."""
+"""Normal tensors in place of inference tensors, which autograd refuses to keep for the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map_only
 
 
 def normal(t: Tensor) -> Tensor:
-    """A tensor on the storage of an inference tensor; any other tensor as it is. Outside inference mode.
+    """A normal tensor on the storage of an inference tensor; any other tensor as it is.
 
-    Tensors of a class of their own, such as quantised weights, are left alone.
+    Tensor subclasses, such as quantised weights, are left alone. Call it outside inference mode.
     """
     if not t.is_inference() or type(t) not in (Tensor, Parameter):
         return t
@@ -22,7 +22,7 @@ def normal(t: Tensor) -> Tensor:
 
 
 class NormalTensors(TorchFunctionMode):
-    """Within it, no function of PyTorch meets an inference tensor. Outside inference mode."""
+    """Mode in which PyTorch's functions get no inference tensors. Enter it outside inference mode."""
 
     def __torch_function__(
         self,
@@ -31,6 +31,6 @@ class NormalTensors(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """The function, on other tensors."""
+        """Call the function with normal tensors."""
         args, kwargs = tree_map_only(Tensor, normal, (args, kwargs or {}))
         return func(*args, **kwargs)

@@ -1,12 +1,12 @@
-"""Code of other nodes through which autograd can differentiate, for one forward pass.
+"""Makes code of other nodes differentiable, for one forward pass.
 
-IPAdapter, GLIGEN and their like compute with tensors and networks of their own, inside a block of the model;
-a LoRA in bypass mode replaces the forward of a layer. A node has made those tensors under inference mode, so
-autograd refuses to keep them for the backward pass. While such code runs, whatever it hands to PyTorch is
-exchanged for a normal tensor on the same storage.
+IPAdapter, GLIGEN and similar nodes compute with their own tensors and networks inside a block of the model. A
+LoRA in bypass mode replaces the forward of a layer. The nodes made those tensors under inference mode, so
+autograd refuses to keep them for the backward pass. While such code runs, every inference tensor that it
+passes to PyTorch is replaced by a normal tensor on the same storage.
 
 Such code may also write into tensors that the backward pass needs, as FreeU and NAG do. So it gets copies of
-the tensors that it is handed, and what it overwrites of its own is copied first.
+its arguments, and its own tensors are copied before it overwrites them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -47,9 +47,9 @@ def _differentiable(patch: Any, on_skip: bool = False) -> Any:
 
 @contextmanager
 def differentiable_forwards(model: torch.nn.Module) -> Iterator[None]:
-    """Within it, forwards that other nodes have put in the place of a layer's own can be differentiated.
+    """Context in which forwards of layers that other nodes have replaced can be differentiated.
 
-    The backward pass belongs within it, too: it may run layers again.
+    Run the backward pass inside it too, because that may run layers again.
     """
     replaced = {module: vars(module)["forward"] for module in model.modules() if has_foreign_forward(module)}
     try:
@@ -73,7 +73,7 @@ def has_foreign_forward(module: torch.nn.Module) -> bool:
 
 
 def run_foreign(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the code of another node returns, with a graph through it where a gradient is wanted."""
+    """The result of another node's code, with a graph through it if a gradient is needed."""
     return _run(function, *_own_copies(args, kwargs))
 
 

@@ -1,9 +1,9 @@
-"""Whether the rows of a forward pass may be evaluated apart.
+"""Whether the rows of a forward pass may be evaluated separately.
 
 The host's models compute each row of a batch from that row alone. Code of other nodes inside the pass may
 not: NAG compares the attention of the two prompts, BrushNet adds a tensor with as many rows as the sampler's
-batch, HyperTile and ToMe draw random numbers once for all rows. What such code does cannot be known, so its
-presence decides. Only what is listed here keeps rows independent.
+batch, HyperTile and ToMe draw random numbers once for all rows. We cannot know what such code does, so its
+presence decides. Only the modules listed here keep rows independent.
 """
 
 import re
@@ -26,18 +26,18 @@ FUNCTION_WRAPPER = "model_function_wrapper"
 
 
 def rows_are_independent(model: torch.nn.Module, transformer_options: Mapping[str, Any]) -> bool:
-    """Whether no code of other nodes in this pass may make the output of one row depend on another row.
+    """False if code of other nodes in this pass may make the output of one row depend on another.
 
-    model: a BaseModel of the host. transformer_options: those that an APPLY_MODEL wrapper is given.
+    model: a BaseModel of the host. transformer_options: as an APPLY_MODEL wrapper gets them.
     """
     return all(_is_row_by_row(function) for function in foreign_functions(model, transformer_options))
 
 
 def lists_are_independent(model: torch.nn.Module, model_options: Mapping[str, Any]) -> bool:
-    """Whether no code of other nodes may make the prediction for one list of conditions depend on another.
+    """False if code of other nodes may make the prediction for one list of conditions depend on another.
 
-    model_options: of an evaluation. Beyond the passes themselves, other nodes change how an evaluation is
-    made up of them.
+    model_options: of an evaluation. Other nodes can change the passes, and also how an evaluation is split
+    into passes.
     """
     options = model_options["transformer_options"]
     changed = FUNCTION_WRAPPER in model_options or CALC_COND_BATCH_FUNCTION in model_options

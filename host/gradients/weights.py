@@ -1,10 +1,10 @@
-"""Weights through which autograd can differentiate, for the length of one forward and backward pass.
+"""Makes weights usable by autograd, for one forward and backward pass.
 
 The host makes weights under inference mode, and autograd refuses to keep such tensors for the backward pass.
 Nothing is copied here. A weight that stays where it is gets a second tensor on the same storage. A weight
 that the host casts, moves or patches whenever it is used (`--lowvram`, async offload, dynamic VRAM, fp8
 storage, quantised weights, LoRAs on offloaded weights) lives in a buffer that the next layer overwrites, so
-nothing of it is kept: the backward pass asks the host for it again.
+it is not kept: the backward pass asks the host for it again.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,14 +35,14 @@ def refuse_quantised(model: torch.nn.Module, node: str) -> None:
 
 
 def is_plain(t: Tensor) -> bool:
-    """Whether a weight is a tensor of numbers, not of some class that packs them."""
+    """Whether a weight is a tensor of numbers, not of a class that packs them."""
     return type(t.data) is Tensor
 
 
 def casts_quantised(module: Any) -> bool:
-    """Whether a layer with quantised weights turns them into numbers whenever it runs.
+    """Whether a layer dequantises its weights every time it runs.
 
-    Those of the host do (scaled fp8, NVFP4, int8), and layers with a cast of their own, such as GGUF's.
+    The host's layers do (scaled fp8, NVFP4, int8), and so do layers with their own cast, such as GGUF's.
     """
     if not hasattr(module, "forward_comfy_cast_weights"):
         return False
@@ -53,10 +53,10 @@ def casts_quantised(module: Any) -> bool:
 
 @contextmanager
 def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Within it, a forward pass of the model can be differentiated with respect to its input.
+    """Context in which a forward pass of the model can be differentiated with respect to its input.
 
-    Only that: no weight requires a gradient. To be entered outside inference mode; the backward pass belongs
-    within it, too. Afterwards the model is as it was.
+    No weight requires a gradient. Enter it outside inference mode, and run the backward pass inside it too.
+    Afterwards the model is as it was.
     """
     undo: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -89,7 +89,7 @@ def differentiable_weights(model: torch.nn.Module) -> Iterator[None]:
 
 
 def casts_at_use(module: torch.nn.Module) -> bool:
-    """Whether the host prepares this layer's weights every time that it runs."""
+    """Whether the host prepares this layer's weights every time the layer runs."""
     return isinstance(module, comfy.ops.CastWeightBiasOp) and bool(
         module.comfy_cast_weights
         or module.weight_function
@@ -106,7 +106,7 @@ def _fetch_again(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """The layer's own forward; with a backward that keeps no weight."""
+    """The layer's own forward, with a backward pass that keeps no weight."""
     if not (torch.is_grad_enabled() and x.requires_grad):
         return forward(x, *args, **kwargs)
     return FetchedAgain.apply(x, module, lambda x: forward(x, *args, **kwargs), backward)
@@ -114,7 +114,7 @@ def _fetch_again(
 
 def backward_of(module: Any) -> Callable[..., Tensor]:
     """How a layer that casts at use is differentiated."""
-    # Nodes for seamless textures give a convolution another padding, by one of these.
+    # Nodes for seamless textures change a convolution's padding through one of these.
     own = {"forward", "forward_comfy_cast_weights", "_conv_forward"} & vars(module).keys()
     if own or module.weight is None or getattr(module, "padding_mode", "zeros") != "zeros":
         return recomputed
@@ -129,7 +129,7 @@ def own(out: Tensor) -> Tensor:
 
 
 class FetchedAgain(torch.autograd.Function):
-    """A layer with one input, y = layer(x), whose weights are gone by the time of the backward pass."""
+    """A layer with one input, y = layer(x). Its weights no longer exist in the backward pass."""
 
     @staticmethod
     def forward(
@@ -147,7 +147,7 @@ class FetchedAgain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        """dL/dx of dL/dy. Raises RuntimeError where the layer turns out to have no gradient."""
+        """dL/dx from dL/dy. Raises RuntimeError if the layer has no gradient."""
         (x,) = ctx.saved_tensors or (None,)
         return ctx.dx(ctx.module, dy, ctx.shape, x, ctx.layer), None, None, None
 
@@ -159,7 +159,7 @@ def linear(m: torch.nn.Linear, dy: Tensor, *_: Any) -> Tensor:
 
 
 def quantised_linear(m: Any, dy: Tensor, *_: Any) -> Tensor:
-    """dL/dy W with W in full precision; where the host rounds x as well, that counts as the identity."""
+    """dL/dy W with W in full precision. If the host rounds x too, that counts as the identity."""
     with fetched(m, dy) as (weight, _bias):
         dx = dy @ (weight.dequantize() if isinstance(weight, QuantizedTensor) else weight)
     smoothing = getattr(m, "pre_quant_scale", None)
@@ -189,13 +189,13 @@ def layer_norm(m: torch.nn.LayerNorm, dy: Tensor, shape: torch.Size, x: Tensor, 
 def recomputed(
     m: torch.nn.Module, dy: Tensor, shape: torch.Size, x: Tensor, layer: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Any other layer: run it again, and differentiate at once, while its weights last."""
+    """Any other layer: run it again and differentiate it at once, while its weights exist."""
     with torch.enable_grad(), NormalTensors():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(layer(x), x, dy)[0]
 
 
-# By what the host runs: layers that another pack or a quantisation derives from these run something else.
+# By the forward that the host runs: subclasses in another pack or a quantisation run something else.
 OF_HOST = comfy.ops.disable_weight_init
 BACKWARD: dict[Callable[..., Any], Callable[..., Tensor]] = {
     OF_HOST.Linear.forward_comfy_cast_weights: linear,

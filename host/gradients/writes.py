@@ -1,4 +1,4 @@
-"""In-place operations beside autograd: what the graph keeps is copied before something writes into it."""
+"""In-place operations with autograd: tensors that the graph keeps are copied before a write."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class Kept:
 
 
 class CopyBeforeWrite(TorchDispatchMode):
-    """Within it, what the graph keeps is copied when an operation is about to write into its storage.
+    """Mode that copies tensors of the graph when an operation is about to write into their storage.
 
     PyTorch's allow_mutation_on_saved_tensors does this for whole tensors; FreeU writes into half of one.
     """
@@ -57,7 +57,7 @@ class CopyBeforeWrite(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def copy_kept(self, written: Tensor) -> None:
-        """Move what is kept on this storage to storages of its own."""
+        """Move the kept tensors on this storage to storages of their own."""
         for kept in self.kept.pop(written.untyped_storage().data_ptr(), ()):
             kept.tensor = kept.unchanged().clone()
             kept.version = kept.tensor._version
@@ -75,7 +75,7 @@ def written_arguments(operation: Any) -> tuple[tuple[int, str], ...]:
 
 @contextmanager
 def writes_allowed() -> Iterator[None]:
-    """Within it, a forward pass may write into tensors that its backward pass needs."""
+    """Context in which a forward pass may write into tensors that its backward pass needs."""
     copies = CopyBeforeWrite()
     with copies, saved_tensors_hooks(copies.keep, Kept.unchanged):
         yield

@@ -1,18 +1,18 @@
 """Reads the queries and keys of chosen attention layers during one forward pass.
 
-The tap is an `optimized_attention_override`, through which every architecture of the host calls its
-attention, in front of an override that is there already. It looks at q and k and passes the call on, so the
+The tap is an `optimized_attention_override`, in front of an override that is already set. Every architecture
+of the host calls its attention through this override. The tap looks at q and k and passes the call on, so the
 attention is the host's own, bit for bit, with the kernel that the user chose. An attn1 replacement would have
-to recompute the attention; a block has room for one, and a replacement for one transformer hides another
+to recompute the attention. A block has room for only one, and a replacement for one transformer hides another
 node's replacement for the block (the host's SAG hides its PAG).
 
 The override does not say which attention a call is. In a UNet the host runs `attn1_patch` right before its
 self-attention and `attn1_output_patch` right after it (attn2 for the attention to the prompt), so the tap
-reads only the first call between the two. Where another node has replaced a block's attention, perhaps
-without any call of the host's, the tap reads what is handed to the replacement.
+reads only the first call between the two. Another node's replacement of a block's attention may never call
+the host's attention, so there the tap reads the arguments of the replacement.
 
-A tap is made for one forward pass and has no memory beyond it; two passes, even in two threads on two GPUs,
-have two taps.
+A tap is made for one forward pass and dropped with it. Two passes, even in two threads on two GPUs, have two
+taps.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,13 +27,13 @@ from .blocks import AttentionLayer
 
 
 class Attention(NamedTuple):
-    """What a layer's attention is computed from, for the queries of the image.
+    """The arguments of a layer's attention, for the queries of the image.
 
     q (B, H, n_q, d), k (B, H_k, n_k, d), attn_mask (B or 1, H or 1, n_q or 1, n_k) or None. image and prompt:
     which of the keys are the tokens of the image, in the order of the grid, and of the prompt.
 
-    Where a node such as HyperTile computes self-attention in tiles, B is `tiles` times the rows of the latent
-    batch, the tiles of a row one after the other; n_k * tiles is then the number of tokens.
+    If a node such as HyperTile computes self-attention in tiles, B is `tiles` times the rows of the latent
+    batch, with the tiles of a row one after the other. The number of tokens is then n_k * tiles.
     """
 
     layer: AttentionLayer
@@ -78,7 +78,7 @@ class UNetAttentionTap:
 
     @contextmanager
     def reading(self, transformer_options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Gives a copy of one forward pass's transformer_options, for the pass that runs within it."""
+        """Context that gives a copy of the transformer_options, for the one forward pass inside it."""
         options = transformer_options.copy()
         patches = options.get("patches", {})
         before, after = f"{self.kind}_patch", f"{self.kind}_output_patch"
@@ -101,7 +101,7 @@ class UNetAttentionTap:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """attn1_patch, attn2_patch: the next attention is that of this block.
 
-        Video UNets attend over the frames under the same name, after the image: it is read by then.
+        Video UNets attend over the frames under the same name, but only after the image.
         """
         part, number = extra_options["block"]
         layer = AttentionLayer(part, number, extra_options["block_index"])
@@ -141,12 +141,12 @@ class UNetAttentionTap:
         return patch(q, k, v, extra_options, **kwargs)
 
     def read_armed(self, *args: Any, **kwargs: Any) -> None:
-        """Hand the attention with these arguments over, if it is the one that is waited for."""
+        """Hand over the attention with these arguments if the tap waits for it."""
         layer, self.armed = self.armed, None
         found = layer and (to_image if self.kind == "attn1" else to_prompt)(layer, *args, **kwargs)
         if found:
             self.unread.discard(layer)
-            with torch.no_grad():  # what is read is no part of a graph
+            with torch.no_grad():  # reading adds nothing to a graph
                 self.read(found)
 
 
@@ -164,13 +164,13 @@ def to_image(
 ) -> Attention | None:
     """The arguments of the host's self-attention, (B, N, H d), as an Attention.
 
-    None where the keys are not the tokens of the image, or not in their order: there is no map to read then.
+    None if the keys are not the tokens of the image in their order: then there is no map to read.
     """
     batch, _, *grid = transformer_options["activations_shape"]
     tiles = q.shape[0] // batch
     if k.shape[:2] != (batch, grid[0] * grid[1]) or k.shape[1] % tiles:
         return None
-    # HyperTile hands over tiles of queries and whole keys, which the host's attention then cuts like this.
+    # HyperTile passes tiles of queries and whole keys; the host's attention then splits the keys like this.
     q, k, mask = split_heads(q, k, heads, mask, attn_precision)
     return Attention(layer, q, k, mask, tiles, tuple(grid), image=ALL, prompt=NONE)
 
@@ -189,7 +189,7 @@ def to_prompt(
 ) -> Attention | None:
     """The arguments of the host's attention to the prompt as an Attention.
 
-    None where the queries are not the tokens of the image.
+    None if the queries are not the tokens of the image.
     """
     batch, _, *grid = transformer_options["activations_shape"]
     if q.shape[:2] != (batch, grid[0] * grid[1]) or k.shape[0] != batch:

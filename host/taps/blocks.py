@@ -88,7 +88,7 @@ def attention_blocks(diffusion_model: torch.nn.Module) -> dict[str, tuple[Attent
 
 
 def feature_blocks(diffusion_model: Any) -> dict[str, tuple[FeatureLayer, ...]]:
-    """What features a model has, by name, in the order of the forward pass.
+    """The features of a model, by name, in the order of the forward pass.
 
     UNets: the outputs of all blocks, with or without attention: i0, i1, ... down, m0, o0, o1, ... up, where
     the number is the place in the host's input_blocks and output_blocks; r0, r1, ... are the residual
@@ -168,7 +168,7 @@ def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     if last is not None and (letter != last_letter or int(last) < int(number)):
         raise ValueError(f"blocks: '{term}' is not a range. Write it as {example}. {_listing(available)}")
     names = []
-    # As far as the model has blocks, however long the range is.
+    # Only blocks that the model has, however long the range is.
     for i in range(int(number), int(last or number) + 1):
         names.append(f"{letter}{i}")
         if names[-1] not in available:

@@ -1,11 +1,11 @@
 """Reads the features of chosen layers, the outputs of blocks, during one forward pass.
 
 No patch of the host sees all of them: not the last output block, not the inside of a ResBlock, not a block of
-SD3 or Lumina. So the tap uses forward hooks, registered when the pass begins and removed when it ends, also
-by an error. A hook that returns nothing leaves the pass as it is, bit for bit.
+SD3 or Lumina. So the tap uses forward hooks. It registers them when the pass begins and removes them when it
+ends, even by an error. The hooks return nothing, so the pass stays the same, bit for bit.
 
-Like an attention tap, a feature tap is made for one forward pass and has no memory beyond it. In a pass with
-gradients, it gives tensors of the graph.
+Like an attention tap, a feature tap is made for one forward pass and dropped with it. In a pass with
+gradients, its tensors are part of the graph.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +22,14 @@ from .tokens import Tokens
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """Ends a forward pass of which everything has been read."""
+    """Ends a forward pass after everything has been read."""
 
 
 class FeatureTap:
     """Reads `layers` in one forward pass, and hands each to `read` once: read(layer, (B, C, *grid)).
 
-    Rows are those of the batch that the model is given. Of joint models the features are the image's tokens.
-    The host may add a ControlNet's output to the tensor afterwards, in place: clone what you keep.
+    Rows are those of the model's batch. The features of joint models are the image's tokens. The host may add
+    a ControlNet's output to the tensor afterwards, in place: clone what you keep.
 
     stop: end the pass when everything is read, so that the rest of the model is neither computed nor kept for
     a backward pass.
@@ -48,10 +48,10 @@ class FeatureTap:
 
     @contextmanager
     def reading(self, diffusion_model: torch.nn.Module, x: Tensor, context: Tensor | None) -> Iterator[None]:
-        """Within it, a forward pass is read; where `stop` ends the pass, it ends the `with` block, silently.
+        """Context in which a forward pass is read; where `stop` ends the pass, the `with` block ends.
 
         x (B, C, *spatial), context (B, tokens, d): the pass's latent and prompt, as an APPLY_MODEL wrapper
-        gets them. Another pass within it is not read.
+        gets them. A second pass inside it is not read.
         """
         joint = joint_model(diffusion_model)
         with suppress(Stopped), ExitStack() as exits:
@@ -107,7 +107,7 @@ def _joint_block(
 
 
 def _of_the_image(stack: Stack, tokens: Tokens, out: Any) -> Tensor | None:
-    """A block's output as (B, C, *grid); None where the sequence is not the one of the model."""
+    """A block's output as (B, C, *grid); None if the sequence is not the model's."""
     if stack.image is None:
         features = out.flatten(1, -2)
         image = tokens.image(features.shape[1])

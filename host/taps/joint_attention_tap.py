@@ -1,12 +1,12 @@
 """The tap for transformers: SD3, Flux, Qwen-Image, Wan and the others of joint_models.py.
 
-Read are the queries of the image's tokens. Where text and images attend at once, the keys are all of them.
-For the attention that the image's tokens receive, the softmax is over their keys alone
-(attention_received.py), so that its mean is 1 as in a UNet, whatever share goes to the prompt or to reference
+The tap reads the queries of the image's tokens. If text and images attend together, it reads the keys of all
+of them. For the attention that the image's tokens receive, the softmax is over their keys alone
+(attention_received.py). So its mean is 1, as in a UNet, whatever share goes to the prompt or to reference
 images.
 
-Not every model tells in transformer_options which block attends, and none which part of a block. Hooks on the
-modules do, for the time of the pass.
+Not every model says in transformer_options which block attends, and none says which part of a block. Hooks on
+the modules do, for the length of the pass.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -53,7 +53,7 @@ class JointAttentionTap:
 
     @contextmanager
     def reading(self, transformer_options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Gives a copy of one forward pass's transformer_options, for the pass that runs within it."""
+        """Context that gives a copy of the transformer_options, for the one forward pass inside it."""
         options = transformer_options.copy()
         if self.overridable:
             self.override = options.get("optimized_attention_override")
@@ -83,7 +83,7 @@ class JointAttentionTap:
         if layer and found:
             self.armed = None
             self.unread.discard(layer)
-            with torch.no_grad():  # what is read is no part of a graph, nor of a block's checkpoint
+            with torch.no_grad():  # reading adds nothing to a graph or to a block's checkpoint
                 self.read(found)
         if self.override is not None:
             return self.override(attention, *args, **kwargs)
@@ -100,7 +100,7 @@ class JointAttentionTap:
         skip_reshape: bool = False,
         **_: Any,
     ) -> Attention | None:
-        """The attention of the image's tokens; None where the place of the image or the prompt is unknown."""
+        """The attention of the image's tokens; None if the place of the image or the prompt is unknown."""
         if not skip_reshape:  # (B, N, H d)
             q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
         if k.shape[1] != q.shape[1]:  # a key for several heads

@@ -42,7 +42,7 @@ class NamedFeatures:
         return len(self.found) == len(self.names) + self.reads_time
 
     def options(self, transformer_options: dict[str, Any]) -> dict[str, Any]:
-        """The options for the pass; a copy in which the embedding of the time is read, where it is wanted."""
+        """The options for the pass; a copy that reads the embedding of the time, if that is needed."""
         if not self.reads_time:
             return transformer_options
         patches = transformer_options.get("patches", {})
@@ -65,7 +65,7 @@ class NamedFeatures:
             yield
 
     def with_time(self, features: Mapping[FeatureLayer, Tensor]) -> dict[str, Tensor]:
-        """Features that somebody else has read, by name, with the time that was read here."""
+        """Features that another tap has read, by name, with the time that was read here."""
         return self.found | {name: of_image(features[layer]) for layer, name in self.names.items()}
 
 

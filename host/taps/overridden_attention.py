@@ -14,10 +14,10 @@ ATTENTION = "optimized_attention"
 
 @contextmanager
 def overridden(module: torch.nn.Module, override: Callable[..., Tensor]) -> Iterator[None]:
-    """Within it, the attention that a module calls goes through an override, as in other models.
+    """Context in which the attention that a module calls goes through an override, as in other models.
 
-    The module's forward is then the host's own code, for which the global name `optimized_attention` means
-    the override. Where another node has put a forward of its own there, the override sees nothing.
+    The module's forward is then the host's own code, with the global name `optimized_attention` bound to the
+    override. If another node has replaced that forward, the override sees nothing.
     """
     forward: Any = getattr(module.forward, "__func__", None)
     if forward is None or ATTENTION not in forward.__globals__:

@@ -16,8 +16,8 @@ from .joint_models import IMAGE, OTHER, PROMPT, REFERENCES, JointModel
 class Tokens:
     """Where the tokens of the image and of the prompt are in one forward pass of a joint model.
 
-    x (B, C, *spatial) and context (B, tokens, d) are the input of the pass; grid is the image's. What else
-    the model gets may change the sequence, so a pass is read within `observing`.
+    x (B, C, *spatial) and context (B, tokens, d) are the input of the pass; grid is the image's. Other inputs
+    of the model may change the sequence, so a pass is read inside `observing`.
     """
 
     def __init__(self, joint: JointModel, diffusion_model: Any, x: Tensor, context: Tensor | None) -> None:
@@ -40,7 +40,7 @@ class Tokens:
 
     @contextmanager
     def observing(self, diffusion_model: torch.nn.Module) -> Iterator[None]:
-        """Within it, the model's next pass tells what lengthens its sequence."""
+        """Context in which the model's next pass tells what lengthens its sequence."""
         hook = diffusion_model.register_forward_pre_hook(self._observe, with_kwargs=True)
         try:
             yield
@@ -84,7 +84,7 @@ class Tokens:
             self.sizes[OTHER] = text_now
 
     def image(self, length: int) -> slice | None:
-        """The image in a sequence of all tokens; None where the sequence is not the one of the model."""
+        """The image in a sequence of all tokens; None if the sequence is not the model's."""
         start = self._start(IMAGE, self.sequence, length)
         return None if start is None else slice(start, start + self.count)
 
@@ -95,7 +95,7 @@ class Tokens:
         return None if start is None else slice(start, start + self.count)
 
     def prompt(self, length: int) -> slice:
-        """The prompt in a sequence of all tokens; empty where it is not known to be there."""
+        """The prompt in a sequence of all tokens; empty if it is not known to be there."""
         start = self._start(PROMPT, self.sequence, length)
         return slice(0) if start is None else slice(start, start + self.sizes[PROMPT])
 

@@ -49,8 +49,8 @@ def test_is_the_gradient_of_what_the_host_computes(name):
             return executor(*args, **kwargs)
         inputs = dict(zip(NAMES, args, strict=True)) | kwargs
         for checkpointing in (False, True):
-            out, gradient = evaluate_with_gradient(
-                executor, range(len(x)), [layer], products, inputs, checkpointing=checkpointing
+            out, (gradient,) = evaluate_with_gradient(
+                executor, range(len(x)), [layer], [products], inputs, checkpointing=checkpointing
             )
             found.append(gradient)
         for seed in range(3):

@@ -1,4 +1,4 @@
-"""A classifier head: a network and what must be known of it to use it rightly."""
+"""A classifier head: a network, and the facts that its use depends on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class ClassifierHead:
     name: str = "the classifier head"
 
     def label(self, class_name: str) -> int:
-        """The number of a class. Raises ValueError, with the names there are, for one it does not know."""
+        """The number of a class. Raises ValueError, which lists the classes, for an unknown name."""
         wanted = class_name.strip().casefold()
         for number, name in enumerate(self.classes):
             if name.casefold() == wanted:

@@ -26,9 +26,9 @@ def save_classifier_head(path: Path, head: ClassifierHead) -> None:
 
 @torch.inference_mode(False)
 def load_classifier_head(path: Path) -> ClassifierHead:
-    """Read a head; its weights are no inference tensors, so gradients pass it.
+    """Read a head. Its weights are not inference tensors, so gradients can pass through it.
 
-    Raises ValueError, in one sentence, for a file that is missing, damaged, or something else.
+    Raises ValueError, in one sentence, if the file is missing, damaged or not a classifier head.
     """
     metadata, tensors = read(path, KIND)
     family = metadata.get("model_family")

@@ -5,7 +5,7 @@
     h_k         sum over the pixels p of softmax_p(u_k z_k) z_k
     logits      W silu(V [h_1, ..., h_K] + E(t)) + b
 
-The weights of the pixels are learned because a mean would drown a small object in its background.
+The pixel weights are learned, because in a plain mean the background would outweigh a small object.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ MOST_CLASSES = 10_000
 
 
 class ClassifierNetwork(nn.Module):
-    """taps: name -> channels of every block that is read. widths: of h_k and of the layer behind it.
+    """taps: name -> channels of every block that is read. widths: of h_k and of the layer after it.
 
     token_norm: normalise the channels of each token of a transformer (LayerNorm without parameters). Raises
     ValueError beyond the limits of a head file.

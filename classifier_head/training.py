@@ -1,9 +1,9 @@
 """Training a classifier head on the features of a frozen diffusion model.
 
     loss       cross-entropy, at t uniform over the whole schedule: the classifier must know noise
-    held out   a part of the images, by which the best state is chosen and on which accuracy is measured
+    held out   a part of the images, which selects the best state and measures the accuracy
 
-Everything random comes from the seed. What makes features of images is handed in.
+All random numbers come from the seed. The caller passes in the function that computes features.
 """
 
 import copy
@@ -25,7 +25,7 @@ CHECKED_IMAGES = 64
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """What the node is set to. held_out: share of the images, at least one."""
+    """The settings of the node. held_out: share of the images, at least one."""
 
     steps: int
     batch_size: int
@@ -60,7 +60,7 @@ def train_classifier(
     on_step: Callable[[int, list[float]], None],
     interruption: Interruption = (),
 ) -> ClassifierResult:
-    """Train a network in place; it is left on the CPU, in evaluation mode, in its best state.
+    """Train a network in place. Afterwards it is on the CPU, in evaluation mode and in its best state.
 
     labels (N,): class numbers; N is 2 or more. on_step and interruption: as in depth_head/training.py.
     """
@@ -124,7 +124,7 @@ def predict(
     seeds: Tensor,
     device: torch.device,
 ) -> Tensor:
-    """Logits of images under noise from the seeds. Raises ValueError where the model's numbers overflow."""
+    """Logits of images under noise from the seeds. Raises ValueError if the model's numbers overflow."""
     with torch.inference_mode():
         found = features(rows, time, seeds)
     found = {name: feature.clone() for name, feature in found.items()}
@@ -145,7 +145,7 @@ def measure(
     settings: ClassifierTraining,
     device: torch.device,
 ) -> tuple[dict[int, float], float]:
-    """Accuracy by time, and the mean cross-entropy over the times, each image under noise of its own."""
+    """Accuracy by time, and the mean cross-entropy over the times. Each image has its own noise."""
     network.eval()
     accuracy, losses = {}, []
     for time in LEVELS:

@@ -1,4 +1,4 @@
-"""Classifier heads on the host: what the type CLASSIFIER_HEAD carries, and whether a head fits a model."""
+"""Classifier heads on the host: the value of the type CLASSIFIER_HEAD, and whether a head fits a model."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class HostedClassifierHead:
 
 
 def require_classifier_fits(head: ClassifierHead, model: ModelPatcher) -> None:
-    """Raises ValueError, in a sentence that names both, unless a head fits a model."""
+    """Raises ValueError, which names both, unless the head fits the model."""
     family = model_family(model)
     advice = "load a classifier head for it, or make one with Train Classifier Head"
     if head.model_family != family:

@@ -47,8 +47,7 @@ def train_classifier_head(
 ) -> TrainedClassifier:
     """Train a head on images (N, H, W, 3) and the class of each (read_class_names).
 
-    Raises ValueError, before anything long begins, for names that do not match the images and blocks that are
-    not there.
+    Raises ValueError before any long work if the names do not match the images, or if a block does not exist.
     """
     names = read_class_names(class_names, len(images))
     classes = tuple(sorted(set(names)))

@@ -1,7 +1,7 @@
 """Classifier Guidance in a sampling run, built like dag_run.py.
 
 The gradient of log p(y | x) is taken in the pass of the positive prompt, at the latent that the sampler
-evaluates: Self-Attention Guidance, which adds its own shift, degrades another copy of it.
+evaluates. Self-Attention Guidance degrades another copy of the latent and adds its own shift.
 """
 
 import copy
@@ -27,7 +27,7 @@ from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """What the node is set to: the class by its number, and the scale s."""
+    """The settings of the node: the number of the class, and the scale s."""
 
     head: HostedClassifierHead
     label: int
@@ -70,7 +70,7 @@ class ClassifierGuidance:
 
 
 class ClassifierRun(GuidedRun):
-    """What a run remembers: the loss scale, and the network on the model's device."""
+    """The state of a run: the loss scale, and the network on the model's device."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class ClassifierStep(GradientStep):
         model_options: dict[str, Any],
         estimate: Tensor,
     ) -> Tensor:
-        """The shift that makes the estimate that of the class."""
+        """The shift of the estimate towards the class."""
         signal = signal_coefficient(model.model_sampling, sigma, estimate.ndim)
         noise = noise_coefficient(model.model_sampling, sigma, estimate.ndim)
         return classifier_shift(gradient, signal, noise, self.settings.scale)
@@ -168,6 +168,6 @@ class ClassifierGradient(GradientReader):
         return [log_p], [torch.full_like(log_p, self.loss_scale)]
 
     def take(self, gradient: Tensor) -> None:
-        """The gradient, less the loss scale."""
+        """The gradient, divided by the loss scale."""
         for finite in self.finite(gradient):
             self.gradient = finite / self.loss_scale

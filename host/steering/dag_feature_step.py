@@ -9,7 +9,7 @@ from .gradient_step import GradientStep
 
 
 class DepthFeatureStep(DepthAwareStep, GradientStep):
-    """loss_scale: what the losses are multiplied by in the backward pass. further: what both bases take."""
+    """loss_scale: factor of the losses in the backward pass. further: arguments of both bases."""
 
     def __init__(self, *, loss_scale: float, **further: Any) -> None:
         super().__init__(**further)
@@ -20,7 +20,7 @@ class DepthFeatureStep(DepthAwareStep, GradientStep):
         return DepthGradient(self.settings, self.networks, self.seeded(), self.loss_scale)
 
     def read(self, reader: GradientReader) -> None:
-        """Keeps the depth, too."""
+        """Keeps the depth too."""
         super().read(reader)
         if isinstance(reader, DepthGradient):
             self.depth = reader.depth

@@ -1,4 +1,4 @@
-"""The gradient of Depth-Aware Guidance: what its losses read in a forward pass and ask of it."""
+"""The gradient of Depth-Aware Guidance: the losses of the depth that it reads in a forward pass."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,7 +35,7 @@ class DepthGradient(GradientReader):
     def products(
         self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int]
     ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Depth maps from the features, and what the losses ask of them."""
+        """Depth maps from the features, and the gradients of the losses with respect to them."""
         branches, guiding = self.settings.branches, self.settings.guiding_branches
         maps = self.networks.head.branches(features, time, size, branches)
         self.depth = maps[0].detach()

@@ -1,7 +1,7 @@
 """One step of Depth-Aware Guidance by a head that reads the clean latent.
 
-As FlowChef (arXiv:2412.00100) does, the gradient of the losses is taken with respect to the clean estimate
-and added there. The model is evaluated as without guidance: nothing of its pass is differentiated or read.
+As in FlowChef (arXiv:2412.00100), the gradient of the losses is taken with respect to the clean estimate and
+added there. The model is evaluated as without guidance: its pass is neither differentiated nor read.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class LatentStep(DepthAwareStep):
         return args["denoised"]
 
     def estimate_of_guider(self, denoised: Tensor) -> Tensor | None:
-        """What the guider returns."""
+        """The guider's result."""
         return denoised
 
     def find_shift(
@@ -47,7 +47,7 @@ class LatentStep(DepthAwareStep):
         super().find_shift(model, sigma, model_options, estimate)
 
     def take(self, estimate: Tensor, time: Tensor) -> None:
-        """The direction in which the losses of the depth of an estimate grow."""
+        """The direction in which the depth losses of an estimate grow."""
         if estimate[0, 0].numel() != estimate.shape[-2] * estimate.shape[-1]:
             self.problem = SEVERAL_FRAMES
             return

@@ -1,4 +1,4 @@
-"""What guides by depth: the settings of the node, and the losses of the depth maps that they ask for."""
+"""Guidance by depth: the settings of the node, and the losses of the depth maps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ MODES = ROBUST, PAPER = ("robust", "paper")
 
 @dataclass(frozen=True)
 class DepthAwareSettings:
-    """What the node is set to.
+    """The settings of the node.
 
     Scales: strength of the consistency (DCG), of the prior (DPG) and of the target; target (N, 1, h, w) in
-    [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and what it needs is there.
-    mode of MODES. The gradient is taken at every n-th step between the percentages, and serves until then.
-    self_start_percent: where consistency and prior begin in the robust mode, if later than start_percent;
-    target_end_percent: where the target ends there, if earlier than end_percent.
-    preview_node: where the depth is shown while a sampler runs; None is nowhere.
+    [0, 1], near = 1, target_mask (N, 1, h, w). A loss acts if its scale is not 0 and its input is there. mode
+    of MODES. The gradient is taken at every n-th step between the percentages, and is reused in between.
+    In the robust mode, consistency and prior begin at self_start_percent if that is later than start_percent,
+    and the target ends at target_end_percent if that is earlier than end_percent. preview_node: the node that
+    shows the depth while a sampler runs; None: no preview.
     """
 
     head: HostedDepthHead
@@ -71,13 +71,13 @@ class DepthAwareSettings:
 
     @property
     def guiding_branches(self) -> tuple[str, ...]:
-        """Those of them that a gradient runs through: to consistency, the strong depth is a constant."""
+        """The branches with a gradient: for consistency, the strong depth is a constant."""
         return self.branches if self.uses_prior or self.uses_target else self.branches[-1:]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Head and prior for one run: on the model's device, of tensors that autograd takes."""
+    """Head and prior for one run, on the model's device, with tensors that autograd accepts."""
 
     head: DepthNetwork
     prior: DepthPrior | None
@@ -100,9 +100,9 @@ def losses(
 
 
 def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Generator) -> dag.Loss:
-    """The loss of DPG at a level and with noises that are drawn for all of the maps `depth` alike.
+    """The loss of DPG. Level and noises are the same for all maps in `depth`.
 
-    The images of a batch share them, as they share the seed: each is guided as it would be alone.
+    The images of a batch share them, as they share the seed, so each is guided as it would be alone.
     """
     low, high = dag.PRIOR_LEVELS
     tau = int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
@@ -118,7 +118,7 @@ def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Genera
 
 
 def of_batch(maps: Tensor, like: Tensor) -> Tensor:
-    """Maps (N, 1, h, w) for a batch at its resolution: the first ones, or over and over again.
+    """Maps (N, 1, h, w) for a batch, at its resolution: the first of them, or repeated in turn.
 
     Maps of another aspect ratio are cropped at the centre, as the host's ControlNets do.
     """

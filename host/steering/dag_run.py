@@ -1,8 +1,8 @@
 """Depth-Aware Guidance in a sampling run, built like sag_run.py.
 
 The node attaches DepthAwareGuidance, which is immutable, to the model. As an OUTER_SAMPLE wrapper it makes
-this run's DepthAwareRun. As a PREDICT_NOISE wrapper, that makes a DepthAwareStep for each evaluation to be
-guided, and passes every other evaluation through untouched.
+this run's DepthAwareRun. As a PREDICT_NOISE wrapper, the run makes a DepthAwareStep for each guided
+evaluation and passes all others through unchanged.
 """
 
 import copy
@@ -51,7 +51,7 @@ class DepthAwareGuidance:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Run the sampling. Raises ValueError for a model that cannot be differentiated, and has to be."""
+        """Run the sampling. Raises ValueError if the model must be differentiated and cannot be."""
         guider = executor.class_obj
         patcher = guider.model_patcher
         require_head_fits(self.settings.head.head, patcher)
@@ -71,10 +71,10 @@ class DepthAwareGuidance:
 
 
 class DepthAwareRun(GuidedRun):
-    """What a run remembers: the last gradient, the loss scale, head and prior on the model's device.
+    """The state of a run: the last gradient, the loss scale, head and prior on the model's device.
 
-    last: the gradient and the scales that it was taken with, for each size of the latent: some samplers
-    (Euler SMEA Dyn) evaluate it at a second size within a step.
+    last: the gradient and its scales, for each size of the latent, because some samplers (Euler SMEA Dyn)
+    evaluate it at a second size within a step.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class DepthAwareRun(GuidedRun):
         self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...]]] = {}
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
-        """The settings, less the losses that do not act at this sigma."""
+        """The settings, without the losses that do not act at this sigma."""
         off: dict[str, Any] = {name: 0.0 for name, within in self.ranges.items() if sigma not in within}
         return replace(self.settings, **off)
 
@@ -156,10 +156,10 @@ class DepthAwareRun(GuidedRun):
 
 
 def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) -> dict[str, PercentRange]:
-    """Where the strengths that act do so, by input; whole: from start_percent to end_percent.
+    """The range in which each strength acts, by input; whole: from start_percent to end_percent.
 
-    Early in the sampling, consistency and prior are satisfied most easily by an emptier scene, and remove
-    objects. Late in it, a target can no longer change the composition, and leaves blotches
+    Early in the sampling, an emptier scene satisfies consistency and prior most easily, so they remove
+    objects. Late in the sampling, a target can no longer change the composition and leaves blotches
     (docs/results/depth_aware_guidance_sweep.md).
     """
     of_self = of_target = whole
@@ -178,16 +178,16 @@ def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) 
 
 
 def renoises_estimate(sampler: Any) -> bool:
-    """Whether each step of a sampler is the denoised estimate under fresh noise, nothing of x is kept.
+    """Whether each step of a sampler adds fresh noise to the denoised estimate and keeps nothing of x.
 
-    LCM and its variants: a step takes all of a shift of the estimate, where Euler's takes 1 - sigma_next /
-    sigma of it.
+    LCM and its variants do. Their step takes a whole shift of the estimate; Euler's step takes 1 - sigma_next
+    / sigma of it.
     """
     return "lcm" in getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
 def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:
-    """Copies of head and prior for one run, on a device: they are small, and may be inference tensors."""
+    """Copies of head and prior for one run, on a device. They are small, and may be inference tensors."""
     with torch.inference_mode(mode=False):
         head = copy.deepcopy(settings.head.head.network).to(device).requires_grad_(False).eval()
         if settings.prior is None or not settings.uses_prior:

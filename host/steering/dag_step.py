@@ -1,4 +1,4 @@
-"""What every step of Depth-Aware Guidance does: it shifts the estimate by the robust or the paper's rule."""
+"""The base of all steps of Depth-Aware Guidance: shift the estimate by the robust or the paper's rule."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ from .shift_step import ShiftStep
 class DepthAwareStep(ShiftStep):
     """The guidance of one evaluation by depth.
 
-    seed: of the noises of the prior's loss. share: of the shift that is added, 1 for most samplers. further:
-    what every ShiftStep takes.
+    seed: for the noises of the prior's loss. share: the part of the shift that is added, 1 for most samplers.
+    further: arguments of every ShiftStep.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class DepthAwareStep(ShiftStep):
         self.depth: Tensor | None = None
 
     def seeded(self) -> torch.Generator:
-        """What draws the noises of the prior's loss: the same whenever the step is repeated."""
+        """The generator of the noises of the prior's loss: the same each time the step is repeated."""
         return torch.Generator().manual_seed(self.seed)
 
     def shift_of(

@@ -1,4 +1,4 @@
-"""Our own evaluations of the model, beside the one that the sampler asked for."""
+"""Extra evaluations of the model, in addition to the sampler's own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,10 +25,10 @@ def extra_pass(
 ) -> Tensor:
     """D(x) for one list of conditions, evaluated as the host would: areas, hooks, ControlNets, windows.
 
-    lists: of the sampler's own evaluation, in its order; label: the number of the one that is asked for (1
-    for the negative), which patches find in `cond_or_uncond`. The others are evaluated with it where code of
-    other nodes may make it depend on them, and left out elsewhere. ControlNets run again on this x, so
-    nothing of the sampler's pass is used up. random_state: from before the sampler's pass.
+    lists: of the sampler's own evaluation, in its order. label: the number of the list to evaluate (1 for the
+    negative); patches find it in `cond_or_uncond`. The other lists are evaluated too if code of other nodes
+    may make the result depend on them; otherwise they are left out. ControlNets run again on this x, so the
+    sampler's pass loses nothing. random_state: from before the sampler's pass.
     """
     options = comfy.model_patcher.create_model_options_clone(model_options)
     transformer_options = options["transformer_options"]

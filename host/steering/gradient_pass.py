@@ -26,10 +26,10 @@ from .shift_step import NOT_WHOLE
 
 
 class GradientReader:
-    """What a guidance reads in one forward pass, and the gradient that it takes there.
+    """The features that a guidance reads in one forward pass, and its gradient there.
 
-    node: its name, for advice. taps: the names of the features that it reads; guiding_taps: those of them
-    that a gradient runs through. loss_scale: what the outputs are multiplied by in the backward pass.
+    node: its name, for advice. taps: the names of the features that it reads; guiding_taps: those with a
+    gradient. loss_scale: factor of the outputs in the backward pass.
 
     After the pass, `gradient` (B, C, *spatial) is set, or `problem` says why there is none; `overflowed` if
     it was not finite, of all images or of those in `unguided`.
@@ -63,11 +63,11 @@ class GradientReader:
         raise NotImplementedError
 
     def take(self, gradient: Tensor) -> None:
-        """Sets `gradient` from what the backward pass returned, which is at the loss scale."""
+        """Sets `gradient` from the result of the backward pass, which is at the loss scale."""
         raise NotImplementedError
 
     def finite(self, *tensors: Tensor) -> list[Tensor]:
-        """The tensors (B, ...), with zeros for images in which one is not finite; [] where all are such."""
+        """The tensors (B, ...), with zeros for images in which one is not finite; [] if no image is left."""
         finite = finite_images(*tensors)
         self.problem, self.overflowed = None, not finite.all()
         if self.overflowed:
@@ -100,8 +100,8 @@ class GradientPass:
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of model_options with `apply_model` in front of every other APPLY_MODEL wrapper.
 
-        It may split a pass in two; the wrappers of other nodes then act on each. Where another guidance has
-        put a pass of this chunk there, that pass gets this reader, too.
+        It may split a pass in two; the wrappers of other nodes then act on each. If another guidance has
+        already put a pass of this chunk there, that pass gets this reader too.
         """
         options = comfy.model_patcher.create_model_options_clone(model_options)
         wrappers = options["transformer_options"].setdefault("wrappers", {})
@@ -182,7 +182,7 @@ class GradientPass:
 
 
 def out_of_memory(node: str, checkpointing: bool, apart: bool) -> str:
-    """What to change when a step with a gradient does not fit into memory."""
+    """Advice if a step with a gradient does not fit into memory."""
     advice = ["lower the resolution or the batch size"]
     if not checkpointing:
         advice.insert(0, "turn on checkpointing")

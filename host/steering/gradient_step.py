@@ -19,7 +19,7 @@ from .shift_step import NOT_WHOLE, ShiftStep
 
 
 class GradientStep(ShiftStep):
-    """The gradient is taken in the model's own pass. further: what every ShiftStep takes."""
+    """The gradient is taken in the model's own pass. further: arguments of every ShiftStep."""
 
     def __init__(self, **further: Any) -> None:
         super().__init__(**further)
@@ -27,11 +27,11 @@ class GradientStep(ShiftStep):
         self.prediction: Tensor | None = None
 
     def reader(self) -> GradientReader:
-        """What is read in the pass."""
+        """The reader for the pass."""
         raise NotImplementedError
 
     def read(self, reader: GradientReader) -> None:
-        """Keeps what the pass has found."""
+        """Keeps the results of the pass."""
         self.gradient = reader.gradient
         self.problem, self.overflowed, self.unguided = reader.problem, reader.overflowed, reader.unguided
 
@@ -43,7 +43,7 @@ class GradientStep(ShiftStep):
         return options
 
     def estimate(self, args: Mapping[str, Any]) -> Tensor | None:
-        """The positive's prediction: not `denoised`, which guidance of other nodes is in."""
+        """The positive's prediction, not `denoised`, which includes guidance of other nodes."""
         return args["cond_denoised"] if self.own_lists is None else self.prediction
 
     def estimate_of_guider(self, denoised: Tensor) -> Tensor | None:
@@ -62,7 +62,7 @@ class GradientStep(ShiftStep):
         """CALC_COND_BATCH wrapper: the first evaluation of a step is the sampler's own."""
         own = self.own_lists or {}
         names = list_names(conds, own)
-        # A guider may evaluate its lists one by one: then the positive is waited for.
+        # A guider may evaluate its lists one by one: then wait for the positive.
         in_pass = None
         if not self.evaluated and (POSITIVE in names or POSITIVE not in own):
             in_pass = self.gradient_pass(conds, names, x_in, timestep, model_options)
@@ -84,7 +84,7 @@ class GradientStep(ShiftStep):
         timestep: Tensor,
         model_options: dict[str, Any],
     ) -> GradientPass | None:
-        """The pass that takes the gradient in an evaluation of these lists; None if none can."""
+        """The pass that takes the gradient in an evaluation of these lists; None if no pass can."""
         window = model_options["transformer_options"].get("context_window")
         if window is None and x_in is not self.x and not torch.equal(x_in, self.x):
             self.problem = NOT_WHOLE

@@ -1,4 +1,4 @@
-"""What the guided sampling runs have in common."""
+"""The common base of the guided sampling runs."""
 
 import logging
 from collections.abc import Sequence
@@ -23,12 +23,12 @@ class PercentRange(NamedTuple):
 
 DEPTH_AWARE = "Depth-Aware Guidance"
 CLASSIFIER = "Classifier Guidance"
-# Gradients of fp16 models are multiplied by this, and by LOSS_SCALE_STEP after one that was not finite.
+# Factor of the gradients of fp16 models; LOSS_SCALE_STEP lowers it after one that was not finite.
 LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
 
 
 class GuidedRun:
-    """One guided sampling run: where in the schedule it is guided, and what it has warned of.
+    """One guided sampling run: where in the schedule it is guided, and the warnings it has given.
 
     node: its name in warnings. noise, latent_image, sigmas, denoise_mask: of the sampler; the last is None
     without one.
@@ -58,9 +58,9 @@ class GuidedRun:
 
     @property
     def own_lists(self) -> dict[str, Conditions] | None:
-        """The lists of conditions, by name, of a guider that combines predictions itself; None of others.
+        """The lists of conditions, by name, of a guider that combines predictions itself; None for others.
 
-        Then the guidance is added to what the guider returns, once. With other guiders the first post-CFG
+        For such a guider the guidance is added once, to its result. With other guiders the first post-CFG
         function adds it, so that those of other nodes get a guided estimate.
         """
         return self.guider.conds if combines_itself(self.guider) else None
@@ -72,7 +72,7 @@ class GuidedRun:
         )
 
     def warn_unless_reached(self, percentages: PercentRange, inputs: Sequence[str]) -> None:
-        """Log that inputs have no effect where no step of this run is between their percentages.
+        """Log that inputs have no effect if no step of this run is between their percentages.
 
         Of the parts of a run, some may have no step there.
         """
@@ -103,9 +103,9 @@ class GuidedRun:
         return is_nth_step(sigma, sample_sigmas, self.within, n)
 
     def warn(self, problem: str | None, sigma: float, images: Sequence[int] = ()) -> None:
-        """Log why there is no guidance at this sigma; once in a run for each problem, None for none.
+        """Log why there is no guidance at this sigma, once in a run for each problem. None: no problem.
 
-        images: those of the batch that have none, where others have.
+        images: those of the batch without guidance, if others have it.
         """
         if problem and problem not in self.warned:
             where = f" in image {', '.join(str(i + 1) for i in images)} of the batch" if images else ""
@@ -114,7 +114,7 @@ class GuidedRun:
 
 
 def first_loss_scale(guider: Any) -> float:
-    """What a gradient is multiplied by in the backward pass, at the first step of a run."""
+    """The factor of a gradient in the backward pass, at the first step of a run."""
     # Not the model's own attribute, to which ModelComputeDtype's patch is applied only later.
     cast = guider.model_patcher.get_model_object("manual_cast_dtype")
     computed_in = cast or guider.model_patcher.model.get_dtype()

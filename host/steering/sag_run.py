@@ -1,9 +1,9 @@
 """Self-Attention Guidance in a sampling run.
 
 The node attaches SelfAttentionGuidance, which is immutable, to the model. As an OUTER_SAMPLE wrapper it makes
-this run's SelfAttentionRun. As a PREDICT_NOISE wrapper, that makes a SelfAttentionStep for each evaluation to
-be guided, and passes every other evaluation through untouched. What a run remembers is dropped at its end, so
-a cached MODEL and the branches of a graph never share anything.
+this run's SelfAttentionRun. As a PREDICT_NOISE wrapper, the run makes a SelfAttentionStep for each guided
+evaluation and passes all others through unchanged. The state of a run is dropped at its end, so a cached
+MODEL and the branches of a graph never share anything.
 """
 
 import logging
@@ -41,7 +41,7 @@ class SelfAttentionGuidance:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Run the sampling. Raises ValueError when the branch that is asked for is not there."""
+        """Run the sampling. Raises ValueError if the run does not have the chosen branch."""
         guider = executor.class_obj
         if self.settings.branch == "negative" and not guider.conds.get("negative"):
             raise ValueError(
@@ -62,7 +62,7 @@ class SelfAttentionGuidance:
 
 
 class SelfAttentionRun(GuidedRun):
-    """What a run remembers of the last extra pass, for each size of the latent: guidance, noise to signal.
+    """The state of a run after its last extra pass, by size of the latent: guidance, noise to signal.
 
     Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step. blurred: whether a step
     found something to blur, of all steps.
@@ -123,7 +123,7 @@ class SelfAttentionRun(GuidedRun):
     def previous(self, shape: torch.Size, sigma: float) -> Tensor | None:
         """The last guidance of a latent of this shape, for another sigma.
 
-        What is held constant is e - e_bar. For x = a x0 + c e that is a shift of x0 proportional to c / a.
+        e - e_bar is held constant. For x = a x0 + c e that is a shift of x0 proportional to c / a.
         """
         if shape not in self.last:
             return None

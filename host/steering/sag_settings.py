@@ -1,4 +1,4 @@
-"""What guides by self-attention: the settings of the node."""
+"""The settings of Self-Attention Guidance."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,12 @@ MASKS = ("attention", "global", "high frequency", "random")
 
 @dataclass(frozen=True)
 class SelfAttentionSettings:
-    """What the node is set to.
+    """The settings of the node.
 
-    scale s, blur_sigma in latent pixels, threshold psi. branch, of BRANCHES: whose attention, estimate and
-    second pass; "auto" is the negative wherever the host evaluates one. space of SPACES, mask of MASKS. The
-    extra pass runs at every n-th step between the percentages, and its guidance serves until the next.
+    scale s, blur_sigma in latent pixels, threshold psi. branch, of BRANCHES: the prompt for attention,
+    estimate and second pass; "auto" is the negative if the host evaluates one. space of SPACES, mask of
+    MASKS. The extra pass runs at every n-th step between the percentages, and its guidance serves until the
+    next.
     """
 
     layers: tuple[AttentionLayer, ...]

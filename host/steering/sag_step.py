@@ -4,10 +4,10 @@
     pre-CFG, first    compute: mask, blur, extra pass, guidance
     CFG, post-CFG     the guidance is added
 
-The guidance is a shift of what the model predicts, e + s (e - e_bar), so the CFG function of another node
-(RescaleCFG, dynamic thresholding) is given shifted predictions, and evaluations of its own are shifted too.
-Plain CFG is linear: there the shift is added to its result. Post-CFG functions find the predictions
-unshifted, which is what the differences that they take (PAG, SLG) and the renoising of CFG++ samplers need.
+The guidance shifts the model's prediction, e + s (e - e_bar). So the CFG function of another node
+(RescaleCFG, dynamic thresholding) gets shifted predictions, and its own evaluations are shifted too. Plain
+CFG is linear, so there the shift is added to its result. Post-CFG functions get the predictions unshifted,
+because they take differences of them (PAG, SLG) or renoise from them (CFG++ samplers).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -42,8 +42,8 @@ OUT_OF_MEMORY = (
 class SelfAttentionStep:
     """The guidance of one evaluation that the sampler asked for.
 
-    previous: the guidance of the last extra pass, for this sigma; fresh False takes it and buys no pass.
-    own_lists: GuidedRun.own_lists.
+    previous: the guidance of the last extra pass, for this sigma; fresh False reuses it without an extra
+    pass. own_lists: GuidedRun.own_lists.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class SelfAttentionStep:
         if self.fresh:
             add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.recorder.calc_cond_batch)
             if self.settings.branch == "negative":
-                # At cfg 1 the host leaves the negative out, unless somebody reads it.
+                # At cfg 1 the host skips the negative unless a node reads it.
                 options["disable_cfg1_optimization"] = True
             options.setdefault("sampler_pre_cfg_function", []).insert(0, self.pre_cfg)
         others_cfg = options.get("sampler_cfg_function")
@@ -85,7 +85,7 @@ class SelfAttentionStep:
         return options
 
     def lists_to_record(self, active: list[int], count: int) -> list[int]:
-        """The branch's list out of the host's [positive, negative]; all of a guider with other lists."""
+        """The branch's list of the host's [positive, negative]; all lists of any other guider."""
         if self.settings.mask == "global":
             return []
         if count != 2 or self.own_lists is not None:
@@ -113,7 +113,7 @@ class SelfAttentionStep:
         guided = {"model_options": options}
         guided |= {name: args[name] - guidance for name in ("cond", "uncond")}  # these are x - D(x)
         guided |= {name: args[name] + guidance for name in ("cond_denoised", "uncond_denoised")}
-        result = others(args | guided)  # this is x - D(x), too
+        result = others(args | guided)  # this is x - D(x) too
         return result if self.own_lists is None else result + guidance
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
@@ -124,17 +124,16 @@ class SelfAttentionStep:
         return args["denoised"] + self.guidance
 
     def guided(self, denoised: Tensor, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
-        """What a guider returns that combines predictions itself, with the guidance."""
+        """The result of a guider that combines predictions itself, with the guidance."""
         self.compute({"input": x, "sigma": sigma, "model_options": model_options}, (), ())
         return denoised if self.guidance is None else denoised + self.guidance
 
     def compute(
         self, args: dict[str, Any], conds: Sequence[Conditions | None], out: Sequence[Tensor | None]
     ) -> None:
-        """Compute the guidance, once, from what the model predicted: out[i] for conds[i], positive first.
+        """Compute the guidance once, from the model's predictions: out[i] for conds[i], positive first.
 
-        Of a guider that combines predictions itself, its positive and its negative count, whatever it is
-        combining.
+        If a guider combines predictions itself, its positive and its negative count, whatever it combines.
         """
         if self.computed:
             return
@@ -165,7 +164,7 @@ class SelfAttentionStep:
         evaluation: Evaluation,
         label: int,
     ) -> None:
-        """Compute the guidance from one branch, its estimate and the evaluation that made it."""
+        """Compute the guidance from one branch, its estimate and the evaluation behind that estimate."""
         x, sigma, model, settings = args["input"], args["sigma"], evaluation.model, self.settings
         if mask is None:
             # A cache of the steps may have skipped the model, or another node its attention.
@@ -201,7 +200,7 @@ class SelfAttentionStep:
         evaluation: Evaluation,
         label: int,
     ) -> Tensor:
-        """D(x_bar) for conds[branch]: list `label` of an evaluation, or one that another node makes up."""
+        """D(x_bar) for conds[branch]: list `label` of an evaluation, or a list that another node makes."""
         options, lists, state = args["model_options"], evaluation.lists(conds), evaluation.random_state
         if self.own_lists is not None:
             options = {name: value for name, value in options.items() if name != CALC_COND_BATCH_FUNCTION}
@@ -211,7 +210,7 @@ class SelfAttentionStep:
         return extra_pass(GUIDANCE, evaluation.model, lists, label, x_bar, args["sigma"], options, state)
 
     def mask(self, branch: int, conds: Sequence[Conditions | None], x: Tensor, x0: Tensor) -> Tensor | None:
-        """M for a branch: (B, 1, *spatial); None when its attention was not recorded."""
+        """M for a branch: (B, 1, *spatial); None if its attention was not recorded."""
         kind = self.settings.mask
         if kind == "global":
             return torch.ones_like(x[:, :1])

@@ -1,7 +1,7 @@
-"""What every guided step with a gradient does: it shifts the denoised estimate by it.
+"""The base of all guided steps with a gradient: they shift the denoised estimate.
 
-Where the gradient is from: gradient_step.py for heads that read features, dag_latent_step.py for those that
-read the estimate itself.
+The gradient comes from gradient_step.py for heads that read features, and from dag_latent_step.py for heads
+that read the estimate itself.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -59,7 +59,7 @@ class ShiftStep:
         raise NotImplementedError
 
     def estimate_of_guider(self, denoised: Tensor) -> Tensor | None:
-        """The same from what a guider returns that combines predictions itself."""
+        """The same from the result of a guider that combines predictions itself."""
         raise NotImplementedError
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
@@ -70,14 +70,14 @@ class ShiftStep:
         return args["denoised"] + self.shift
 
     def guided(self, denoised: Tensor, model: Any, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
-        """What a guider returns that combines predictions itself, with the guidance."""
+        """The result of a guider that combines predictions itself, with the guidance."""
         self.find_shift(model, sigma, model_options, self.estimate_of_guider(denoised))
         return denoised if self.shift is None else denoised + self.shift
 
     def find_shift(
         self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
     ) -> None:
-        """Sets `shift`, where there is a gradient and an estimate of the same size."""
+        """Sets `shift` if there is a gradient and an estimate of the same size."""
         if self.gradient is None or estimate is None or self.gradient.shape != estimate.shape:
             return
         self.shift = self.denoise_mask * self.shift_of(self.gradient, model, sigma, model_options, estimate)
@@ -96,9 +96,9 @@ class ShiftStep:
     def for_sampler(self, function: Callable[[dict[str, Any]], Tensor], args: dict[str, Any]) -> Tensor:
         """A post-CFG function that the sampler has added: it gets a shifted unconditional estimate.
 
-        CFG++ samplers compute the noise that they add again from it, (x - uncond_denoised) / sigma. With the
-        shift in both estimates a step moves x by 1 - sigma_next / sigma of it, as Euler's does; with the
-        shift in `denoised` alone, by all of it.
+        CFG++ samplers compute the noise that they add again from this estimate, (x - uncond_denoised) /
+        sigma. With the shift in both estimates, a step moves x by 1 - sigma_next / sigma of the shift, as
+        Euler's does. With the shift in `denoised` alone, it moves x by the whole shift.
         """
         unconditional = args["uncond_denoised"]
         if self.shift is None or unconditional is None:

@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape out."""
+        """The output has the same shape."""
         return x + self.convs(x)
 
 
@@ -90,8 +90,8 @@ class SceneAutoencoder(nn.Module):
 class DemoVAE(comfy.sd.VAE):
     """The host's VAE with a SceneAutoencoder.
 
-    The host builds only autoencoders that it knows, so its constructor builds a tiny stand-in, which is then
-    replaced.
+    The host builds only autoencoders that it knows. So its constructor builds a tiny one, which this class
+    then replaces.
     """
 
     first_stage_model: Any

@@ -46,7 +46,7 @@ class TextToLatent(nn.Module):
 
 
 class TextToFlow(nn.Module):
-    """The transformer, with the UNet's text encoder, whose weights stay as they are."""
+    """The transformer, with the UNet's text encoder; the text encoder is frozen."""
 
     def __init__(self, text: dict[str, Tensor]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _stratified(count: int) -> Tensor:
 
 
 def _reset_weights(model: nn.Module) -> None:
-    """Gives torch's default weights to the host's layers, whose own `reset_parameters` does nothing."""
+    """Gives torch's default weights to the host's layers; their own `reset_parameters` does nothing."""
     kinds: tuple[Any, ...] = (nn.Conv2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     for layer in model.modules():
         for kind in kinds:

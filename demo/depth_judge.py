@@ -1,8 +1,8 @@
 """A network that estimates the depth of a picture of the demo world.
 
-It is trained on renders alone and never sees the UNet or a drawn picture, so it can judge what depth guidance
-does to drawn ones. It also tells which cells show floor, walls and solids: on floor and walls, depth must be
-planar.
+It is trained on renders alone and never sees the UNet or a drawn picture, so it can judge the effect of depth
+guidance on drawn pictures. It also tells which cells show floor, walls and solids: on floor and walls, depth
+must be planar.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SURFACES = FIRST_SOLID + 1
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the network sees in N pictures, cell by cell."""
+    """The outputs of the network for N pictures, cell by cell."""
 
     depth: Tensor
     """(N, 1, GRID, GRID), relative inverse depth in [0, 1], near = 1."""
@@ -79,6 +79,6 @@ def depth_label(metres: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def judge(network: DepthJudge, pictures: Tensor) -> Judgement:
-    """What the network sees in pictures (N, H, W, 3) in uint8."""
+    """The outputs for pictures (N, H, W, 3) in uint8."""
     seen = [network(shrink(batch.float() / 255, SIZE)) for batch in pictures.split(50)]
     return Judgement(torch.cat([part.depth for part in seen]), torch.cat([part.surfaces for part in seen]))

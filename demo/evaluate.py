@@ -4,9 +4,9 @@
 
 The model draws the captions of scenes that it was not trained on. A network trained on renders alone
 (demo/recogniser.py) tells whether the objects of the prompts are there, and gives the features for the
-Frechet distance to other renders. For comparison, the table has the same figures of the scenes' own renders,
-the best that could be reached; of these renders after the autoencoder; and of the drawn pictures with the
-prompts of others, which is chance.
+Frechet distance to other renders. For comparison, the table has the same figures for three more sets: the
+scenes' own renders (the best possible result), these renders after the autoencoder, and the drawn pictures
+with the prompts of others (chance).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class RenderedScenes:
     pictures: Tensor
     """(N, 256, 256, 3), uint8."""
     labels: dict[str, Tensor]
-    """What the renders show, by head of the recogniser."""
+    """The labels of the renders, by head of the recogniser."""
     main: Tensor
     """(N,), number in PAIRS of the largest visible solid."""
 

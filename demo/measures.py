@@ -27,12 +27,12 @@ def psnr(x: Tensor, y: Tensor) -> float:
 
 
 def recall(found: Tensor, present: Tensor) -> float:
-    """Share of what is present, over all pictures, that is found. Both (N, classes), bool."""
+    """Share of the present classes that are found, over all pictures. Both (N, classes), bool."""
     return ((found & present).sum() / present.sum()).item()
 
 
 def precision(found: Tensor, present: Tensor) -> float:
-    """Share of what is found, over all pictures, that is present. Both (N, classes), bool."""
+    """Share of the found classes that are present, over all pictures. Both (N, classes), bool."""
     return recall(present, found)
 
 

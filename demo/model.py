@@ -80,7 +80,7 @@ class DemoWorld(comfy.supported_models_base.BASE):
     memory_usage_factor = 1.0
 
     def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> ModelType:
-        """What the UNet predicts."""
+        """The parametrisation of the UNet."""
         return ModelType.V_PREDICTION
 
 
@@ -93,10 +93,11 @@ def load_all(folder: Path, family: str = UNET) -> tuple[ModelPatcher, comfy.sd.C
 def load_model(path: Path, disable_dynamic: bool = False) -> ModelPatcher:
     """UNet or transformer, by the file's name, under the host's memory management.
 
-    Its precision is the one that the host chooses for this device.
+    The host chooses its precision for this device.
 
-    The host calls it again, through `cached_patcher_init`, for weights that are not shared: for training, and
-    for a second GPU. It may then ask for a patcher without dynamic memory, which this one never has.
+    The host calls it again, through `cached_patcher_init`, if it needs weights that are not shared: for
+    training, and for a second GPU. It may then ask for a patcher without dynamic memory; this one never has
+    any.
     """
     state_dict = read_weights(path)
     load_device = comfy.model_management.get_torch_device()
@@ -178,7 +179,7 @@ def export_weights(folder: Path, diffusion: dict[str, Tensor], autoencoder: dict
 
 
 def restore_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What `export_weights` wrote, in single precision: diffusion, autoencoder."""
+    """The weights that `export_weights` wrote, in single precision: diffusion, autoencoder."""
     unet, text = read_weights(folder / UNET_FILE), read_weights(folder / TEXT_FILE)
     diffusion = {f"unet.{name}": w.float() for name, w in unet.items()}
     diffusion |= {f"text.{name}": w.float() for name, w in text.items()}
@@ -191,7 +192,7 @@ def export_transformer(folder: Path, flow: dict[str, Tensor]) -> None:
 
 
 def restore_transformer(folder: Path) -> dict[str, Tensor]:
-    """What `export_transformer` wrote, in single precision, with the text encoder."""
+    """The weights that `export_transformer` wrote, in single precision, with the text encoder."""
     weights = {
         f"transformer.{name}": w.float() for name, w in read_weights(folder / TRANSFORMER_FILE).items()
     }

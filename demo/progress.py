@@ -1,4 +1,4 @@
-"""What all training stages share: a time budget, checkpoints, an average of the weights."""
+"""Shared by all training stages: a time budget, checkpoints, an average of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Budget:
-    """The training time of a stage, in minutes. spent: what earlier calls have used."""
+    """The training time of a stage, in minutes. spent: minutes of earlier calls."""
 
     minutes: float
     spent: float = 0.0
@@ -102,7 +102,7 @@ def write_checkpoint(path: Path, **state: object) -> None:
 
 
 def read_checkpoint(path: Path) -> dict | None:
-    """What `write_checkpoint` wrote; None without a file."""
+    """The checkpoint that `write_checkpoint` wrote; None without a file."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 

@@ -19,7 +19,7 @@ EDGE_CONTRAST = 0.03
 
 @dataclass(frozen=True)
 class Render:
-    """What the camera sees."""
+    """A rendered scene."""
 
     rgb: Tensor
     """(3, H, W), display values in [0, 1]."""
@@ -52,7 +52,7 @@ def render(scene: Scene, size: int = 256) -> Render:
 
 
 def _edges(rgb: Tensor) -> Tensor:
-    """(H, W) mask of the pixels whose colour differs visibly from a direct neighbour's."""
+    """(H, W) mask of the pixels that visibly differ in colour from a direct neighbour."""
     edges = torch.zeros(rgb.shape[:2], dtype=torch.bool)
     across = (rgb[:, 1:] - rgb[:, :-1]).abs().amax(-1) > EDGE_CONTRAST
     down = (rgb[1:] - rgb[:-1]).abs().amax(-1) > EDGE_CONTRAST

@@ -37,7 +37,7 @@ VISIBLE = 0.004
 
 @dataclass(frozen=True)
 class Recognition:
-    """What the network sees in N pictures."""
+    """The outputs of the network for N pictures."""
 
     features: Tensor
     """(N, C), the mean of the last map."""
@@ -62,12 +62,12 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape out."""
+        """The output has the same shape."""
         return x + self.layers(x)
 
 
 class Recogniser(nn.Module):
-    """A residual network whose last map has one place for every STRIDE x STRIDE pixels.
+    """A residual network. Its last map has one place for every STRIDE x STRIDE pixels.
 
     Each place has logits of the kinds of solids; those of the picture are their maxima over the places. Floor
     and wall are classified from the mean over the places.
@@ -134,7 +134,7 @@ def solid_pixels(scene: Scene, surface: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def recognise(recogniser: Recogniser, pictures: Tensor) -> Recognition:
-    """What the network sees in pictures (N, H, W, 3) in uint8."""
+    """The outputs for pictures (N, H, W, 3) in uint8."""
     seen = [recogniser(shrink(batch.float() / 255, SIZE)) for batch in pictures.split(50)]
     return Recognition(
         features=torch.cat([part.features for part in seen]),

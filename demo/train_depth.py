@@ -5,8 +5,8 @@
     python -m tools.run demo.train_depth prior  [--scenes 12000] [--steps 6000] [--size 32]
 
 Writes to demo/weights. Training starts from scratch every time. The head reads the model in demo/weights, on
-scenes that it was not trained on. The latent head reads latents alone: those that `demo.train latents`
-has left in the work folder.
+scenes that it was not trained on. The latent head reads only the latents that `demo.train latents` has
+written to the work folder.
 """
 
 from __future__ import annotations

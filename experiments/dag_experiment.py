@@ -38,7 +38,7 @@ TABLES = {
 
 
 def main() -> None:
-    """Draws what is missing, judges all pictures, writes the tables."""
+    """Draws the missing pictures, judges all of them, writes the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

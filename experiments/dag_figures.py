@@ -17,7 +17,7 @@ from ..demo.ray_casting import FIRST_SOLID
 from ..depth_head.metrics import DepthRange, fit_to_label
 
 SURE = 0.8
-"""Probability from which on a cell counts as showing a surface."""
+"""Least probability at which a cell counts as showing a surface."""
 LEAST_CELLS = 20
 """Cells that a plane needs to count."""
 
@@ -44,8 +44,9 @@ def depth_features(depth: Tensor, side: int) -> Tensor:
 def planarity(depth: Tensor, surfaces: Tensor) -> Tensor:
     """RMS distance (N,) of the depth on floor and walls from a plane through each; nan without any plane.
 
-    surfaces: log-odds (N, SURFACES, h, w); those below FIRST_SOLID are planes. The border of a plane, where
-    cells may show two surfaces, does not count, nor does a plane with fewer than LEAST_CELLS cells left.
+    surfaces: log-odds (N, SURFACES, h, w); those below FIRST_SOLID are planes. The border of a plane does not
+    count, because its cells may show two surfaces. A plane with fewer than LEAST_CELLS other cells does not
+    count either.
     """
     count, _, height, width = depth.shape
     sure = (surfaces.softmax(1)[:, :FIRST_SOLID] > SURE).double()

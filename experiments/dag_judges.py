@@ -1,4 +1,4 @@
-"""What independent networks see in the pictures of dag_pictures.py, and what head and prior see in them.
+"""Judges the pictures of dag_pictures.py by independent networks, and by head and prior.
 
 Depth judge and recogniser were trained on renders alone; the guidance does not know them. Their results are
 kept next to the pictures.
@@ -38,7 +38,7 @@ PRIOR_TIMESTEPS = (200, 500)
 
 @dataclass(frozen=True)
 class Seen:
-    """What the networks see in N pictures."""
+    """The outputs of the networks for N pictures."""
 
     depth: Tensor
     """(N, 1, 32, 32), the judge's."""
@@ -68,7 +68,7 @@ class Judges:
         self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
 
     def seen(self, group: Group, name: str) -> Seen | None:
-        """What is seen in a row's pictures; None while some are missing."""
+        """The outputs for a row's pictures; None while some are missing."""
         batches = self.drawings.batches(group, name)
         if batches is None:
             return None
@@ -78,7 +78,7 @@ class Judges:
         return self.look(self.drawings.folder(group, name), pictures, lambda: latents)
 
     def look(self, folder: Path, pictures: Tensor, latents: Callable[[], Tensor]) -> Seen:
-        """What is seen in pictures (N, 256, 256, 3) in uint8; kept in the folder."""
+        """The outputs for pictures (N, 256, 256, 3) in uint8; kept in the folder."""
         names = ("depth_judge", "recogniser", "unet", "depth_head", "depth_prior")
         judges = "".join(self.drawings.checksums[name][:4] for name in names)
         path = folder / f"seen-{len(pictures)}-{judges}.safetensors"

@@ -1,6 +1,6 @@
 """The pictures of the depth guidance experiment: the demo model draws them, with and without guidance.
 
-They lie in a work folder, in files of BATCH pictures. A file that exists is not made again.
+The work folder holds them in files of BATCH pictures. Existing files are not made again.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class Drawings:
         return defaults | dict(row.settings or {})
 
     def folder(self, group: Group, name: str) -> Path:
-        """The folder of a row's pictures. Its name holds a digest of everything that makes them."""
+        """The folder of a row's pictures. Its name contains a digest of everything that determines them."""
         row = group.rows[name]
         made_by: dict[str, Any] = {
             name: getattr(group, name) for name in ("sampler", "scheduler", "steps", "cfg", "captions")

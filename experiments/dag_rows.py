@@ -44,7 +44,7 @@ class Group:
     steps: int = 20
     cfg: float = 1.0
     captions: bool = False
-    """Whether the prompts are the captions of the scenes whose depth is the target; else they are empty."""
+    """Whether the prompts are the captions of the target depth's scenes; otherwise they are empty."""
     side: int = 8
     """dFID compares depth maps of side x side cells."""
 

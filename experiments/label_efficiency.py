@@ -5,8 +5,8 @@
 Heads are trained on 10, 50, 100 and 1,000 labelled renders of the demo world and judged on 200 others, at
 four noise levels. The first baseline is the same MLP on the noisy latent, with pixel positions: features
 carry position through the UNet's padding, so the comparison would be unfair without it. The second is the
-mean depth map of the labels, which needs no picture. A second table has a head for each block alone. The
-UNet saw none of the scenes in training.
+mean depth map of the labels, which needs no picture. A second table has a head for each block alone. The UNet
+was not trained on any of the scenes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COMMAND = "python -m tools.run experiments.label_efficiency"
 COUNTS = (10, 50, 100, 1000)
 FIRST_LABELLED, FIRST_JUDGED = 1_040_000, 1_060_000
 JUDGED_SEED = 10**6
-"""Seed of the noise on the judged scenes: none of the training noise."""
+"""Seed of the noise on the judged scenes, different from all training noise."""
 
 Row = dict[int, DepthMetrics]
 """Metrics by timestep."""
@@ -59,7 +59,7 @@ class LabelledLatents:
 
 
 Inputs = Callable[[LabelledLatents], Features]
-"""What a network is given of scenes."""
+"""The inputs of a network for scenes."""
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
     python -m tools.run experiments.latent_head      writes latent_head.md
 
-The prompts describe the scenes whose depth is the target. A depth network and a recogniser that know renders
-alone judge the pictures. The seeds are not those of dag_experiment.py: settings may be chosen by this table.
+The prompts describe the scenes that the target depth comes from. A depth network and a recogniser judge the
+pictures; both were trained on renders alone. The seeds are not those of dag_experiment.py: settings may be
+chosen by this table.
 
 Pictures are kept in the work folder, so a second call resumes an interrupted one.
 """
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def kept(work: Path, row: Row, scenes: Sequence[Scene], seen: Sequence[Render]) -> Drawn:
-    """`draw`, or what it has drawn before with the same weights and settings."""
+    """`draw`, or its earlier result with the same weights and settings."""
     files = (demo.UNET_FILE, *([row.head] if row.head else []))
     made_by = [checksum(demo.WEIGHTS / file) for file in files] + [
         f"{n}={v:g}" for n, v in row.settings.items()

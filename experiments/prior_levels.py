@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def real_and_broken(depth: Tensor, seed: int) -> dict[str, Tensor]:
-    """Depth maps (N, 1, s, s) as they are, and broken in five ways that keep most of what they show."""
+    """Depth maps (N, 1, s, s) as they are, and broken in five ways that keep most of their content."""
     generator = torch.Generator().manual_seed(seed)
     count, size = len(depth), depth.shape[-1]
     smooth = F.interpolate(
@@ -112,7 +112,7 @@ def mean_losses(prior: DepthPrior, depth: Tensor) -> Tensor:
 
 
 def share_preferred(real: Tensor, other: Tensor) -> Tensor:
-    """Share of the maps whose real version has the lower loss, (timesteps,), of losses (timesteps, N)."""
+    """Share of the maps with the lower loss in the real version, (timesteps,), of losses (timesteps, N)."""
     return (real < other).float().mean(1)
 
 

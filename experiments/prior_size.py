@@ -3,7 +3,7 @@
     python -m tools.run experiments.prior_size [--work FOLDER]      writes prior_size.md
 
 The paper finds 128 x 128 best. Its heads read features of a model of 256 x 256 pixels. The pack's heads give
-maps of an eighth of the image's side, 64 at 512 px, which a larger prior sees enlarged. Priors of three sizes
+maps of an eighth of the image's side, 64 at 512 px; a larger prior gets them enlarged. Priors of three sizes
 are trained on the same renders for the same number of steps. The tables compare their cost, where their
 gradients point, and the pictures that they guide.
 

@@ -12,7 +12,7 @@ from ..host.depth.heads import HostedDepthHead
 from ..host.depth.priors import make_unet
 from .schema import CLASSIFIER_HEAD, DEPTH_HEAD, DEPTH_PRIOR, search_aliases
 
-# The keys of demo.model.FAMILIES, which is imported only when the node runs.
+# The keys of demo.model.FAMILIES. That module is imported only when the node runs.
 FAMILIES = ("UNet", "transformer")
 
 

@@ -1,4 +1,4 @@
-"""What of the inputs of Depth-Aware Guidance has no effect."""
+"""Which inputs of Depth-Aware Guidance have no effect."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ STRENGTHS = {"consistency_scale": 0.5, "prior_scale": 0.5, "target_scale": 1.0}
 
 
 def without_effect(settings: DepthAwareSettings, target_mask: Tensor | None) -> Iterator[str]:
-    """Sentences on what was set or connected and has no effect. A strength at its default was not set."""
+    """Sentences on inputs that are set or connected without effect. A strength at its default is not set."""
     if settings.prior is None and settings.prior_scale not in (0, STRENGTHS["prior_scale"]):
         yield "prior_scale has no effect without a prior. Connect depth_prior."
     if settings.target is None and settings.target_scale not in (0, STRENGTHS["target_scale"]):

@@ -206,7 +206,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
 
 
 def for_latents(head: DepthHead, mode: str, consistency_scale: float, **settings: Any) -> dict[str, Any]:
-    """What a head that reads latents changes in the settings. Raises ValueError for the mode `paper`."""
+    """The settings that a head of latents changes. Raises ValueError for the mode `paper`."""
     if mode == PAPER:
         raise ValueError(
             f"Depth-Aware Guidance: mode '{PAPER}' differentiates the model, but {head.name} reads the clean "

@@ -1,4 +1,4 @@
-"""What the Load and Save nodes of depth heads and depth priors share."""
+"""Shared by the Load and Save nodes of depth heads and depth priors."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The types of this pack, and what several nodes share in their schemas."""
+"""The types of this pack, and schema inputs that several nodes share."""
 
 from dataclasses import fields
 from typing import Any
@@ -23,6 +23,6 @@ def percent(name: str, default: float, tooltip: str, **further: Any) -> io.Float
 
 
 def search_aliases(*words: str) -> dict[str, Any]:
-    """What an artist may type in the node search, for io.Schema. ComfyUI 0.9.2 has no such field."""
+    """Terms that an artist may type in the node search, for io.Schema. ComfyUI 0.9.2 has no such field."""
     known = {field.name for field in fields(io.Schema)}
     return {"search_aliases": list(words)} if "search_aliases" in known else {}

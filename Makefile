@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 WORKERS ?= 2
 PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test quick lint format workflows models bench experiments
+.PHONY: setup demo test quick lint format workflows models compatibility bench experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -35,6 +35,9 @@ workflows: setup    ## the API twins in workflows/api/ from the workflow files
 
 models: setup    ## docs/models.md, which node works with which model
 	@$(VENV) -m tools.run tools.model_table
+
+compatibility: setup    ## docs/compatibility.md, what happens with each node of the host that patches a model
+	@$(VENV) -m tools.run tests.support.compatibility
 
 bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour on two cores
 	@$(VENV) -m tools.run benchmarks.speed

@@ -1,0 +1,155 @@
+"""Writes docs/compatibility.md: which node of the host works with which node of this pack.
+
+make compatibility
+"""
+
+import logging
+from functools import partial
+
+import torch
+
+from inner_guidance.nodes.record import InnerRecordAttention
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.classifier_models import classifier_guided
+from inner_guidance.tests.support.extra_pass import MODEL_TYPES
+from inner_guidance.tests.support.model_patching_nodes import behind, tried_nodes
+from inner_guidance.tests.support.node_defaults import execute
+from inner_guidance.tools.setup_host import ROOT, host_folder
+
+PAGE = ROOT / "docs" / "compatibility.md"
+WORKS = "works"
+LEAST = 1e-3  # of the norm: rounding moves the samples by less than 1e-4
+MODELS = {"small": "UNet", "flux": "Flux", "sd3": "SD3"}
+TEXT = """# Compatibility with ComfyUI's model-patching nodes
+
+Made by `make compatibility`: three steps of a tiny model with random weights, with the node before and behind
+ours. *Works* means that the result is finite and that each guidance changes it (Record Attention must not);
+a second run with SAG + DAG gives the same. Each node is tried on the first of a UNet, Flux and SD3 on which
+it has an effect, else on the first that takes it. On Flux and SD3, Depth-Aware Guidance has a `latent`
+head, and Classifier Guidance is not tried. Nodes that need more than a model, such as LoRAs and
+ControlNets, are not here.
+
+| node | model | {columns} |
+|---|---|{rules}
+{rows}
+"""
+
+
+def dag(model):
+    head = depth.head() if model.model.latent_format.latent_channels == 4 else depth.latent_head(model)
+    return depth.depth_guided(model, depth_head=head, target_depth=depth.target())
+
+
+def recorded(model):
+    return execute(InnerRecordAttention, model=model)[0]
+
+
+def sag_and_dag(model):
+    return dag(tiny.guided(model))
+
+
+GUIDANCES = {
+    "SAG": tiny.guided,
+    "DAG": dag,
+    "SAG + DAG": sag_and_dag,
+    "Record Attention": recorded,
+    "Classifier Guidance": classifier_guided,
+}
+
+
+def sampled(kind, *changes):
+    """The samples of three steps: in the first, a flow is noise alone, where Classifier Guidance is 0."""
+    torch.manual_seed(0)
+    model = tiny.patcher(kind, MODEL_TYPES[kind])
+    for change in changes:
+        model = change(model)
+    return tiny.sample(model, torch.zeros(1, 4 if kind == "small" else 16, 16, 16), steps=3).double()
+
+
+class Warnings(logging.Handler):
+    """The warnings of a run."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.sentences = []
+
+    def emit(self, record):
+        self.sentences.append(record.getMessage())
+
+
+def kind_for(change):
+    """The first kind of tiny model whose result the node changes, or that takes it; the result behind it."""
+    taken = []
+    for kind in MODEL_TYPES:
+        try:
+            plain = sampled(kind, change)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue
+        taken.append((kind, plain))
+        if (plain - sampled(kind)).norm() > LEAST * plain.norm():
+            return taken[-1]
+    return taken[0]
+
+
+def run(kind, *changes):
+    """The samples, or the sentence of a refusal, and the first warning, if any."""
+    warnings = Warnings()
+    logging.getLogger().addHandler(warnings)
+    try:
+        return sampled(kind, *changes), next(iter(warnings.sentences), None)
+    except ValueError as error:
+        return str(error), None
+    finally:
+        logging.getLogger().removeHandler(warnings)
+
+
+def cell(kind, change, name, plain, alone):
+    """What the table says of this guidance with the node, in both orders; alone: of SAG and of DAG."""
+    guide = GUIDANCES[name]
+    said = []
+    for first, then in ((change, guide), (guide, change)):
+        result, warning = run(kind, first, then)
+        if isinstance(result, str):
+            said.append(f"refused: {result}")
+            continue
+        others = (name == "SAG + DAG" and alone) or [plain]
+        changes = [float((result - other).norm() / plain.norm()) for other in others]
+        if not result.isfinite().all():
+            said.append("FAULT: not finite")
+        elif warning:
+            said.append(f"warned: {warning}")
+        elif (max(changes) > 1e-4) if guide is recorded else (min(changes) < LEAST):
+            said.append(f"FAULT: changed by {', '.join(f'{c:.1e}' for c in changes)}")
+        elif first is change and name == "SAG + DAG" and not result.equal(run(kind, first, then)[0]):
+            said.append("FAULT: a second run differs")
+        else:
+            said.append(WORKS)
+        if first is change and name in ("SAG", "DAG"):
+            alone.append(result)
+    behind_ours = "" if said[0] == said[1] else f"; behind ours: {said[1]}"
+    return " ".join((said[0] + behind_ours).replace("|", "/").split())
+
+
+def row(name, node):
+    """The line of the table for a node of the host."""
+    change = partial(behind, node, name)
+    kind, plain = kind_for(change)
+    alone = []
+    cells = [
+        "not tried"
+        if guide is classifier_guided and kind != "small"
+        else cell(kind, change, of, plain, alone)
+        for of, guide in GUIDANCES.items()
+    ]
+    return f"| {name} | {MODELS[kind]} | {' | '.join(cells)} |"
+
+
+def main():
+    """Write the page."""
+    with torch.inference_mode():
+        rows = [row(name, node) for name, node in sorted(tried_nodes(host_folder()).items())]
+    PAGE.write_text(
+        TEXT.format(columns=" | ".join(GUIDANCES), rules="---|" * len(GUIDANCES), rows="\n".join(rows)),
+        encoding="utf-8",
+    )

@@ -120,9 +120,7 @@ def test_model_with_attention_in_its_middle_alone(sd15):
 
 
 def test_model_of_another_kind():
-    with pytest.raises(
-        ValueError, match=r"Linear, cannot be read: use a model that docs/models\.md"
-    ):
+    with pytest.raises(ValueError, match=r"Linear, cannot be read: use a model that docs/models\.md"):
         attention_blocks(torch.nn.Linear(2, 2))
 
 

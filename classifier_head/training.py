@@ -6,7 +6,6 @@
 All random numbers come from the seed. The caller passes in the function that computes features.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..depth_head.training import Features, Interruption, decay
+from ..depth_head.fitting import Features, Interruption, fit, read
 from .network import ClassifierNetwork
 
 TIMES = 1000
 LEVELS = (50, 200, 500, 800)
-CHECKS = 10
 CHECKED_IMAGES = 64
 
 
@@ -70,50 +68,31 @@ def train_classifier(
     order = torch.randperm(len(labels), generator=generator)
     count = max(1, round(settings.held_out * len(labels)))
     held_out, rest = order[:count], order[count:]
-    optimiser = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=0.01)
-    check_every = max(1, settings.steps // CHECKS)
 
-    losses: list[float] = []
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    interrupted = False
-    network.train().requires_grad_(True)
-    try:
-        while len(losses) < settings.steps:
-            on_step(len(losses), losses)
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * decay(len(losses) / settings.steps)
-            rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-            parts = torch.randperm(len(rows), generator=generator) + torch.rand(
-                len(rows), generator=generator
-            )
-            seeds = torch.randint(2**62, (len(rows),), generator=generator)
-            logits = predict(network, features, rows, parts / len(rows) * TIMES, seeds, device)
-            loss = F.cross_entropy(logits, labels[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item())
-            if len(losses) % check_every == 0 or len(losses) == settings.steps:
-                score = measure(network, features, labels, held_out[:CHECKED_IMAGES], settings, device)[1]
-                if best is None or score < best[0]:
-                    best = score, len(losses), copy.deepcopy(network.state_dict())
-                network.train()
-    except interruption:
-        if not losses:
-            raise
-        interrupted = True
-    best_step = len(losses)
-    if best is not None:
-        _, best_step, state = best
-        network.load_state_dict(state)
-    network.requires_grad_(False).eval()
+    def loss_of_step() -> Tensor:
+        rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
+        parts = torch.randperm(len(rows), generator=generator) + torch.rand(len(rows), generator=generator)
+        seeds = torch.randint(2**62, (len(rows),), generator=generator)
+        logits = predict(network, features, rows, parts / len(rows) * TIMES, seeds, device)
+        return F.cross_entropy(logits, labels[rows])
+
+    fitted = fit(
+        network,
+        torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=0.01),
+        settings.steps,
+        loss_of_step,
+        lambda: measure(network, features, labels, held_out[:CHECKED_IMAGES], settings, device)[1],
+        on_step,
+        interruption,
+    )
+    interrupted = fitted.interrupted
     accuracy: dict[int, float] = {}
     try:
         accuracy = measure(network, features, labels, held_out, settings, device)[0]
     except interruption:
         interrupted = True
     network.cpu()
-    return ClassifierResult(losses, best_step, accuracy, count, interrupted)
+    return ClassifierResult(fitted.losses, fitted.best_step, accuracy, count, interrupted)
 
 
 def predict(
@@ -125,15 +104,7 @@ def predict(
     device: torch.device,
 ) -> Tensor:
     """Logits of images under noise from the seeds. Raises ValueError if the model's numbers overflow."""
-    with torch.inference_mode():
-        found = features(rows, time, seeds)
-    found = {name: feature.clone() for name, feature in found.items()}
-    if not all(feature.isfinite().all() for feature in found.values()):
-        raise ValueError(
-            "The model's features are not finite at this precision: start ComfyUI with --bf16-unet or "
-            "--fp32-unet, or choose another block."
-        )
-    return network(found, time.to(device))
+    return network(read(features, rows, time, seeds), time.to(device))
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from .architectures import DepthNetwork
 from .metrics import DepthRange
@@ -51,22 +51,38 @@ class DepthHead:
         return self.training.get("source") != PUBLIC_READOUT
 
 
-def require_fit(head: DepthHead, model_family: str, channels: Mapping[str, int]) -> None:
+class FeatureHead(Protocol):
+    """A head of any kind that reads features: its file's name, its model's family, a network with `taps`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def model_family(self) -> object: ...  # noqa: D102
+
+    @property
+    def network(self) -> Any: ...  # noqa: D102
+
+
+def require_fit(
+    head: FeatureHead, model_family: str, channels: Mapping[str, int], kind: str = "depth head"
+) -> None:
     """Raises ValueError, in a sentence that names both, unless a head fits a model.
 
-    channels: name -> channels of whatever the model has to read.
+    channels: name -> channels of whatever the model has to read. kind: of the head, in words.
     """
+    advice = f"load a {kind} for it, or make one with Train {kind.title()}"
     if head.model_family != model_family:
         raise ValueError(
-            f"{head.name} reads the features of {head.model_family}, but this model is {model_family}: load "
-            "a depth head for it, or make one with Train Depth Head."
+            f"{head.name} reads the features of {head.model_family}, but this model is {model_family}: "
+            f"{advice}."
         )
     for name, wanted in head.network.taps.items():
         if channels.get(name) != wanted:
             there = f"has {channels[name]} there" if name in channels else "has no such block"
             raise ValueError(
                 f"{head.name} reads {wanted} channels at {name} of {head.model_family}, but this model, "
-                f"{model_family}, {there}: load a depth head for it, or make one with Train Depth Head."
+                f"{model_family}, {there}: {advice}."
             )
 
 

@@ -7,32 +7,25 @@
 Everything random comes from the seed. The caller provides the features; nothing here knows a UNet.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import cos, pi
 
 import torch
 from torch import Tensor
 
 from .architectures import DepthNetwork
+from .fitting import Features, Interruption, fit, read
 from .metrics import DepthMetrics, DepthRange, fit_to_label, measure
 
 LAST_TIME = 800
 LEVELS = (50, 200, 500, 800)
-CHECKS = 10
 CHECKED_IMAGES = 16
 SHOWN_IMAGES = 4
 
 # Weight of the plain loss added to the aligned one, which alone would accept near = 0 and far = 1.
 ANCHOR = 0.1
-LAST_RATE = 0.02
 
-# Indices of images (B,), time (B,), a seed for the noise of each (B,) -> features by name.
-Features = Callable[[Tensor, Tensor, Tensor], Mapping[str, Tensor]]
 Figures = dict[str, dict[int, DepthMetrics]]
-# For an except clause; () catches nothing.
-Interruption = type[BaseException] | tuple[type[BaseException], ...]
 
 
 @dataclass(frozen=True)
@@ -88,40 +81,25 @@ def train(
     order = torch.randperm(len(labels), generator=generator)
     count = max(1, round(settings.held_out * len(labels)))
     held_out, rest = order[:count], order[count:]
-    optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
     evaluate = Evaluation(network, features, labels, settings)
-    check_every = max(1, settings.steps // CHECKS)
 
-    losses: list[float] = []
-    best: tuple[float, int, dict[str, Tensor]] | None = None
-    interrupted = False
-    network.train().requires_grad_(True)
-    try:
-        while len(losses) < settings.steps:
-            on_step(len(losses), losses)
-            for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * decay(len(losses) / settings.steps)
-            rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-            read = evaluate.read(rows, *draw(settings.batch_size, generator))
-            loss = loss_of(network, read, labels[rows], settings)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            losses.append(loss.item() / len(network.branch_taps))
-            if len(losses) % check_every == 0 or len(losses) == settings.steps:
-                score = evaluate.score(held_out[:CHECKED_IMAGES])
-                if best is None or score < best[0]:
-                    best = score, len(losses), copy.deepcopy(network.state_dict())
-                network.train()
-    except interruption:
-        if not losses:
-            raise
-        interrupted = True
-    best_step = len(losses)
-    if best is not None:
-        _, best_step, state = best
-        network.load_state_dict(state)
-    network.requires_grad_(False).eval()
+    def loss_of_step() -> Tensor:
+        rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
+        given = evaluate.read(rows, *draw(settings.batch_size, generator))
+        return loss_of(network, given, labels[rows], settings)
+
+    optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
+    fitted = fit(
+        network,
+        optimiser,
+        settings.steps,
+        loss_of_step,
+        lambda: evaluate.score(held_out[:CHECKED_IMAGES]),
+        on_step,
+        interruption,
+        parts=len(network.branch_taps),
+    )
+    interrupted = fitted.interrupted
     shown = held_out[:SHOWN_IMAGES]
     try:
         figures, estimates = evaluate.figures(held_out), evaluate.estimates(shown)
@@ -131,7 +109,13 @@ def train(
         figures, estimates = {}, labels.new_zeros(0, len(LEVELS), *labels.shape[-2:]).cpu()
     network.cpu()
     return TrainingResult(
-        losses, best_step, figures, held_out.tolist(), shown.tolist(), estimates, interrupted
+        fitted.losses,
+        fitted.best_step,
+        figures,
+        held_out.tolist(),
+        shown.tolist(),
+        estimates,
+        interrupted,
     )
 
 
@@ -139,11 +123,6 @@ def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Times below LAST_TIME, one in each of `count` equal parts, so that a batch has all; and noise seeds."""
     parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
     return parts / count * LAST_TIME, torch.randint(2**62, (count,), generator=generator)
-
-
-def decay(done: float) -> float:
-    """The learning rate's factor when a share of the steps is done: a cosine from 1 to LAST_RATE."""
-    return LAST_RATE + (1 - LAST_RATE) * (1 + cos(pi * done)) / 2
 
 
 def loss_of(
@@ -177,15 +156,7 @@ class Evaluation:
 
         Raises ValueError if the model's output overflows.
         """
-        with torch.inference_mode():
-            found = self.features(rows, time, seeds)
-        found = {name: feature.clone() for name, feature in found.items()}
-        if not all(feature.isfinite().all() for feature in found.values()):
-            raise ValueError(
-                "The model's features are not finite at this precision: start ComfyUI with --bf16-unet or "
-                "--fp32-unet, or choose another block."
-            )
-        return found, time.to(self.labels.device)
+        return read(self.features, rows, time, seeds), time.to(self.labels.device)
 
     @torch.no_grad()
     def depth(self, rows: Tensor, time: int) -> dict[str, Tensor]:

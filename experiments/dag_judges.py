@@ -21,7 +21,7 @@ from ..demo.recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise,
 from ..demo.scenes import FAR, NEAR, sample_scene
 from ..demo.sheet import save_sheet
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
-from ..host.sampling.frozen_unet import FrozenUNet, with_frozen_unet
+from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .dag_figures import warp
 from .dag_pictures import BATCH, FIRST_REFERENCE, FIRST_SCENE, Drawings, read_prior, save
 from .dag_rows import Group
@@ -102,7 +102,7 @@ class Judges:
         hosted = self.drawings.head
         network = hosted.head.network
 
-        def work(unet: FrozenUNet) -> tuple[Tensor, Tensor]:
+        def work(unet: FrozenModel) -> tuple[Tensor, Tensor]:
             strong, difference = [], []
             for batch in latents.split(BATCH):
                 at = torch.full((len(batch),), READ_AT, device=unet.device)
@@ -118,7 +118,7 @@ class Judges:
             return torch.cat(strong), torch.cat(difference)
 
         conditioning, shape = self.drawings.conditioning([""]), (BATCH, *latents.shape[1:])
-        return with_frozen_unet(self.drawings.model, conditioning, shape, work, [hosted.patcher])
+        return with_frozen_model(self.drawings.model, conditioning, shape, work, [hosted.patcher])
 
     def prior_losses(self, depth: Tensor) -> Tensor:
         """Mean over PRIOR_TIMESTEPS of L_dp, (N,), of depth maps (N, 1, h, w)."""

@@ -35,7 +35,7 @@ from ..depth_head.training import LEVELS, Evaluation, Features, TrainingSettings
 from ..host.depth.head_training import features_of
 from ..host.depth.heads import feature_channels
 from ..host.depth.training_pairs import noise_of
-from ..host.sampling.frozen_unet import FrozenUNet, with_frozen_unet
+from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from ..tools.setup_host import ROOT
 from . import markdown
 
@@ -96,7 +96,7 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
     channels = feature_channels(model.get_model_object("diffusion_model"))
     outputs = [name for name in channels if name[0] == "o"]
 
-    def work(unet: FrozenUNet) -> tuple[dict[str, Row], dict[str, Row]]:
+    def work(unet: FrozenModel) -> tuple[dict[str, Row], dict[str, Row]]:
         trial = Trial(unet, labelled, judged, settings)
         rows = {}
         for count in options.counts:
@@ -109,7 +109,7 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
         return rows, trial.each_block(options.block_count, each)
 
     shape = (options.batch_size, *labelled.latents.shape[1:])
-    return with_frozen_unet(model, prompt, shape, work)
+    return with_frozen_model(model, prompt, shape, work)
 
 
 def default_blocks(count: int) -> tuple[list[str], list[str]]:
@@ -150,7 +150,7 @@ class EachBlock(nn.Module):
 class Trial:
     """Trains networks on the first of the labelled scenes and judges them on all judged scenes."""
 
-    unet: FrozenUNet
+    unet: FrozenModel
     labelled: LabelledLatents
     judged: LabelledLatents
     settings: TrainingSettings

@@ -202,6 +202,9 @@ def table(drawn: Mapping[str, Drawn], scenes: Sequence[Scene], seen: Sequence[Re
         "guidance at the same seeds, ± its standard deviation over the pictures; behind the CPU seconds of a "
         "picture: their ratio to that row's.",
         "",
+        "These are tuning seeds, on which the latent head's form was chosen: a comparison, no figure to "
+        "report.",
+        "",
         "- AbsRel to the target: the depth judge's depth against the target, after scale and shift.",
         "- main object, objects found: of those that the prompt names, by the recogniser.",
         "",

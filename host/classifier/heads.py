@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 
 from ...classifier_head.head import ClassifierHead
-from ..depth.heads import feature_channels, model_family
+from ...depth_head.head import require_fit
+from ..depth.heads import feature_channels, model_family, patcher_of
 
 
 @dataclass(frozen=True)
@@ -19,29 +19,10 @@ class HostedClassifierHead:
     @classmethod
     def of(cls, head: ClassifierHead) -> "HostedClassifierHead":
         """Give a head to the host."""
-        return cls(
-            head,
-            ModelPatcher(
-                head.network,
-                load_device=comfy.model_management.get_torch_device(),
-                offload_device=comfy.model_management.unet_offload_device(),
-            ),
-        )
+        return cls(head, patcher_of(head.network))
 
 
 def require_classifier_fits(head: ClassifierHead, model: ModelPatcher) -> None:
-    """Raises ValueError, which names both, unless the head fits the model."""
-    family = model_family(model)
-    advice = "load a classifier head for it, or make one with Train Classifier Head"
-    if head.model_family != family:
-        raise ValueError(
-            f"{head.name} reads the features of {head.model_family}, but this model is {family}: {advice}."
-        )
+    """Raises ValueError, in a sentence that names both, unless a head fits a model."""
     channels = feature_channels(model.get_model_object("diffusion_model"))
-    for name, wanted in head.network.taps.items():
-        if channels.get(name) != wanted:
-            there = f"has {channels[name]} there" if name in channels else "has no such block"
-            raise ValueError(
-                f"{head.name} reads {wanted} channels at {name} of {head.model_family}, but this model "
-                f"{there}: {advice}."
-            )
+    require_fit(head, model_family(model), channels, "classifier head")

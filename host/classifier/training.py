@@ -20,7 +20,7 @@ from ..depth.head_training import AUTO, default_blocks, features_of
 from ..depth.heads import feature_channels, model_family
 from ..depth.training_pairs import encode
 from ..depth.training_watch import TrainingWatch
-from ..sampling.frozen_unet import Conditioning, FrozenUNet, with_frozen_unet
+from ..sampling.frozen_model import Conditioning, FrozenModel, with_frozen_model
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from .heads import HostedClassifierHead
@@ -63,7 +63,7 @@ def train_classifier_head(
     latents = encode(model, vae, images, progress)
     labels = torch.tensor([classes.index(name) for name in names])
 
-    def work(unet: FrozenUNet) -> ClassifierResult:
+    def work(unet: FrozenModel) -> ClassifierResult:
         watch = TrainingWatch(LOSS, progress, len(images))
         return train_classifier(
             network,
@@ -75,7 +75,7 @@ def train_classifier_head(
             comfy.model_management.InterruptProcessingException,
         )
 
-    result = with_frozen_unet(model, positive, (settings.batch_size, *latents.shape[1:]), work)
+    result = with_frozen_model(model, positive, (settings.batch_size, *latents.shape[1:]), work)
     if result.interrupted:
         logging.info(
             "Train Classifier Head: interrupted after %d steps; the best head so far, after %d, is kept.",

@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...depth_head.architectures.latent import ESTIMATE
-from ..sampling.frozen_unet import Conditioning, FrozenUNet, require_prompt, with_frozen_unet
+from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..sampling.schedule import TIMES
 from .heads import HostedDepthHead, reads_latents, require_head_fits
 
@@ -48,7 +48,7 @@ def estimate_depth(
     pairs = torch.cartesian_prod(torch.arange(len(latents)), torch.arange(ensemble)).view(-1, 2)
     batch = largest_batch(model, latents.shape, len(pairs))
 
-    def work(unet: FrozenUNet) -> Tensor:
+    def work(unet: FrozenModel) -> Tensor:
         progress = comfy.utils.ProgressBar(len(pairs))
         total = torch.zeros(len(latents), 1, *latents.shape[-2:])
         for part in pairs.split(batch):
@@ -60,7 +60,7 @@ def estimate_depth(
             progress.update(len(part))
         return total / ensemble
 
-    return with_frozen_unet(model, positive, (batch, *latents.shape[1:]), work, [hosted.patcher])
+    return with_frozen_model(model, positive, (batch, *latents.shape[1:]), work, [hosted.patcher])
 
 
 @torch.inference_mode(False)

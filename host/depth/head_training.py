@@ -18,7 +18,7 @@ from ...depth_head.estimates import stand_in
 from ...depth_head.head import DepthHead, LatentSpace, first_half_blocks, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
-from ..sampling.frozen_unet import Conditioning, FrozenUNet, require_prompt, with_frozen_unet
+from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
@@ -76,7 +76,7 @@ def train_depth_head(
             comfy.model_management.InterruptProcessingException,
         )
 
-    def learn_features(unet: FrozenUNet) -> TrainingResult:
+    def learn_features(unet: FrozenModel) -> TrainingResult:
         return learn(features_of(unet, latents, list(network.taps)), unet.device)
 
     if architecture == LATENT:
@@ -84,7 +84,7 @@ def train_depth_head(
         result = learn(estimates_of(as_sampled(model, latents), device), device)
     else:
         shape = (settings.batch_size, *latents.shape[1:])
-        result = with_frozen_unet(model, positive, shape, learn_features)
+        result = with_frozen_model(model, positive, shape, learn_features)
     if result.interrupted:
         logging.info(
             "Train Depth Head: interrupted after %d steps; the best head so far, after %d, is kept.",
@@ -158,7 +158,7 @@ def default_blocks(diffusion_model: Any, architecture: str) -> tuple[list[str], 
     return [f"o{i}" for i in strong], [f"o{weak}"]
 
 
-def features_of(unet: FrozenUNet, latents: Tensor, names: Sequence[str]) -> Features:
+def features_of(unet: FrozenModel, latents: Tensor, names: Sequence[str]) -> Features:
     """The features that training reads: of some of the latents, with noise from the seeds."""
 
     def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:

@@ -34,14 +34,16 @@ class HostedDepthHead:
     @classmethod
     def of(cls, head: DepthHead) -> "HostedDepthHead":
         """Wrap a head for the host."""
-        return cls(
-            head,
-            ModelPatcher(
-                head.network,
-                load_device=comfy.model_management.get_torch_device(),
-                offload_device=comfy.model_management.unet_offload_device(),
-            ),
-        )
+        return cls(head, patcher_of(head.network))
+
+
+def patcher_of(network: torch.nn.Module) -> ModelPatcher:
+    """What the host moves a head's network by, between the devices that it uses for models."""
+    return ModelPatcher(
+        network,
+        load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
 
 
 def require_head_fits(head: DepthHead, model: ModelPatcher) -> None:

@@ -61,6 +61,6 @@ def refuse_uncontrollable_compiler(
     ):
         return
     raise ValueError(
-        f"{node} needs PyTorch 2.6 or later beside torch.compile: update PyTorch, or remove the node that "
+        f"{node} needs PyTorch 2.6 or later with torch.compile: update PyTorch, or remove the node that "
         "compiles the model."
     )

@@ -14,7 +14,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def drawing_from(state: Sequence[Tensor], device: torch.device) -> Iterator[None]:
-    """Within it, random numbers are those that follow a state; afterwards, what they were going to be."""
+    """Context in which random numbers continue from a state. Afterwards the generators are as before it."""
     before = random_state(device)
     _set(state, device)
     try:

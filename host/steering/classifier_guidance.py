@@ -16,13 +16,11 @@ from torch import Tensor
 from ...classifier_head.network import ClassifierNetwork
 from ...guidance.classifier import classifier_shift, log_probability
 from ..classifier.heads import HostedClassifierHead, require_classifier_fits
-from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
-from ..gradients.weights import refuse_quantised
 from ..keys import GuiderExecutor, for_this_run
 from ..sampling.schedule import noise_coefficient, signal_coefficient
 from .gradient_pass import GradientReader
 from .gradient_step import GradientStep
-from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale, require_image
+from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale, require_differentiable
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,7 @@ class ClassifierGuidance:
         guider = executor.class_obj
         patcher = guider.model_patcher
         require_classifier_fits(self.settings.head.head, patcher)
-        require_image(noise, CLASSIFIER)
-        refuse_without_training_kernels(patcher.model.diffusion_model, CLASSIFIER)
-        refuse_quantised(patcher.model.diffusion_model, CLASSIFIER)
-        refuse_uncontrollable_compiler(
-            patcher.model.diffusion_model, guider.model_options["transformer_options"], CLASSIFIER
-        )
+        require_differentiable(guider, noise, CLASSIFIER)
         run = ClassifierRun(self.settings, guider, noise, latent_image, sigmas, denoise_mask)
         with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)

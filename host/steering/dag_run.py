@@ -15,8 +15,6 @@ from torch import Tensor
 
 from ...pictures.live import depth_picture
 from ..depth.heads import reads_latents, require_head_fits
-from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
-from ..gradients.weights import refuse_quantised
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.schedule import next_sigma, step_of
@@ -30,7 +28,7 @@ from .guided_run import (
     GuidedRun,
     PercentRange,
     first_loss_scale,
-    require_image,
+    require_differentiable,
 )
 
 
@@ -56,12 +54,7 @@ class DepthAwareGuidance:
         patcher = guider.model_patcher
         require_head_fits(self.settings.head.head, patcher)
         if not reads_latents(self.settings.head.head):
-            require_image(noise, DEPTH_AWARE)
-            refuse_without_training_kernels(patcher.model.diffusion_model, DEPTH_AWARE)
-            refuse_quantised(patcher.model.diffusion_model, DEPTH_AWARE)
-            refuse_uncontrollable_compiler(
-                patcher.model.diffusion_model, guider.model_options["transformer_options"], DEPTH_AWARE
-            )
+            require_differentiable(guider, noise, DEPTH_AWARE)
         run = DepthAwareRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):

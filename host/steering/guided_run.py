@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
+from ..gradients.weights import refuse_quantised
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
 from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part
@@ -121,13 +123,20 @@ def first_loss_scale(guider: Any) -> float:
     return LOSS_SCALE if computed_in == torch.float16 else 1.0
 
 
-def require_image(noise: Tensor, node: str) -> None:
-    """Raises ValueError for the latent of a video, (B, C, frames, h, w) with more than one frame."""
+def require_differentiable(guider: Any, noise: Tensor, node: str) -> None:
+    """Raises ValueError for a model without a backward pass here, and for the latent of a video.
+
+    noise: (B, C, h, w), or (B, C, frames, h, w) with one frame.
+    """
+    diffusion_model = guider.model_patcher.model.diffusion_model
     if noise.ndim == 5 and noise.shape[2] > 1:
         raise ValueError(
             f"{node} guides images, and this latent is a video of {noise.shape[2]} frames: use a latent of "
             "one frame, or remove the node."
         )
+    refuse_without_training_kernels(diffusion_model, node)
+    refuse_quantised(diffusion_model, node)
+    refuse_uncontrollable_compiler(diffusion_model, guider.model_options["transformer_options"], node)
 
 
 def finite_images(*tensors: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_a_compiled_model_is_refused_by_an_old_pytorch_before_anything_is_sample
     )
     monkeypatch.delattr(torch.compiler, "set_stance")
 
-    with pytest.raises(ValueError, match=r"Depth-Aware Guidance needs PyTorch 2\.6 or later beside torch"):
+    with pytest.raises(ValueError, match=r"Depth-Aware Guidance needs PyTorch 2\.6 or later with torch"):
         sampled(model=model)
 
     assert len(watched) == 0

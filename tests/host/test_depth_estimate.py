@@ -13,7 +13,7 @@ from inner_guidance.depth_head.head import DepthHead
 from inner_guidance.host.depth import estimation
 from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels
 from inner_guidance.host.recording.records import Execution, FeatureRecord, FeatureStep, Run
-from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
+from inner_guidance.host.sampling.frozen_model import with_frozen_model
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
@@ -55,7 +55,7 @@ def test_an_estimate_is_the_head_on_the_features(architecture):
     time = torch.tensor([100.0])
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     names = list(head.head.network.taps)
-    features = with_frozen_unet(
+    features = with_frozen_model(
         model, None, (1, 4, 16, 16), lambda unet: unet.features(names, latent()["samples"], noise, time)
     )
     expected = head.head.network(features, time, (16, 16))

@@ -154,7 +154,7 @@ def test_without_a_way_to_switch_the_compiler_off_compiled_models_are_refused(mo
     monkeypatch.delattr(torch.compiler, "set_stance")
     refuse_uncontrollable_compiler(model, {}, "Depth-Aware Guidance")
 
-    with pytest.raises(ValueError, match=r"needs PyTorch 2\.6 or later beside torch\.compile"):
+    with pytest.raises(ValueError, match=r"needs PyTorch 2\.6 or later with torch\.compile"):
         refuse_uncontrollable_compiler(
             model, {"wrappers": {WrappersMP.APPLY_MODEL: {"torch.compile": [None]}}}, "Depth-Aware Guidance"
         )

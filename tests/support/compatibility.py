@@ -23,12 +23,12 @@ LEAST = 1e-3  # of the norm: rounding moves the samples by less than 1e-4
 MODELS = {"small": "UNet", "flux": "Flux", "sd3": "SD3"}
 TEXT = """# Compatibility with ComfyUI's model-patching nodes
 
-Made by `make compatibility`: three steps of a tiny model with random weights, with the node before and behind
-ours. *Works* means that the result is finite and that each guidance changes it (Record Attention must not);
-a second run with SAG + DAG gives the same. Each node is tried on the first of a UNet, Flux and SD3 on which
-it has an effect, else on the first that takes it. On Flux and SD3, Depth-Aware Guidance has a `latent`
-head, and Classifier Guidance is not tried. Nodes that need more than a model, such as LoRAs and
-ControlNets, are not here.
+Made by `make compatibility`: three steps of a tiny model with random weights, with the node before and
+behind one of this pack. *Works* means that the result is finite and that each guidance changes it (Record
+Attention must not); a second run with SAG + DAG gives the same. Each node is tried on the first of a UNet,
+Flux and SD3 on which it has an effect, else on the first that takes it. On Flux and SD3, Depth-Aware
+Guidance has a `latent` head, and Classifier Guidance is not tried. Nodes that need more than a model, such
+as LoRAs and ControlNets, are not here.
 
 | node | model | {columns} |
 |---|---|{rules}

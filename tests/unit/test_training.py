@@ -7,12 +7,12 @@ import torch
 
 from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
+from inner_guidance.depth_head.fitting import decay
 from inner_guidance.depth_head.metrics import DepthRange, fit_to_label
 from inner_guidance.depth_head.training import (
     LAST_TIME,
     LEVELS,
     TrainingSettings,
-    decay,
     draw,
     loss_of,
     train,

@@ -9,7 +9,7 @@ from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.depth.heads import feature_channels
-from inner_guidance.host.sampling.frozen_unet import with_frozen_unet
+from inner_guidance.host.sampling.frozen_model import with_frozen_model
 from inner_guidance.host.sampling.schedule import sigma_at, time_at
 from inner_guidance.tests.support import tiny_models as tiny
 
@@ -24,7 +24,7 @@ def latents(seed=3):
 
 
 def read(model, names, positive=None, time=TIME):
-    return with_frozen_unet(
+    return with_frozen_model(
         model,
         positive,
         LATENT,
@@ -150,7 +150,7 @@ def test_an_error_in_the_work_leaves_the_model_usable():
         raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
-        with_frozen_unet(model, None, LATENT, work)
+        with_frozen_model(model, None, LATENT, work)
     assert read(model, ["o1"])["o1"].isfinite().all()
 
 
@@ -160,7 +160,7 @@ def test_models_beside_are_loaded():
     def work(unet):
         loaded.extend(m.model for m in comfy.model_management.current_loaded_models)
 
-    with_frozen_unet(tiny.patcher(), None, LATENT, work, [other])
+    with_frozen_model(tiny.patcher(), None, LATENT, work, [other])
     assert any(model is other for model in loaded)
 
 

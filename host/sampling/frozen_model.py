@@ -39,7 +39,7 @@ UNREAD = (
 )
 
 
-class FrozenUNet:
+class FrozenModel:
     """What the work gets to read features with. device: that of the features."""
 
     def __init__(self, guider: "FeatureGuider", model_options: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ class FeatureGuider(comfy.samplers.CFGGuider):
 class FeatureSampler(comfy.samplers.Sampler):
     """Does the work where the host expects sampling."""
 
-    def __init__(self, work: Callable[[FrozenUNet], T]) -> None:
+    def __init__(self, work: Callable[[FrozenModel], T]) -> None:
         self.work = work
         self.result: Any = None
 
@@ -146,26 +146,26 @@ class FeatureSampler(comfy.samplers.Sampler):
         **kwargs: Any,
     ) -> Tensor:
         """The return value is not used."""
-        self.result = self.work(FrozenUNet(model_wrap, extra_args["model_options"]))
+        self.result = self.work(FrozenModel(model_wrap, extra_args["model_options"]))
         return noise
 
 
-def with_frozen_unet(
+def with_frozen_model(
     model: ModelPatcher,
     positive: Conditioning | None,
     shape: Sequence[int],
-    work: Callable[[FrozenUNet], T],
-    beside: Sequence[ModelPatcher] = (),
+    work: Callable[[FrozenModel], T],
+    others: Sequence[ModelPatcher] = (),
 ) -> T:
     """Run `work` while the model is loaded and prepared; returns its result.
 
     positive: one prompt, for the whole image; None is zeros. shape: of the largest latent batch, for the
-    host's estimate of memory. beside: models to be loaded as well. Guidance of this pack, recorders and step
+    host's estimate of memory. others: models to be loaded as well. Guidance of this pack, recorders and step
     caches on the model are left out; all other patches stay.
     """
     model = model.clone()
     drop_ours(model.wrappers)
-    model.set_additional_models(WRAPPER_KEY, list(beside))
+    model.set_additional_models(WRAPPER_KEY, list(others))
     guider = FeatureGuider(model)
     guider.set_prompt(positive)
     sampler = FeatureSampler(work)

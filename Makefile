@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 WORKERS ?= 2
 PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test quick lint format workflows models compatibility bench experiments
+.PHONY: setup demo test quick lint format workflows models interface compatibility bench experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -35,6 +35,9 @@ workflows: setup    ## the API twins in workflows/api/ from the workflow files
 
 models: setup    ## docs/models.md, which node works with which model
 	@$(VENV) -m tools.run tools.model_table
+
+interface: setup    ## tests/node_interface.json, the inputs and outputs that saved workflows rely on
+	@$(VENV) -m tools.run tests.support.node_interface
 
 compatibility: setup    ## docs/compatibility.md, what happens with each node of the host that patches a model
 	@$(VENV) -m tools.run tests.support.compatibility

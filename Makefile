@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 WORKERS ?= 2
 PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test quick lint format workflows models interface compatibility bench experiments
+.PHONY: setup demo test quick lint format workflows models interface compatibility hosts bench experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -21,10 +21,14 @@ quick: setup    ## ruff and the tests that need no server and no long run, in un
 	$(VENV) -m ruff check
 	$(PYTEST) -m "not slow" tests/unit tests/host
 
-lint: setup    ## ruff and mypy
+hosts: setup    ## the in-process tests on an older ComfyUI: HOST=0.27.0, 0.20.1 or 0.16.3; without it, a few of them
+	$(VENV) -m tools.older_hosts $(HOST)
+
+lint: setup    ## ruff, mypy and comfy-import-guard
 	$(VENV) -m ruff check
 	$(VENV) -m ruff format --check
 	$(VENV) -m tools.type_check
+	$(VENV) -m tools.import_check
 
 format: setup
 	$(VENV) -m ruff check --fix

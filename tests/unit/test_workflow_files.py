@@ -62,3 +62,24 @@ def test_nodes_lie_in_no_other_nodes_place(workflow):
                 a[axis] + size_a[axis] <= b[axis] or b[axis] + size_b[axis] <= a[axis] for axis in (0, 1)
             )
             assert apart, f"{a} and {b} overlap"
+
+
+def test_page_offers_each_missing_model_for_download(workflow):
+    for node in workflow["nodes"]:
+        files = [v for v in node["widgets_values"] if str(v).endswith((".safetensors", ".ckpt", ".pth"))]
+        if node["properties"].get("cnr_id") != "comfy-core" or not files:
+            continue
+        (offered,) = node["properties"]["models"]
+        assert [offered["name"]] == files
+        assert offered["url"].startswith("https://huggingface.co/")
+        assert offered["url"].endswith(f"/{offered['name']}")
+        assert offered["directory"]
+
+
+def test_templates_for_transformers_fit_a_screen_2000_pixels_wide():
+    written = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("Depth lock*.json")]
+
+    assert len(written) == 4
+    for workflow in written:
+        left = min(node["pos"][0] for node in workflow["nodes"])
+        assert max(node["pos"][0] + node["size"][0] for node in workflow["nodes"]) - left <= 2000

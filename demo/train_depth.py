@@ -3,20 +3,26 @@
     python -m tools.run demo.train_depth head   [--family UNet] [--scenes 1000] [--steps 3000]
     python -m tools.run demo.train_depth latent [--scenes 10000] [--steps 3000] [--work FOLDER]
     python -m tools.run demo.train_depth prior  [--scenes 12000] [--steps 6000] [--size 32]
+    python -m tools.run demo.train_depth calibrate
 
 Writes to demo/weights. Training starts from scratch every time. The head reads the model in demo/weights, on
 scenes that it was not trained on. The latent head reads only the latents that `demo.train latents` has
 written to the work folder.
+
+A training calibrates its head. `calibrate` does that for heads in demo/weights that have no calibration, and
+changes nothing else in them. A prior needs none.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.utils
 import torch
 from comfy.model_management import get_torch_device
+from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -24,14 +30,24 @@ from tqdm import tqdm
 from ..depth_head.architectures import LATENT
 from ..depth_head.depth_maps import read_depth_maps
 from ..depth_head.head import DepthHead
-from ..depth_head.head_files import save_depth_head
+from ..depth_head.head_files import load_depth_head, save_depth_head
 from ..depth_head.head_report import draw_head_report
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior_files import save_depth_prior
-from ..depth_head.training import TrainingSettings, train
-from ..host.depth.head_training import AUTO, estimates_of, random_network, summary, train_depth_head
-from ..host.depth.heads import latent_space
+from ..depth_head.training import MOST_READ, Evaluation, Features, TrainingSettings, train
+from ..host.depth.calibration import calibration_of
+from ..host.depth.estimation import as_sampled
+from ..host.depth.head_training import (
+    AUTO,
+    estimates_of,
+    features_of,
+    random_network,
+    summary,
+    train_depth_head,
+)
+from ..host.depth.heads import latent_space, reads_latents
 from ..host.depth.priors import train as train_prior
+from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from ..nodes.demo_scenes import InnerDemoScenes
 from . import model as demo
 from .depth_judge import depth_label
@@ -42,15 +58,18 @@ from .scenes import FAR, NEAR, sample_scene
 from .sheet import pictures_to_uint8
 
 FIRST_SCENE = HELD_OUT + 40_000
+# Scenes that nothing was trained on, which calibrate existing heads.
+FIRST_UNSEEN = HELD_OUT + 55_000
 SIZE, LABEL_SIZE = 256, 64
+BATCH = 8
 
 
 def main() -> None:
-    """Trains one of the two and writes its file."""
+    """Trains one of them and writes its file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("head", "latent", "prior"))
+    parser.add_argument("what", choices=("head", "latent", "prior", "calibrate"))
     parser.add_argument("--family", choices=demo.FAMILIES, default=demo.UNET, help="of the head's model")
     parser.add_argument("--scenes", type=int, help="labelled renders to train on")
     parser.add_argument("--steps", type=int)
@@ -61,6 +80,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.out or demo.WEIGHTS
     with torch.inference_mode():
+        if options.what == "calibrate":
+            calibrate_demo_heads(folder)
+            return
         if options.what == "head":
             family = demo.FAMILIES[options.family]
             report = train_demo_head(
@@ -98,11 +120,48 @@ def train_demo_head(model: Path, path: Path, scenes: int, steps: int) -> Tensor:
             "pixel_mlp",
             AUTO,
             AUTO,
-            TrainingSettings(steps, 8, 2e-3, 0, DepthRange(NEAR, FAR)),
+            TrainingSettings(steps, BATCH, 2e-3, 0, DepthRange(NEAR, FAR)),
             clip.encode_from_tokens_scheduled(clip.tokenize("")),
         )
     save_depth_head(path, trained.head.head)
     return trained.report
+
+
+def calibrate_demo_heads(folder: Path) -> None:
+    """Writes the depth heads that have no calibration, with one, to a folder."""
+    models = {family.depth_head: family.model for family in demo.FAMILIES.values()}
+    images, _ = rendered(MOST_READ, SIZE, FIRST_UNSEEN)
+    vae = demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
+    latents = torch.cat([vae.encode(image).cpu() for image in images.split(1)])
+    for file in (*models, demo.LATENT_HEAD_FILE):
+        head = load_depth_head(demo.WEIGHTS / file)
+        if head.calibration is None:
+            model = demo.load_model(demo.WEIGHTS / models.get(file, demo.UNET_FILE))
+            calibration = calibration_of(readings_of(model, head, latents))
+            if reads_latents(head):
+                head.network.half()
+            save_depth_head(folder / file, replace(head, calibration=calibration))
+            print(f"{file}: {calibration.consistency}")
+
+
+def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[str, Tensor]:
+    """What a head reads from the latents of images: branch -> (N, len(LEVELS), h, w)."""
+    rows, size = torch.arange(len(latents)), latents.shape[-2:]
+    settings = TrainingSettings(0, BATCH, 0.0, 0, head.depth_range)
+
+    def read(features: Features, device: torch.device) -> dict[str, Tensor]:
+        labels = torch.zeros(len(latents), 1, *size, device=device)
+        return Evaluation(head.network.to(device), features, labels, settings).readings(rows)
+
+    def read_features(unet: FrozenModel) -> dict[str, Tensor]:
+        return read(features_of(unet, latents, list(head.network.taps)), unet.device)
+
+    if reads_latents(head):
+        device = get_torch_device()
+        return read(estimates_of(as_sampled(model, latents), device), device)
+    clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
+    no_words = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    return with_frozen_model(model, no_words, (BATCH, *latents.shape[1:]), read_features)
 
 
 def train_demo_latent_head(path: Path, latents: Path, scenes: int, steps: int) -> Tensor:
@@ -123,7 +182,13 @@ def train_demo_latent_head(path: Path, latents: Path, scenes: int, steps: int) -
             settings,
             lambda done, losses: bar.update(done - bar.n),
         )
-    head = DepthHead(network.half(), space, settings.depth_range, summary(result, settings, len(encoded)))
+    head = DepthHead(
+        network.half(),
+        space,
+        settings.depth_range,
+        summary(result, settings, len(encoded)),
+        calibration=calibration_of(result.readings),
+    )
     save_depth_head(path, head)
     pictures = [render(sample_scene(seeds[i])).rgb.movedim(0, -1) for i in result.shown]
     heading = f"latent; {steps} steps on {scenes} renders"
@@ -147,7 +212,7 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
     return report
 
 
-def rendered(scenes: int, size: int) -> tuple[Tensor, Tensor]:
+def rendered(scenes: int, size: int, first: int = FIRST_SCENE) -> tuple[Tensor, Tensor]:
     """Images and depth maps (N, size, size, 3) of the Demo Scenes node."""
-    images, depths, _ = InnerDemoScenes.execute(FIRST_SCENE, scenes, size).result
+    images, depths, _ = InnerDemoScenes.execute(first, scenes, size).result
     return images, depths

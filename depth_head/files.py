@@ -21,7 +21,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-FORMAT, VERSION = "inner_guidance", 1
+# Depth heads of version 1 have no calibration.
+FORMAT, VERSION = "inner_guidance", 2
 
 # The largest public head is 0.1 GB, its optimiser's state included.
 FILE_LIMIT = 2**29
@@ -123,10 +124,10 @@ def _require_kind(path: Path, kind: str, metadata: Mapping[str, str]) -> None:
     if metadata.get("kind") != kind:
         found = legible(metadata.get("kind", "").replace("_", " "))
         raise ValueError(f"{name} holds a {found}, not a {wanted}: load it with the node for that.")
-    if metadata.get("format_version") != str(VERSION):
+    if metadata.get("format_version") not in {str(version) for version in range(1, VERSION + 1)}:
         raise ValueError(
             f"{name} has format version {legible(metadata.get('format_version'))}, this pack reads "
-            f"{VERSION}: update Inner Guidance."
+            f"1 to {VERSION}: update Inner Guidance."
         )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from .architectures import DepthNetwork
+from .calibration import Calibration
 from .metrics import DepthRange
 
 # What `training` says of a public Readout head, also after it was saved again.
@@ -36,7 +37,8 @@ class DepthHead:
     messages give it; for a `latent` head, the latents that it reads.
 
     depth_range: what white and black mean in metres in the labels. training: a summary, plain values.
-    name: the file's, for messages.
+    name: the file's, for messages. calibration: how it reads real images; None for public heads and files of
+    version 1.
     """
 
     network: DepthNetwork
@@ -44,6 +46,7 @@ class DepthHead:
     depth_range: DepthRange = ASSUMED_RANGE
     training: Mapping[str, Any] = field(default_factory=dict)
     name: str = "the depth head"
+    calibration: Calibration | None = None
 
     @property
     def weak_is_trained(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 
 from .architectures import ARCHITECTURES, LATENT, architecture_of, build
 from .architectures.latent import ESTIMATE
+from .calibration_files import read_calibration, stored
 from .files import damaged, fill, legible, parse, read, write
 from .head import DepthHead, LatentSpace
 from .metrics import DepthRange
@@ -34,7 +35,8 @@ def save_depth_head(path: Path, head: DepthHead) -> None:
         metadata["latent_space"] = json.dumps(asdict(head.model_family))
     else:
         metadata |= {"model_family": head.model_family, "taps": json.dumps(head.network.taps)}
-    write(path, KIND, metadata, head.network.state_dict())
+    described, maps = stored(head.calibration)
+    write(path, KIND, metadata | described, head.network.state_dict() | maps)
 
 
 @torch.inference_mode(False)
@@ -68,9 +70,10 @@ def load_depth_head(path: Path) -> DepthHead:
         raise damaged(path, legible(error, 200)) from error
     if isinstance(family, LatentSpace) and network.taps != {ESTIMATE: family.channels}:
         raise damaged(path, "its latent_space has other channels than its network")
+    calibration = read_calibration(path, metadata, tensors)
     fill(path, network, tensors)
     network.requires_grad_(False).eval()
-    return DepthHead(network, family, depth_range, training, name)
+    return DepthHead(network, family, depth_range, training, name, calibration)
 
 
 def _model_family(path: Path, metadata: Mapping[str, str]) -> str:

@@ -21,6 +21,8 @@ LAST_TIME = 800
 LEVELS = (50, 200, 500, 800)
 CHECKED_IMAGES = 16
 SHOWN_IMAGES = 4
+# Images whose depth a head carries as its calibration: held-out ones, and others if these are fewer.
+MOST_READ, FEWEST_READ = 32, 8
 
 # Weight of the plain loss added to the aligned one, which alone would accept near = 0 and far = 1.
 ANCHOR = 0.1
@@ -46,8 +48,9 @@ class TrainingResult:
     """losses: of every step, mean of the branches. best_step: after how many steps the kept state was.
 
     figures: of held-out images, branch -> time -> metrics. shown: some of these images' indices; estimates:
-    the first branch's of them, (len(shown), len(LEVELS), h, w). Both are empty where the measurement was
-    interrupted. interrupted: in training or in measurement.
+    the first branch's of them, (len(shown), len(LEVELS), h, w). readings: branch -> (n, len(LEVELS), h, w),
+    the depth of n images, held-out ones first. All are empty where the measurement was interrupted.
+    interrupted: in training or in measurement.
     """
 
     losses: list[float]
@@ -56,6 +59,7 @@ class TrainingResult:
     held_out: list[int]
     shown: list[int]
     estimates: Tensor
+    readings: Mapping[str, Tensor]
     interrupted: bool
 
 
@@ -101,8 +105,11 @@ def train(
     )
     interrupted = fitted.interrupted
     shown = held_out[:SHOWN_IMAGES]
+    readings: Mapping[str, Tensor] = {}
     try:
-        figures, estimates = evaluate.figures(held_out), evaluate.estimates(shown)
+        figures = evaluate.figures(held_out)
+        readings = evaluate.readings(order[: max(min(count, MOST_READ), FEWEST_READ)])
+        estimates = next(iter(readings.values()))[: len(shown)]
     except interruption:
         interrupted = True
         shown = held_out[:0]
@@ -115,6 +122,7 @@ def train(
         held_out.tolist(),
         shown.tolist(),
         estimates,
+        readings,
         interrupted,
     )
 
@@ -181,10 +189,13 @@ class Evaluation:
                 )
         return found
 
-    def estimates(self, rows: Tensor) -> Tensor:
-        """Depth of the first branch, the strong one, at every level: (len(rows), len(LEVELS), h, w)."""
-        first = next(iter(self.network.branch_taps))
-        return torch.stack([self.depth(rows, time)[first][:, 0].cpu() for time in LEVELS], dim=1)
+    def readings(self, rows: Tensor) -> dict[str, Tensor]:
+        """Depth of every branch at every level, on the CPU: branch -> (len(rows), len(LEVELS), h, w)."""
+        at_levels = [self.depth(rows, time) for time in LEVELS]
+        return {
+            branch: torch.cat([depth[branch] for depth in at_levels], dim=1).cpu()
+            for branch in self.network.branch_taps
+        }
 
     def score(self, rows: Tensor) -> float:
         """The error that selects the best state: mean AbsRel of the first branch, the strong one."""

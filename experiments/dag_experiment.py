@@ -2,6 +2,7 @@
 
     python -m tools.run experiments.dag_experiment sweep      writes depth_aware_guidance_sweep.md
     python -m tools.run experiments.dag_experiment compare    writes depth_aware_guidance.md
+    python -m tools.run experiments.dag_experiment hinge      writes calibrated_losses.md
 
 All rows of a table draw the same seeds with the demo model, through the node. A depth network estimates the
 depth of the pictures; it was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more
@@ -25,15 +26,20 @@ from tqdm import tqdm
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
-from .dag_rows import NONE, compared, swept
+from .dag_rows import NONE, compared, hinged, swept
 from .dag_table import LEGEND, table
 
 COMMAND = "python -m tools.run experiments.dag_experiment"
-GROUPS = {"sweep": swept, "compare": compared}
-TITLES = {"sweep": "Strength of depth-aware guidance", "compare": "Does depth guidance help?"}
+GROUPS = {"sweep": swept, "compare": compared, "hinge": hinged}
+TITLES = {
+    "sweep": "Strength of depth-aware guidance",
+    "compare": "Does depth guidance help?",
+    "hinge": "Should guidance stop at the level of real images?",
+}
 TABLES = {
     "sweep": ROOT / "docs" / "results" / "depth_aware_guidance_sweep.md",
     "compare": ROOT / "docs" / "results" / "depth_aware_guidance.md",
+    "hinge": ROOT / "docs" / "results" / "calibrated_losses.md",
 }
 
 

@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -149,12 +150,15 @@ class Drawings:
         if inputs["target_scale"] != 0:
             depth = self.scenes(FIRST_SCENE + first)["depth"].float()
             inputs["target_depth"] = depth[..., None].expand(-1, -1, -1, 3)
-        (model,) = InnerDepthAwareGuidance.execute(
-            self.model, self.head, depth_prior=read_prior(row.prior or self.prior_file), **inputs
-        ).result
+        head = self.head
+        if not row.calibrated:
+            head = replace(head, head=replace(head.head, calibration=None))
         with contextlib.ExitStack() as stack:
             for name, value in (*row.constants.items(), *row.losses.items()):
                 stack.enter_context(mock.patch.object(depth_aware, name, value))
+            (model,) = InnerDepthAwareGuidance.execute(
+                self.model, head, depth_prior=read_prior(row.prior or self.prior_file), **inputs
+            ).result
             yield model
 
     def node_inputs(self, row: Row) -> dict[str, Any]:
@@ -184,6 +188,8 @@ class Drawings:
             made_by |= {"inputs": inputs, "constants": constants, "head": self.checksums["depth_head"]}
             if inputs["prior_scale"] != 0:
                 made_by["prior"] = checksum(row.prior or self.prior_file)
+            if not row.calibrated:
+                made_by["calibrated"] = False
             if row.losses:
                 made_by["losses"] = {name: loss.__name__ for name, loss in row.losses.items()}
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..guidance.depth_aware import fit_target, per_image_mean, prior_loss
+from ..guidance.hinge import Level
 
 NONE = "none"
 """Name of the row without guidance, the first of every group."""
@@ -28,7 +29,9 @@ class Row:
     prior: Path | None = None
     """File of a depth prior; None: the demo model's own."""
     losses: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
-    """Functions that replace losses of guidance/depth_aware.py, by name."""
+    """Functions that replace losses, or the slope of the hinge, of guidance/depth_aware.py, by name."""
+    calibrated: bool = True
+    """Whether the head knows real images; if not, every image is pushed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ def aligned_consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
 def literal_prior_loss(d: Tensor, etas: Tensor, abar: float, eps_phi: Callable[[Tensor], Tensor]) -> Tensor:
     """L_dp as the paper has it; replaces depth_aware.denoised_prior_loss."""
     return prior_loss(d, etas[0], abar, eps_phi)
+
+
+def hard_slope(loss: Tensor, level: Level) -> Tensor:
+    """Of a hinge with a sharp corner: whether L > mu; replaces depth_aware.hinge_slope."""
+    return (loss.detach() > level.mean).to(loss.dtype)
 
 
 def only(loss: str, scale: float = 1.0) -> dict[str, float]:
@@ -101,6 +109,22 @@ def compared() -> dict[str, Group]:
         "target": replace(
             captions, title="A target with captions, by strength and window", rows=of_target, samples=200
         ),
+    }
+
+
+def hinged() -> dict[str, Group]:
+    """The groups of `hinge`: consistency and prior push every image, or what is worse than real ones."""
+    rows = {NONE: Row(None)}
+    for name, loss in (("DCG", "consistency"), ("DPG", "prior")):
+        rows |= {
+            f"{name}, every image": Row(only(loss, 0.5), calibrated=False),
+            f"{name}, hinge": Row(only(loss, 0.5)),
+            f"{name}, sharp hinge": Row(only(loss, 0.5), losses={"hinge_slope": hard_slope}),
+        }
+    empty = Group("Empty prompt, CFG 1", rows, 200, steps=12)
+    return {
+        "empty": empty,
+        "captions": replace(empty, title="Captions, CFG 3", cfg=3.0, captions=True),
     }
 
 

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .hinge import Level, hinge_slope
+
 # The paper's w_dc and w_dp.
 PAPER_WEIGHT = 40.0
 # A robust shift at strength 1, in posterior standard deviations of x0.
@@ -40,6 +42,14 @@ PRIOR_NOISES = 4
 
 # A function of d_S and d_W; d_W is None if the weak branch is not read.
 Loss = Callable[[Tensor, Any], Tensor]
+
+
+class Term(NamedTuple):
+    """A loss and its strength. level: of real images, for a calibrated loss; None for the loss as it is."""
+
+    strength: float
+    loss: Loss
+    level: Level | None = None
 
 
 def per_image_mean(t: Tensor) -> Tensor:
@@ -135,8 +145,8 @@ def _mean(t: Tensor, share: Tensor) -> Tensor:
 class Pull(NamedTuple):
     """The gradient of all losses with respect to the depth maps, (B, 1, h, w) each; weak is None without one.
 
-    size (B, 1, 1, 1): RMS of the sum over the maps. With one normalised loss it is its strength; losses that
-    agree add up, losses that disagree cancel.
+    size (B, 1, 1, 1): RMS of the sum over the maps. With one normalised loss it is its strength, times the
+    slope of its hinge; losses that agree add up, losses that disagree cancel.
     """
 
     strong: Tensor
@@ -151,23 +161,24 @@ class Pull(NamedTuple):
 def pull(
     d_strong: Tensor,
     d_weak: Tensor | None,
-    losses: Sequence[tuple[float, Loss]],
+    terms: Sequence[Term],
     normalise: bool,
 ) -> Pull:
-    """Sum of strength * grad_d loss over the losses, each (strength, loss(d_S, d_W)).
+    """Sum of strength * H'(L) * grad_d L over the terms, L = loss(d_S, d_W); H' = 1 without a level.
 
     normalise: divide the gradient of each loss by its RMS in each image first, so that a strength means the
-    same for losses of different units.
+    same for losses of different units. H' (hinge.py) comes after that, so that it is not divided out.
     """
     maps = [d.detach().requires_grad_() for d in (d_strong, d_weak) if d is not None]
     total = [torch.zeros_like(d) for d in maps]
-    for strength, loss in losses:
-        value = loss(maps[0], maps[1] if len(maps) > 1 else None).sum()
-        found = torch.autograd.grad(value, maps, allow_unused=True)
+    for strength, loss, level in terms:
+        value = loss(maps[0], maps[1] if len(maps) > 1 else None)
+        found = torch.autograd.grad(value.sum(), maps, allow_unused=True)
         size = rms(reduce(torch.add, [g for g in found if g is not None])) if normalise else 1.0
+        weight = strength if level is None else strength * hinge_slope(value, level).view(-1, 1, 1, 1)
         for t, g in zip(total, found, strict=True):
             if g is not None:
-                t += strength * _divide(g, size)
+                t += weight * _divide(g, size)
     return Pull(total[0], total[1] if len(total) > 1 else None, rms(reduce(torch.add, total)))
 
 

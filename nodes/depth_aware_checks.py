@@ -1,10 +1,10 @@
-"""Which inputs of Depth-Aware Guidance have no effect."""
+"""What Depth-Aware Guidance says of its inputs: which have no effect, and whether the head is calibrated."""
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..host.steering.dag_losses import DepthAwareSettings
+from ..host.steering.dag_losses import ROBUST, DepthAwareSettings
 
 # The defaults.
 STRENGTHS = {"consistency_scale": 0.5, "prior_scale": 0.5, "target_scale": 1.0}
@@ -26,4 +26,16 @@ def without_effect(settings: DepthAwareSettings, target_mask: Tensor | None) -> 
         yield (
             "it does nothing, because no strength above 0 has the input that it needs. Raise "
             "consistency_scale, or connect depth_prior or target_depth."
+        )
+
+
+def uncalibrated(settings: DepthAwareSettings) -> Iterator[str]:
+    """A sentence if consistency or prior act and the head does not know real images."""
+    acts = {"consistency": settings.consistency_scale != 0, "prior": settings.uses_prior}
+    head = settings.head.head
+    if settings.mode == ROBUST and head.calibration is None and any(acts.values()):
+        losses = " and ".join(name for name in acts if acts[name])
+        yield (
+            f"{head.name} does not say how it reads real images, so {losses} will push every image, not only "
+            "those that are worse than real ones. Train a head anew with Train Depth Head to change that."
         )

@@ -9,12 +9,13 @@ from comfy_api.latest import io
 from ..depth_head.depth_maps import read_target_depth
 from ..depth_head.head import DepthHead
 from ..depth_head.prior import DepthPrior
+from ..host.depth.calibration import prior_levels
 from ..host.depth.heads import HostedDepthHead, reads_latents, require_head_fits
 from ..host.keys import attach
 from ..host.recording.executing import executing
 from ..host.steering.dag_losses import MODES, PAPER, ROBUST, DepthAwareSettings
 from ..host.steering.dag_run import DepthAwareGuidance
-from .depth_aware_checks import STRENGTHS, without_effect
+from .depth_aware_checks import STRENGTHS, uncalibrated, without_effect
 from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent, search_aliases
 
 STRONGEST = 10.0
@@ -185,6 +186,10 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 depth_head.head.name,
             )
             settings["consistency_scale"] = 0.0
+        calibration = depth_head.head.calibration
+        levels = None
+        if settings["mode"] == ROBUST and settings["prior_scale"] != 0 and depth_prior and calibration:
+            levels = prior_levels(calibration, depth_prior)
         guidance = DepthAwareGuidance(
             DepthAwareSettings(
                 head=depth_head,
@@ -197,11 +202,14 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 self_start_percent=self_start_percent,
                 target_end_percent=target_end_percent,
                 preview_node=executing().node_id,
+                prior_levels=levels,
                 **settings,
             )
         )
         for sentence in without_effect(guidance.settings, target_mask):
             logging.warning("Depth-Aware Guidance: %s", sentence)
+        for sentence in uncalibrated(guidance.settings):
+            logging.info("Depth-Aware Guidance: %s", sentence)
         return io.NodeOutput(attach(model, guidance) if guidance.settings.acts else model.clone())
 
 

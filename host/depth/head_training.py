@@ -22,6 +22,7 @@ from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, w
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
+from .calibration import calibration_of
 from .estimation import as_sampled
 from .heads import HostedDepthHead, block_count, feature_channels, latent_space, model_family
 from .training_pairs import encode, labels_for, noise_of, require_depth, require_pairs, shares_of
@@ -91,7 +92,14 @@ def train_depth_head(
             len(result.losses),
             result.best_step,
         )
-    head = DepthHead(network, fits, settings.depth_range, summary(result, settings, len(images)), "this head")
+    head = DepthHead(
+        network,
+        fits,
+        settings.depth_range,
+        summary(result, settings, len(images)),
+        "this head",
+        calibration_of(result.readings) if result.readings else None,
+    )
     heading = f"{architecture} on {', '.join(network.branch_taps[STRONG])}"
     if WEAK in network.branch_taps:
         heading += f"; weak {network.branch_taps[WEAK][0]}"

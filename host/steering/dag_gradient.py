@@ -42,7 +42,7 @@ class DepthGradient(GradientReader):
         asked = dag.pull(
             maps[0],
             maps[1] if len(maps) > 1 else None,
-            list(losses(self.settings, self.networks, maps[0], self.seeded)),
+            list(losses(self.settings, self.networks, maps[0], time, self.seeded)),
             normalise=self.settings.mode == ROBUST,
         )
         self.pull_size = asked.size

@@ -56,7 +56,7 @@ class LatentStep(DepthAwareStep):
             leaf = x0.detach().to(torch.float32, copy=True).requires_grad_()
             at = time.clone().clamp_max(LAST_TIME)
             depth = self.networks.head({ESTIMATE: leaf}, at, leaf.shape[-2:])
-            acting = list(losses(self.settings, self.networks, depth, self.seeded()))
+            acting = list(losses(self.settings, self.networks, depth, at, self.seeded()))
             asked = dag.pull(depth, None, acting, normalise=True)
             (gradient,) = torch.autograd.grad([depth], [leaf], asked.cotangents(1.0))
         self.depth = depth.detach()

@@ -8,9 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...depth_head.architectures import STRONG, WEAK, DepthNetwork
+from ...depth_head.calibration import LossLevels
 from ...depth_head.depth_maps import centre_crop
 from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
 from ...guidance import depth_aware as dag
+from ...guidance.hinge import Level
+from ..depth.calibration import eps_phi
 from ..depth.heads import HostedDepthHead
 
 MODES = ROBUST, PAPER = ("robust", "paper")
@@ -26,6 +29,9 @@ class DepthAwareSettings:
     In the robust mode, consistency and prior begin at self_start_percent if that is later than start_percent,
     and the target ends at target_end_percent if that is earlier than end_percent. preview_node: the node that
     shows the depth while a sampler runs; None: no preview.
+
+    prior_levels: of the prior's loss on real images, at both ends of dag.PRIOR_LEVELS. Those of the
+    consistency are the head's. Without levels, and in the paper's mode, the losses are not calibrated.
     """
 
     head: HostedDepthHead
@@ -43,6 +49,7 @@ class DepthAwareSettings:
     every_n_steps: int
     checkpointing: bool
     preview_node: str | None
+    prior_levels: tuple[LossLevels, LossLevels] | None = None
 
     @property
     def scales(self) -> tuple[float, float, float]:
@@ -84,37 +91,62 @@ class Networks:
 
 
 def losses(
-    settings: DepthAwareSettings, networks: Networks, depth: Tensor, seeded: torch.Generator
-) -> Iterator[tuple[float, dag.Loss]]:
-    """The losses that act, each with its strength; depth: the strong map (B, 1, h, w)."""
+    settings: DepthAwareSettings, networks: Networks, depth: Tensor, time: Tensor, seeded: torch.Generator
+) -> Iterator[dag.Term]:
+    """The losses that act; depth: the strong map (B, 1, h, w), read at time (B,)."""
     weight = dag.PAPER_WEIGHT if settings.mode == PAPER else 1.0
     if settings.consistency_scale != 0:
-        yield weight * settings.consistency_scale, dag.consistency_loss
+        level = consistency_level(settings, time)
+        yield dag.Term(weight * settings.consistency_scale, dag.consistency_loss, level)
     if networks.prior is not None and settings.uses_prior:
-        yield weight * settings.prior_scale, prior_loss(settings.mode, networks.prior, depth, seeded)
+        tau = drawn_tau(seeded)
+        loss = prior_loss(settings.mode, networks.prior, depth, tau, seeded)
+        yield dag.Term(weight * settings.prior_scale, loss, prior_level(settings, time, tau))
     if settings.target is not None and settings.uses_target:
         target = of_batch(settings.target, depth)
         mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
         of_target = weight if settings.mode == PAPER else dag.TARGET_WEIGHT
-        yield of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+        yield dag.Term(
+            of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+        )
 
 
-def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, seeded: torch.Generator) -> dag.Loss:
-    """The loss of DPG. Level and noises are the same for all maps in `depth`.
+def consistency_level(settings: DepthAwareSettings, time: Tensor) -> Level | None:
+    """The level of the consistency loss at times (B,)."""
+    calibration = settings.head.head.calibration
+    if settings.mode == PAPER or calibration is None or calibration.consistency is None:
+        return None
+    return Level(*calibration.consistency.at(time))
+
+
+def prior_level(settings: DepthAwareSettings, time: Tensor, tau: int) -> Level | None:
+    """The level of the prior's loss at times (B,) and its timestep tau, linear between the ends of tau."""
+    if settings.mode == PAPER or settings.prior_levels is None:
+        return None
+    low, high = dag.PRIOR_LEVELS
+    share = (tau / TIMESTEPS - low) / (high - low)
+    return Level(
+        *(a.lerp(b, share) for a, b in zip(*(ends.at(time) for ends in settings.prior_levels), strict=True))
+    )
+
+
+def drawn_tau(seeded: torch.Generator) -> int:
+    """A timestep of the prior within dag.PRIOR_LEVELS."""
+    low, high = dag.PRIOR_LEVELS
+    return int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
+
+
+def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, tau: int, seeded: torch.Generator) -> dag.Loss:
+    """The loss of DPG at timestep tau. The noises are the same for all maps in `depth`.
 
     The images of a batch share them, as they share the seed, so each is guided as it would be alone.
     """
-    low, high = dag.PRIOR_LEVELS
-    tau = int((low + (high - low) * torch.rand((), generator=seeded)) * TIMESTEPS)
     abar = schedule().tolist()[tau]
     etas = torch.randn(dag.PRIOR_NOISES, 1, 1, prior.size, prior.size, generator=seeded).to(depth)
-
-    def eps_phi(noised: Tensor) -> Tensor:
-        return prior.unet(noised, noised.new_full((len(noised),), float(tau)))
-
+    eps = eps_phi(prior.unet, tau)
     if mode == PAPER:
-        return lambda strong, _: dag.prior_loss(to_prior(strong, prior.size), etas[0], abar, eps_phi)
-    return lambda strong, _: dag.denoised_prior_loss(to_prior(strong, prior.size), etas, abar, eps_phi)
+        return lambda strong, _: dag.prior_loss(to_prior(strong, prior.size), etas[0], abar, eps)
+    return lambda strong, _: dag.denoised_prior_loss(to_prior(strong, prior.size), etas, abar, eps)
 
 
 def of_batch(maps: Tensor, like: Tensor) -> Tensor:

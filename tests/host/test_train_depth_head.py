@@ -87,6 +87,10 @@ def test_a_head_and_its_report(tmp_path, architecture):
     loaded = load_depth_head(path)
     assert loaded.training == head.head.training
     assert all(torch.equal(value, weights(head)[name]) for name, value in loaded.network.state_dict().items())
+    assert loaded.calibration.consistency == head.head.calibration.consistency
+    assert min(loaded.calibration.consistency.means) > 0
+    assert torch.equal(loaded.calibration.depth, head.head.calibration.depth)
+    assert loaded.calibration.depth.shape == (6, 4, 16, 12)
 
 
 class VideoVAE(FourfoldVAE):
@@ -111,6 +115,8 @@ def test_a_latent_head_is_trained_without_the_model(tmp_path):
     path = tmp_path / "trained.safetensors"
     save_depth_head(path, head.head)
     assert load_depth_head(path).model_family == head.head.model_family
+    assert load_depth_head(path).calibration.consistency is None
+    assert load_depth_head(path).calibration.depth.shape == (6, 4, 16, 12)
 
 
 @pytest.mark.parametrize(

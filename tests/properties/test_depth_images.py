@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from inner_guidance.depth_head.depth_maps import centre_crop, read_depth_maps, read_target_depth
 from inner_guidance.guidance import depth_aware as dag
+from inner_guidance.guidance.hinge import Level
 
 SIDE = st.integers(1, 9)
 SEED = st.integers(0, 2**16)
@@ -62,11 +63,12 @@ def test_a_crop_is_never_empty(height, width, to_height, to_width):
     mask=st.sampled_from(["none", "empty", "full", "random"]),
     strengths=st.lists(st.sampled_from([0.0, 1e-6, 1.0, 10.0]), min_size=2, max_size=2),
     normalise=st.booleans(),
+    calibrated=st.booleans(),
     seed=SEED,
 )
 @torch.inference_mode(False)
 def test_what_losses_ask_of_depth_maps_is_finite_and_an_images_own(
-    count, height, width, flat, mask, strengths, normalise, seed
+    count, height, width, flat, mask, strengths, normalise, calibrated, seed
 ):
     d_strong, d_weak, target = random(3, count, 1, height, width, seed=seed)
     if flat is not None:
@@ -76,11 +78,14 @@ def test_what_losses_ask_of_depth_maps_is_finite_and_an_images_own(
 
     def asked(rows):
         of_target = None if masked is None else masked[rows]
-        losses = [
-            (strengths[0], dag.consistency_loss),
-            (strengths[1], lambda strong, _: dag.target_loss(strong, target[rows], of_target)),
+        some = torch.ones_like(d_strong[rows][:, 0, 0, 0])
+        terms = [
+            dag.Term(
+                strengths[0], dag.consistency_loss, Level(0.1 * some, 0.1 * some) if calibrated else None
+            ),
+            dag.Term(strengths[1], lambda strong, _: dag.target_loss(strong, target[rows], of_target)),
         ]
-        return dag.pull(d_strong[rows], d_weak[rows], losses, normalise)
+        return dag.pull(d_strong[rows], d_weak[rows], terms, normalise)
 
     together = asked(slice(None))
 

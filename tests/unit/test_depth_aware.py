@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from inner_guidance.guidance import depth_aware as dag
+from inner_guidance.guidance.hinge import Level
 
 
 def random(*shape, seed=0):
@@ -179,8 +180,8 @@ class TestLosses:
 
 class TestPull:
     losses = (
-        (40.0, dag.consistency_loss),
-        (3.0, lambda s, w: dag.prior_loss(s, random(2, 1, 3, 4, seed=2), 0.6, curved)),
+        dag.Term(40.0, dag.consistency_loss),
+        dag.Term(3.0, lambda s, w: dag.prior_loss(s, random(2, 1, 3, 4, seed=2), 0.6, curved)),
     )
 
     def test_one_product_through_the_heads_is_the_gradient_of_the_sum_of_losses(self):
@@ -189,7 +190,7 @@ class TestPull:
 
         def total(x):
             strong, weak = heads(x)
-            return (40 * dag.consistency_loss(fixed, weak) + 3 * self.losses[1][1](strong, weak)).sum()
+            return (40 * dag.consistency_loss(fixed, weak) + 3 * self.losses[1].loss(strong, weak)).sum()
 
         leaf = x.clone().requires_grad_()
         maps = heads(leaf)
@@ -200,22 +201,26 @@ class TestPull:
 
     def test_normalised_strengths_mean_the_same_for_every_loss_and_image(self):
         strong, weak = heads(random(2, 2, 3, 4) * torch.tensor([0.01, 1.0]).view(2, 1, 1, 1).double())
-        alone = [dag.pull(strong, weak, [(2.0, loss)], normalise=True) for _, loss in self.losses]
+        terms = [term._replace(strength=2.0) for term in self.losses]
+        alone = [dag.pull(strong, weak, [term], normalise=True) for term in terms]
 
         for asked in alone:
             torch.testing.assert_close(asked.size, torch.full((2, 1, 1, 1), 2.0).double())
         assert alone[0].strong.abs().max() == 0
         assert alone[1].weak.abs().max() == 0
-        together = dag.pull(strong, weak, [(2.0, loss) for _, loss in self.losses], normalise=True)
+        together = dag.pull(strong, weak, terms, normalise=True)
         torch.testing.assert_close(together.weak, alone[0].weak)
         torch.testing.assert_close(together.strong, alone[1].strong)
 
     def test_opposed_losses_cancel_and_satisfied_ones_ask_for_nothing(self):
         d = depth(1, 1, 3, 4)
-        losses = [(1.0, lambda s, w: s.mean((1, 2, 3))), (1.0, lambda s, w: -s.mean((1, 2, 3)))]
+        losses = [
+            dag.Term(1.0, lambda s, w: s.mean((1, 2, 3))),
+            dag.Term(1.0, lambda s, w: -s.mean((1, 2, 3))),
+        ]
 
         assert dag.pull(d, None, losses, normalise=True).size == 0
-        assert dag.pull(d, d, [(1.0, dag.consistency_loss)], normalise=True).size == 0
+        assert dag.pull(d, d, [dag.Term(1.0, dag.consistency_loss)], normalise=True).size == 0
 
     def test_cotangents_have_the_size_that_keeps_half_precision_in_range(self):
         x = random(2, 2, 3, 4) * torch.tensor([1e-6, 1.0]).view(2, 1, 1, 1).double()
@@ -225,13 +230,42 @@ class TestPull:
 
         torch.testing.assert_close(dag.rms(strong + weak), torch.full((2, 1, 1, 1), 256.0).double())
         torch.testing.assert_close(strong * asked.size / 256, asked.strong)
-        nothing = dag.pull(x[:, :1], None, [(1.0, lambda s, w: 0 * s.mean((1, 2, 3)))], normalise=False)
+        satisfied = dag.Term(1.0, lambda s, w: 0 * s.mean((1, 2, 3)))
+        nothing = dag.pull(x[:, :1], None, [satisfied], normalise=False)
         assert [c.abs().max() for c in nothing.cotangents(256.0)] == [0]
 
     def test_without_a_weak_map_there_is_none_to_pull_at(self):
-        asked = dag.pull(depth(1, 1, 3, 4), None, [(1.0, lambda s, w: s.mean((1, 2, 3)))], normalise=True)
+        terms = [dag.Term(1.0, lambda s, w: s.mean((1, 2, 3)))]
 
-        assert asked.weak is None
+        assert dag.pull(depth(1, 1, 3, 4), None, terms, normalise=True).weak is None
+
+    def test_a_level_takes_the_slope_of_the_hinge_of_each_image_and_normalising_does_not_undo_it(self):
+        # Losses of four images: 0, 1, 3 and 9. Real images have 2, with a deviation of 2.
+        d = torch.tensor([0.0, 1.0, 3.0, 9.0]).double().sqrt().view(4, 1, 1, 1).expand(4, 1, 3, 4)
+        level = Level(*torch.full((2, 4), 2.0).double())
+        loss = lambda s, w: s.square().mean((1, 2, 3))  # noqa: E731
+
+        calibrated = dag.pull(d, None, [dag.Term(0.7, loss, level)], normalise=True)
+        plain = dag.pull(d, None, [dag.Term(0.7, loss)], normalise=True)
+
+        slopes = torch.tensor([0.0, 0.0, 0.5, 1.0]).double().view(4, 1, 1, 1)
+        torch.testing.assert_close(calibrated.size, 0.7 * slopes)
+        torch.testing.assert_close(calibrated.strong, slopes * plain.strong)
+        assert [float(c.abs().max()) for c in calibrated.cotangents(1.0)[0]] == pytest.approx([0, 0, 1, 1])
+        alone = dag.pull(d[2:3], None, [dag.Term(0.7, loss, Level(*torch.full((2, 1), 2.0).double()))], True)
+        assert torch.equal(alone.strong, calibrated.strong[2:3])
+
+    def test_a_level_holds_for_its_own_term_alone(self):
+        strong, weak = heads(random(2, 2, 3, 4))
+        far_above = Level(*torch.tensor([[1e3, 1e3], [1.0, 1.0]]).double())
+
+        together = dag.pull(
+            strong, weak, [self.losses[0]._replace(level=far_above), self.losses[1]], normalise=True
+        )
+        alone = dag.pull(strong, weak, [self.losses[1]], normalise=True)
+
+        assert torch.equal(together.strong, alone.strong)
+        assert together.weak.abs().max() == 0
 
 
 class TestShifts:

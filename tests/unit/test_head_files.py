@@ -96,7 +96,7 @@ def test_the_file_says_what_it_is(saved):
         metadata = file.metadata()
     assert {name: metadata[name] for name in ("format", "format_version", "kind", "architecture")} == {
         "format": "inner_guidance",
-        "format_version": "1",
+        "format_version": "2",
         "kind": "depth_head",
         "architecture": "pixel_mlp",
     }
@@ -220,7 +220,7 @@ def test_a_header_that_claims_a_huge_tensor_is_refused(saved):
         ({"format": None}, "is not a depth head of Inner Guidance"),
         ({"format": "other"}, "is not a depth head of Inner Guidance"),
         ({"kind": "depth_prior"}, "holds a depth prior, not a depth head"),
-        ({"format_version": "2"}, "has format version 2, this pack reads 1: update"),
+        ({"format_version": "3"}, "has format version 3, this pack reads 1 to 2: update"),
         ({"target": "metres"}, "predicts metres, this pack reads relative inverse depth"),
         ({"architecture": "transformer"}, "has the architecture transformer, which this pack does not know"),
         ({"architecture": None}, "is damaged"),

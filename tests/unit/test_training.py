@@ -122,6 +122,22 @@ def test_held_out_images_are_not_trained_on(labels):
     assert result.estimates.shape == (4, len(LEVELS), *SIZE)
 
 
+@pytest.mark.parametrize(("held_out", "read"), [(0.1, 8), (0.5, 10)])
+def test_readings_are_of_held_out_images_and_of_others_if_these_are_few(labels, held_out, read):
+    trained, result = run(labels, steps=5, held_out=held_out)
+
+    rows = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))[:read]
+    assert result.held_out == rows[: round(held_out * COUNT)].tolist()
+    for branch in ("strong", "weak"):
+        assert result.readings[branch].shape == (read, len(LEVELS), *SIZE)
+        for i, time in enumerate(LEVELS):
+            at = torch.full((read,), float(time))
+            features = world(labels)(rows, at, 1 + rows)
+            expected = trained(features, at, SIZE, branch)[:, 0]
+            torch.testing.assert_close(result.readings[branch][:, i], expected)
+    assert torch.equal(result.estimates, result.readings["strong"][: len(result.shown)])
+
+
 def test_two_pairs_are_enough(labels):
     _, result = run(labels[:2], steps=5)
     assert len(result.held_out) == 1
@@ -191,13 +207,13 @@ def test_an_interruption_anywhere_keeps_the_best_so_far(labels, place, count, st
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [40, 46])
 def test_an_interruption_of_the_last_measurement_keeps_the_head_without_figures(labels, count):
-    """Ten checks, then four passes for the figures and four for the pictures."""
+    """Ten checks of four passes, then four passes for the figures and eight for the readings."""
     run = Interrupted(labels, "held out", count)
-    whole = Interrupted(labels, "held out", 48)
+    whole = Interrupted(labels, "held out", 52)
 
     assert run.result.interrupted
     assert not whole.result.interrupted
-    assert (run.result.figures, run.result.shown) == ({}, [])
+    assert (run.result.figures, run.result.shown, run.result.readings) == ({}, [], {})
     assert run.result.estimates.shape == (0, len(LEVELS), *SIZE)
     expected = whole.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in run.network.state_dict().items())

@@ -3,6 +3,7 @@
     python -m tools.run experiments.dag_experiment sweep      writes depth_aware_guidance_sweep.md
     python -m tools.run experiments.dag_experiment compare    writes depth_aware_guidance.md
     python -m tools.run experiments.dag_experiment hinge      writes calibrated_losses.md
+    python -m tools.run experiments.dag_experiment objects    writes targets_that_keep_objects.md
 
 All rows of a table draw the same seeds with the demo model, through the node. A depth network estimates the
 depth of the pictures; it was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more
@@ -28,18 +29,21 @@ from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
 from .dag_rows import NONE, compared, hinged, swept
 from .dag_table import LEGEND, table
+from .target_rows import kept
 
 COMMAND = "python -m tools.run experiments.dag_experiment"
-GROUPS = {"sweep": swept, "compare": compared, "hinge": hinged}
+GROUPS = {"sweep": swept, "compare": compared, "hinge": hinged, "objects": kept}
 TITLES = {
     "sweep": "Strength of depth-aware guidance",
     "compare": "Does depth guidance help?",
     "hinge": "Should guidance stop at the level of real images?",
+    "objects": "Can a target keep the objects of the prompt?",
 }
 TABLES = {
     "sweep": ROOT / "docs" / "results" / "depth_aware_guidance_sweep.md",
     "compare": ROOT / "docs" / "results" / "depth_aware_guidance.md",
     "hinge": ROOT / "docs" / "results" / "calibrated_losses.md",
+    "objects": ROOT / "docs" / "results" / "targets_that_keep_objects.md",
 }
 
 

@@ -10,13 +10,14 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import comfy.sample
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
@@ -35,8 +36,11 @@ from ..depth_head.prior_files import load_depth_prior
 from ..guidance import depth_aware
 from ..host.depth.heads import HostedDepthHead
 from ..host.depth.priors import make_unet
+from ..host.steering import dag_gradient, dag_losses
+from ..host.steering.dag_losses import DepthAwareSettings, Networks
 from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
-from .dag_rows import Group, Row
+from .dag_rows import Group, Row, Terms
+from .recurrence import recurrent
 
 FIRST_SCENE, FIRST_REFERENCE = 1_100_000, 1_120_000
 BATCH = 10
@@ -98,20 +102,19 @@ class Drawings:
 
     def sample(self, group: Group, name: str, first: int) -> Tensor:
         """The latents (BATCH, 4, 32, 32) of BATCH pictures of a row."""
-        latent = torch.zeros(BATCH, 4, 32, 32)
-        with self.guided_model(group.rows[name], first) as model:
-            return comfy.sample.sample(
-                model,
-                comfy.sample.prepare_noise(latent, first),
-                group.steps,
-                group.cfg,
-                group.sampler,
-                group.scheduler,
-                self.prompts(group, first),
-                self.conditioning([""]),
-                latent,
-                seed=first,
-                disable_pbar=True,
+        latent, row = torch.zeros(BATCH, 4, 32, 32), group.rows[name]
+        noise = comfy.sample.prepare_noise(latent, first)
+        conditions = self.prompts(group, first), self.conditioning([""]), latent
+        given: dict[str, Any] = {"seed": first, "disable_pbar": True}
+        with self.guided_model(row, first) as model:
+            if row.repeats == 1:
+                schedule = group.steps, group.cfg, group.sampler, group.scheduler
+                return comfy.sample.sample(model, noise, *schedule, *conditions, **given).cpu()
+            sampling = model.get_model_object("model_sampling")
+            sigmas = comfy.samplers.calculate_sigmas(sampling, group.scheduler, group.steps)
+            sampler = recurrent(row.repeats)
+            return comfy.sample.sample_custom(
+                model, noise, group.cfg, sampler, sigmas, *conditions, **given
             ).cpu()
 
     def seconds(self, group: Group) -> dict[str, float]:
@@ -156,6 +159,8 @@ class Drawings:
         with contextlib.ExitStack() as stack:
             for name, value in (*row.constants.items(), *row.losses.items()):
                 stack.enter_context(mock.patch.object(depth_aware, name, value))
+            if row.terms is not None:
+                stack.enter_context(mock.patch.object(dag_gradient, "losses", with_terms(row.terms)))
             (model,) = InnerDepthAwareGuidance.execute(
                 self.model, head, depth_prior=read_prior(row.prior or self.prior_file), **inputs
             ).result
@@ -190,8 +195,12 @@ class Drawings:
                 made_by["prior"] = checksum(row.prior or self.prior_file)
             if not row.calibrated:
                 made_by["calibrated"] = False
+            if row.terms is not None:
+                made_by["terms"] = row.terms.__name__
             if row.losses:
                 made_by["losses"] = {name: loss.__name__ for name, loss in row.losses.items()}
+        if row.repeats > 1:
+            made_by["repeats"] = row.repeats
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         return self.work / f"{plain}-{digest}"
@@ -202,6 +211,18 @@ class Drawings:
             self.folder(group, name) / f"{first}.safetensors" for first in range(0, group.samples, BATCH)
         ]
         return [load_file(path) for path in paths] if all(path.exists() for path in paths) else None
+
+
+def with_terms(changed: Terms) -> Callable[..., Iterator[depth_aware.Term]]:
+    """The losses of the guidance with other terms."""
+
+    def losses(
+        settings: DepthAwareSettings, networks: Networks, depth: Tensor, time: Tensor, seeded: torch.Generator
+    ) -> Iterator[depth_aware.Term]:
+        for term in dag_losses.losses(settings, networks, depth, time, seeded):
+            yield changed(term, settings, time)
+
+    return losses
 
 
 def read_prior(path: Path) -> DepthPrior:

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..guidance.depth_aware import fit_target, per_image_mean, prior_loss
+from ..guidance.depth_aware import Term, fit_target, per_image_mean, prior_loss
 from ..guidance.hinge import Level
+
+Terms = Callable[[Term, Any, Tensor], Term]
+"""A term, the DepthAwareSettings that act, and the time (B,) to another term."""
 
 NONE = "none"
 """Name of the row without guidance, the first of every group."""
@@ -32,6 +35,10 @@ class Row:
     """Functions that replace losses, or the slope of the hinge, of guidance/depth_aware.py, by name."""
     calibrated: bool = True
     """Whether the head knows real images; if not, every image is pushed."""
+    terms: Terms | None = None
+    """Replaces each term of the losses; None: as they are."""
+    repeats: int = 1
+    """How often each step of the first 40 % is taken, with fresh noise in between; 1: the group's sampler."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """experiments/dag_rows.py: what the rows are."""
 
-from inner_guidance.experiments.dag_rows import NONE, compared, swept
+from inner_guidance.experiments.dag_rows import NONE, compared, hard_slope, hinged, swept
 
 
 def test_every_group_has_its_baseline_first():
-    for group in (*compared().values(), *swept().values()):
+    for group in (*compared().values(), *swept().values(), *hinged().values()):
         assert next(iter(group.rows)) == NONE
         assert [name for name, row in group.rows.items() if row.settings is None] == [NONE]
 
@@ -27,3 +27,12 @@ def test_swept_rows_say_what_they_are():
     assert rows["target, to 0.8"].settings["target_end_percent"] == 0.8
     assert rows["DPG, tau 0.1 to 0.5"].constants["PRIOR_LEVELS"] == (0.1, 0.5)
     assert [name for name, row in rows.items() if row.losses] == ["DPG by L_dp", "DPG by L_dp, from 0"]
+
+
+def test_hinged_rows_differ_in_the_hinge_alone():
+    for rows in (group.rows for group in hinged().values()):
+        for loss in ("DCG", "DPG"):
+            every, hinge, sharp = (rows[f"{loss}, {how}"] for how in ("every image", "hinge", "sharp hinge"))
+            assert every.settings == hinge.settings == sharp.settings
+            assert (every.calibrated, hinge.calibrated, sharp.calibrated) == (False, True, True)
+            assert (hinge.losses, sharp.losses) == ({}, {"hinge_slope": hard_slope})

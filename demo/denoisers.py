@@ -17,6 +17,8 @@ from .transformer import TRANSFORMER_CONFIG, DemoTransformer
 class TextToLatent(nn.Module):
     """UNet and text encoder, which are trained together."""
 
+    muon_scale = 1.0
+
     def __init__(self) -> None:
         super().__init__()
         model = _host_model(DemoWorld(UNET_CONFIG))
@@ -33,6 +35,11 @@ class TextToLatent(nn.Module):
         nn.init.normal_(self.text.words.weight, std=0.5)
         self.requires_grad_(True).train()
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks between the first and the last convolution."""
+        return [*self.unet.input_blocks[1:], self.unet.middle_block, *self.unet.output_blocks]
+
     def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
         """Mean squared error of the velocity v = sqrt(abar) e - sqrt(1 - abar) x0 at stratified timesteps."""
         t = (_stratified(len(x0)) * len(self.alpha_bar)).long()
@@ -48,6 +55,8 @@ class TextToLatent(nn.Module):
 class TextToFlow(nn.Module):
     """The transformer, with the UNet's text encoder; the text encoder is frozen."""
 
+    muon_scale = 3.0
+
     def __init__(self, text: dict[str, Tensor]) -> None:
         super().__init__()
         self.transformer = _host_model(DemoTransformer(TRANSFORMER_CONFIG)).diffusion_model
@@ -60,6 +69,11 @@ class TextToFlow(nn.Module):
         self.text = SceneTextEncoder()
         self.text.load_state_dict(text)
         self.text.requires_grad_(False)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks of the image."""
+        return list(self.transformer.layers)
 
     def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
         """Mean squared error of e - x0 at x = (1 - sigma) x0 + sigma e, the logit of sigma from N(0, 1)."""

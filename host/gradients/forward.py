@@ -59,8 +59,8 @@ def evaluate_with_gradient(
     features no y_i depends on; not all.
 
     Returns D(x), equal to the host's up to rounding, and for each of `products` sum_i c_i dy_i/dx,
-    (len(rows), C, h, w). x is the latent, the same for every chunk. The gradient is None if the layers were
-    not computed because a cache of another node skipped them.
+    (len(rows), C, h, w). x is the latent, the same for every chunk. Where all c are 0 there is no backward
+    pass. The gradient is None if the layers were not computed because a cache of another node skipped them.
     """
     count = inputs["x"].shape[0]
     if len(rows) == count or not apart:
@@ -157,9 +157,11 @@ def differentiate(
         for number, of_loss in enumerate(products, 1):
             with torch.enable_grad():
                 outputs, cotangents = of_loss(features)
-                (gradient,) = torch.autograd.grad(
-                    outputs, leaf, cotangents, retain_graph=number < len(products)
-                )
+                gradient = torch.zeros_like(leaf)
+                if any(cotangent.any() for cotangent in cotangents):
+                    (gradient,) = torch.autograd.grad(
+                        outputs, leaf, cotangents, retain_graph=number < len(products)
+                    )
             gradients.append(gradient.unflatten(0, (-1, len(rows))).sum(0))
     return out, gradients
 

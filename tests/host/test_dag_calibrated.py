@@ -85,9 +85,18 @@ def test_each_image_of_a_batch_is_measured_by_itself():
     assert found[0][2][1 - worse].abs().max() == 0
 
 
-def test_images_as_good_as_real_ones_are_not_guided():
+def test_images_as_good_as_real_ones_are_not_guided_and_need_no_backward_pass(monkeypatch):
+    differentiated, grad = [], torch.autograd.grad
+
+    def watch(outputs, inputs, *args, **kwargs):
+        differentiated.append(getattr(inputs, "shape", None))
+        return grad(outputs, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", watch)
     _, found = shifts(depth_head=calibrated((1.0, 1.0), (0.1, 0.1)), **CONSISTENCY)
+    assert (1, 4, 16, 16) not in differentiated
     _, usual = shifts(**CONSISTENCY)
+    assert (1, 4, 16, 16) in differentiated
 
     assert [float(shift.abs().max()) for _, _, shift in found] == [0, 0]
     assert all(shift.abs().max() > 1e-4 for _, _, shift in usual)

@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 WORKERS ?= 2
 PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test quick lint format workflows models interface compatibility hosts bench experiments
+.PHONY: setup demo test quick lint format workflows models interface compatibility hosts bench full-size gpu-check experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -48,6 +48,14 @@ compatibility: setup    ## docs/compatibility.md, what happens with each node of
 
 bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour on two cores
 	@$(VENV) -m tools.run benchmarks.speed
+
+full-size: setup    ## the templates on models of real size with random weights (SDXL=1: on SDXL; TRANSFORMER=1: also Flux and Z-Image cut in depth); 15 minutes on two cores
+	@$(VENV) -m tools.run benchmarks.random_checkpoints $(if $(SDXL),--sdxl) .cache/full-size/models
+	@$(VENV) -m tools.full_size $(if $(SDXL),--sdxl)
+	@$(if $(TRANSFORMER),$(VENV) -m tools.run benchmarks.real_transformers)
+
+gpu-check: setup    ## the pack on this GPU against the CPU, into one report (CHECKPOINT=file DEPTH_MODEL=file: on these, too)
+	@CHECKPOINT="$(CHECKPOINT)" DEPTH_MODEL="$(DEPTH_MODEL)" SIDE="$(SIDE)" $(VENV) -m pytest -n 0 tests/gpu
 
 experiments: setup    ## the papers' tables on the demo world, into docs/results/; hours on two cores
 	@$(VENV) -m tools.run experiments.spectrum_experiment

@@ -21,7 +21,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from .models import prompt
 
-LATENT = (1, 4, 64, 64)
 CFG = 7.0
 T = TypeVar("T")
 Measure = Callable[[torch.device, Callable[[], Tensor]], tuple[Tensor, float]]
@@ -55,10 +54,10 @@ class MeasuredEuler(comfy.samplers.Sampler):
         return x
 
 
-def evaluations(model: ModelPatcher, steps: int, measure: Measure) -> list[float]:
-    """The cost of each evaluation of a sampling run: one image, classifier-free guidance."""
+def evaluations(model: ModelPatcher, steps: int, measure: Measure, size: tuple[int, ...]) -> list[float]:
+    """The cost of each evaluation of a sampling run of latents (B, C, h, w), classifier-free guidance."""
     sampler = MeasuredEuler(measure)
-    latent = torch.zeros(LATENT)
+    latent = torch.zeros(size)
     comfy.sample.sample_custom(
         model,
         comfy.sample.prepare_noise(latent, seed=0),
@@ -85,13 +84,13 @@ def seconds(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
 
 def peak_bytes(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
     """The result of a call, and the peak of PyTorch's allocations above their level before it, in bytes."""
-    if device.type == "cuda":
+    if device.type != "cpu":
         wait_for(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        before = torch.accelerator.memory_allocated(device)
         result = call()
         wait_for(device)
-        return result, torch.cuda.max_memory_allocated(device) - before
+        return result, torch.accelerator.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = call()
     changes = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -104,5 +103,5 @@ def peak_bytes(device: torch.device, call: Callable[[], T]) -> tuple[T, float]:
 
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has finished its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

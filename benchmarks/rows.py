@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -43,8 +44,19 @@ DAG: dict[str, Any] = {
 RECORDING: dict[str, Any] = {"start_percent": 0.0, "end_percent": 1.0, "max_steps": 20, "preview": False}
 
 
-def sd15_rows(model: ModelPatcher) -> dict[str, Row]:
-    """All rows by name."""
+# The rows that a model cannot have: the baseline knows no other input than the prompt, and the host's nodes
+# patch UNets alone.
+NOT_OF = {
+    "sd15": (),
+    "sdxl": ("naive_dag",),
+    "sdxl_2048": ("naive_dag",),
+    "flux": ("naive_dag", "host_sag", "nag", "dag_nag"),
+    "z_image": ("naive_dag", "host_sag", "nag", "dag_nag"),
+}
+
+
+def rows_of(model: ModelPatcher, left_out: Iterable[str] = ()) -> dict[str, Row]:
+    """The rows by name, without those that are left out."""
     head = depth_head(model)
     losses: dict[str, Any] = {
         "prior_scale": 1.0,
@@ -59,7 +71,7 @@ def sd15_rows(model: ModelPatcher) -> dict[str, Row]:
     network = head.head.network
     recorded = InnerRecordAttention.execute(model, "m0", **RECORDING, prompt=False).result[0]
     features = InnerRecordFeatures.execute(model, "m0", branch="positive", **RECORDING).result[0]
-    return {
+    rows = {
         PLAIN: Row("plain CFG step", model),
         "recording": Row("recording attention", recorded),
         "features": Row("recording features", features),
@@ -75,6 +87,7 @@ def sd15_rows(model: ModelPatcher) -> dict[str, Row]:
         "naive_dag": Row("naive DAG", naively_guided(model, network)),
         "both": Row("DAG and SAG", dag(sag(model))),
     }
+    return {name: row for name, row in rows.items() if name not in left_out}
 
 
 def sag(model: ModelPatcher, **settings: Any) -> ModelPatcher:

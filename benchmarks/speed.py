@@ -1,9 +1,11 @@
 """Measures what guidance costs: time and memory of a sampling step, with and without it.
 
     python -m tools.run benchmarks.speed [--rows NAME ...] [--repeats N]      writes speed.md
+    python -m tools.run --device gpu benchmarks.speed --model sdxl            prints that model's rows
 
 The models have random weights: Stable Diffusion 1.5 at 512 px, and the middle block of SDXL with the shapes
-of 2048 px. A step is one evaluation that the sampler asks for, with a positive and a negative prompt.
+of 2048 px; or one of models.REAL_SIZES. A step is one evaluation that the sampler asks for, with a positive
+and a negative prompt.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from comfy.model_management import get_torch_device
+from comfy.model_management import get_torch_device, get_torch_device_name
 
 from ..tools.setup_host import ROOT
 from .evaluations import evaluations, peak_bytes
-from .models import sd15, sdxl_middle
-from .rows import PLAIN, host_sag, sag, sd15_rows
+from .models import REAL_SIZES, sdxl_middle
+from .rows import NOT_OF, PLAIN, host_sag, rows_of, sag
 from .speed_tables import all_rows, ratios
 from .step_costs import Steps
 
@@ -40,13 +42,19 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", help="rows of the last table to measure, besides the plain step")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", choices=REAL_SIZES, help="the rows of this model alone")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
+    if options.model:
+        with torch.inference_mode():
+            steps = measured_steps(options.model, options.rows, options.repeats)
+        print(*all_rows(steps, f"{REAL_SIZES[options.model].title}, {machine()}"), sep="\n")
+        return
     started = time.monotonic()
     imported = import_seconds()
     with torch.inference_mode():
         attention = attention_memory()
-        steps = measured_steps(options.rows, options.repeats)
+        steps = measured_steps("sd15", options.rows, options.repeats)
     minutes = (time.monotonic() - started) / 60
     lines = [
         "# What guidance costs",
@@ -56,26 +64,26 @@ def main() -> None:
         "",
         *ratios(steps, attention, imported),
         "",
-        *all_rows(steps),
+        *all_rows(steps, REAL_SIZES["sd15"].title),
     ]
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))
 
 
-def measured_steps(names: Iterable[str] | None, repeats: int) -> Steps:
-    """The cost of each row, for Stable Diffusion 1.5 at 512 px."""
-    model = sd15()
-    rows = sd15_rows(model)
+def measured_steps(name: str, names: Iterable[str] | None, repeats: int) -> Steps:
+    """The cost of each row, for a model of REAL_SIZES."""
+    model = REAL_SIZES[name].model()
+    rows = rows_of(model, NOT_OF[name])
     if names is not None:
         rows = {name: row for name, row in rows.items() if name in {PLAIN, *names}}
-    return Steps(rows, model.model_size(), repeats)
+    return Steps(rows, model.model_size(), repeats, REAL_SIZES[name].latent)
 
 
 def attention_memory() -> dict[str, float]:
     """Peak bytes of a step above those of a plain step, for the middle block of SDXL at 2048 px."""
     model = sdxl_middle()
     peaks = {
-        name: max(evaluations(of, 1, peak_bytes))
+        name: max(evaluations(of, 1, peak_bytes, REAL_SIZES["sd15"].latent))
         for name, of in ((PLAIN, model), ("sag", sag(model)), ("host_sag", host_sag(model)))
     }
     return {name: peak - peaks[PLAIN] for name, peak in peaks.items()}
@@ -97,4 +105,4 @@ def machine() -> str:
     """The device and the precision of the measurement."""
     if get_torch_device().type == "cpu":
         return f"{os.cpu_count()} CPU cores, float32"
-    return f"{torch.cuda.get_device_name()}, float16"
+    return f"{get_torch_device_name(get_torch_device())}, half precision"

@@ -51,10 +51,10 @@ def ratios(steps: Steps, attention: Mapping[str, float], imported: float) -> Ite
     yield f"| seconds to import the pack, after the host | {imported:.2f} | {IMPORT_SECONDS:.1f} |"
 
 
-def all_rows(steps: Steps) -> Iterator[str]:
-    """All rows."""
+def all_rows(steps: Steps, title: str) -> Iterator[str]:
+    """All rows of the model with this title."""
     yield (
-        "Every row: Stable Diffusion 1.5 at 512 px, one image. All rows share "
+        f"Every row: {title}, one image. All rows share "
         f"{steps.weights / MIB:.0f} MiB of weights. MiB is what a step needs on top of them; memory / plain "
         "includes them."
     )

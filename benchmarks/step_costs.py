@@ -34,15 +34,17 @@ class Cost:
 
 
 class Steps:
-    """Measures the rows. weights: bytes of the model's weights, which all rows share."""
+    """Measures the rows, on latents of this size. weights: bytes of the model's weights, which all share."""
 
-    def __init__(self, rows: Mapping[str, Row], weights: float, repeats: int) -> None:
+    def __init__(
+        self, rows: Mapping[str, Row], weights: float, repeats: int, latent: tuple[int, ...]
+    ) -> None:
         self.rows, self.weights = rows, weights
         with tqdm(total=len(rows) * (repeats + 1), desc="measuring", unit="row") as bar:
 
             def measured(row: Row, measure: Callable) -> list[float]:
                 bar.set_postfix_str(row.title)
-                took = evaluations(row.model, row.steps, measure)
+                took = evaluations(row.model, row.steps, measure, latent)
                 bar.update()
                 return took
 

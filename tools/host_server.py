@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ import aiohttp
 START_SECONDS = 180
 STOP_SECONDS = 10
 LOG_TAIL_LINES = 25
+ON_THE_CPU = ("--cpu",)
 
 Prompt = dict[str, dict[str, Any]]
 """A graph in the host's API format: node id -> class_type, inputs, _meta."""
@@ -38,12 +39,14 @@ class HostServer:
     It stops at the end of the block, and also when this process is killed. The log stays.
 
     Args: host: folder of the host. pack: this checkout. log: file that receives everything the server prints.
+    options: of ComfyUI's main.py; by default it runs on the CPU.
     """
 
-    def __init__(self, host: Path, pack: Path, log: Path) -> None:
+    def __init__(self, host: Path, pack: Path, log: Path, options: Sequence[str] = ON_THE_CPU) -> None:
         self.host = host
         self.pack = pack
         self.log = log
+        self.options = options
 
     def __enter__(self) -> "HostServer":
         self.base = tempfile.TemporaryDirectory(prefix="inner-guidance-")
@@ -58,7 +61,7 @@ class HostServer:
                     sys.executable,
                     str(self.pack / "tools" / "launch_host.py"),
                     str(self.host),
-                    "--cpu",
+                    *self.options,
                     f"--port={self.port}",
                     f"--base-directory={self.base.name}",
                     "--database-url=sqlite:///:memory:",
@@ -136,6 +139,10 @@ class HostServer:
     def object_info(self) -> dict[str, Any]:
         """What the frontend knows of every node: id -> inputs, outputs, tooltips, display name."""
         return json.loads(self.get("/object_info"))
+
+    def stats(self) -> dict[str, Any]:
+        """The system and the devices that the server runs on, with their memory."""
+        return json.loads(self.get("/system_stats"))
 
     def run(
         self, prompt: Prompt, on_progress: Callable[[str, int, int], None] = lambda *_: None

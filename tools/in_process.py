@@ -16,7 +16,7 @@ from .torchvision_shim import import_torchvision
 
 
 def import_host(device: str) -> argparse.Namespace:
-    """Makes `comfy` importable on "cpu" or "cuda"; returns the host's launch options.
+    """Makes `comfy` importable on the "cpu" or the "gpu" that it finds; returns the host's launch options.
 
     Call it before anything of `comfy` is imported. The host reads most of its launch options when
     `comfy.model_management` is imported: change them before that.

@@ -1,6 +1,6 @@
 """Runs a developer script of demo/, experiments/ or benchmarks/ with ComfyUI in the same process.
 
-    .venv/bin/python -m tools.run [--device cuda] MODULE [arguments of the module]
+    .venv/bin/python -m tools.run [--device gpu] MODULE [arguments of the module]
     .venv/bin/python -m tools.run demo.train diffusion --minutes 60
     .venv/bin/python -m tools.run demo.train --help
 
@@ -23,7 +23,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("module", help="name below the checkout, such as demo.train")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="what the module takes; see its --help")
     options = parser.parse_args()

@@ -27,7 +27,7 @@ def attention_tap(
     joint = joint_model(diffusion_model)
     if joint is not None:
         return JointAttentionTap(layers, joint, diffusion_model, x, context, read, kind)
-    return UNetAttentionTap(layers, read, kind)
+    return UNetAttentionTap(layers, diffusion_model, read, kind)
 
 
 def received_by(attention: Attention, rows: list[int]) -> Tensor:

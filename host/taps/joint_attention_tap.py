@@ -5,8 +5,10 @@ of them. For the attention that the image's tokens receive, the softmax is over 
 (attention_received.py). So its mean is 1, as in a UNet, whatever share goes to the prompt or to reference
 images.
 
-Not every model says in transformer_options which block attends, and none says which part of a block. Hooks on
-the modules do, for the length of the pass.
+Queries and keys are seen where the host calls its attention, after the rotary embedding, by an
+`optimized_attention_override`. Not every model says in transformer_options which block attends, and none says
+which part of a block. Hooks on the modules do, for the length of the pass, and set the override in the blocks
+that are read alone: all others keep the kernel that a checkpoint or another pack chose.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -53,23 +55,27 @@ class JointAttentionTap:
 
     @contextmanager
     def reading(self, transformer_options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Context that gives a copy of the transformer_options, for the one forward pass inside it."""
-        options = transformer_options.copy()
-        if self.overridable:
-            self.override = options.get("optimized_attention_override")
-            options["optimized_attention_override"] = self
+        """Context that gives the transformer_options for the one forward pass inside it."""
         with ExitStack() as stack:
             stack.enter_context(self.tokens.observing(self.diffusion_model))
             for layer, module in self.modules.items():
-                stack.callback(module.register_forward_pre_hook(partial(self.arm, layer)).remove)
+                hook = module.register_forward_pre_hook(partial(self.arm, layer), with_kwargs=True)
+                stack.callback(hook.remove)
                 stack.callback(module.register_forward_hook(self.disarm).remove)
                 if not self.overridable:
                     stack.enter_context(overridden(module, self))
-            yield options
+            yield transformer_options
 
-    def arm(self, layer: AttentionLayer, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook: the next attention is that of this layer."""
+    def arm(
+        self, layer: AttentionLayer, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Forward pre-hook: the next attention is that of this layer, and goes through the tap."""
         self.armed = layer if layer in self.unread else None
+        options = kwargs.get("transformer_options")
+        if options is None or not (self.armed and self.overridable):
+            return args, kwargs
+        self.override = options.get("optimized_attention_override")
+        return args, kwargs | {"transformer_options": options | {"optimized_attention_override": self}}
 
     def disarm(self, module: torch.nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """Forward hook: it is over."""

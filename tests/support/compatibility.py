@@ -15,6 +15,7 @@ from inner_guidance.tests.support.classifier_models import classifier_guided
 from inner_guidance.tests.support.extra_pass import MODEL_TYPES
 from inner_guidance.tests.support.model_patching_nodes import behind, tried_nodes
 from inner_guidance.tests.support.node_defaults import execute
+from inner_guidance.tests.support.nodes_with_more import LOADERS, NODES, Inputs, on_model
 from inner_guidance.tools.setup_host import ROOT, host_folder
 
 PAGE = ROOT / "docs" / "compatibility.md"
@@ -27,12 +28,20 @@ Made by `make compatibility`: three steps of a tiny model with random weights, w
 behind one of this pack. *Works* means that the result is finite and that each guidance changes it (Record
 Attention must not); a second run with SAG + DAG gives the same. Each node is tried on the first of a UNet,
 Flux and SD3 on which it has an effect, else on the first that takes it. On Flux and SD3, Depth-Aware
-Guidance has a `latent` head, and Classifier Guidance is not tried. Nodes that need more than a model, such
-as LoRAs and ControlNets, are not here.
+Guidance has a `latent` head, and Classifier Guidance is not tried.
 
 | node | model | {columns} |
 |---|---|{rules}
 {rows}
+
+## Nodes that need more than a model
+
+The same with LoRAs, ControlNets, prompts and other models, on the tiny UNet. The difference of two random
+models has flat attention, of which the warnings speak.
+
+| node | {columns} |
+|---|{rules}
+{rows_with_more}
 """
 
 
@@ -59,12 +68,16 @@ GUIDANCES = {
 
 
 def sampled(kind, *changes):
-    """The samples of three steps: in the first, a flow is noise alone, where Classifier Guidance is 0."""
+    """The samples of three steps: in the first, a flow is noise alone, where Classifier Guidance is 0.
+
+    changes: of the Inputs.
+    """
     torch.manual_seed(0)
-    model = tiny.patcher(kind, MODEL_TYPES[kind])
+    run = Inputs(tiny.patcher(kind, MODEL_TYPES[kind]), tiny.prompt(0), tiny.prompt(1))
     for change in changes:
-        model = change(model)
-    return tiny.sample(model, torch.zeros(1, 4 if kind == "small" else 16, 16, 16), steps=3).double()
+        run = change(run)
+    latent = torch.zeros(1, 4 if kind == "small" else 16, 16, 16)
+    return tiny.sample(run.model, latent, positive=run.positive, negative=run.negative, steps=3).double()
 
 
 class Warnings(logging.Handler):
@@ -104,11 +117,14 @@ def run(kind, *changes):
         logging.getLogger().removeHandler(warnings)
 
 
-def cell(kind, change, name, plain, alone):
-    """What the table says of this guidance with the node, in both orders; alone: of SAG and of DAG."""
-    guide = GUIDANCES[name]
+def cell(kind, change, name, plain, alone, behind=True):
+    """What the table says of this guidance with the node, before it and, if that is possible, behind it.
+
+    alone: the results with SAG and with DAG.
+    """
+    guide = on_model(GUIDANCES[name])
     said = []
-    for first, then in ((change, guide), (guide, change)):
+    for first, then in ((change, guide), (guide, change))[: 1 + behind]:
         result, warning = run(kind, first, then)
         if isinstance(result, str):
             said.append(f"refused: {result}")
@@ -119,7 +135,7 @@ def cell(kind, change, name, plain, alone):
             said.append("FAULT: not finite")
         elif warning:
             said.append(f"warned: {warning}")
-        elif (max(changes) > 1e-4) if guide is recorded else (min(changes) < LEAST):
+        elif (max(changes) > 1e-4) if name == "Record Attention" else (min(changes) < LEAST):
             said.append(f"FAULT: changed by {', '.join(f'{c:.1e}' for c in changes)}")
         elif first is change and name == "SAG + DAG" and not result.equal(run(kind, first, then)[0]):
             said.append("FAULT: a second run differs")
@@ -127,13 +143,13 @@ def cell(kind, change, name, plain, alone):
             said.append(WORKS)
         if first is change and name in ("SAG", "DAG"):
             alone.append(result)
-    behind_ours = "" if said[0] == said[1] else f"; behind ours: {said[1]}"
+    behind_ours = "" if said[0] == said[-1] else f"; behind ours: {said[-1]}"
     return " ".join((said[0] + behind_ours).replace("|", "/").split())
 
 
 def row(name, node):
     """The line of the table for a node of the host."""
-    change = partial(behind, node, name)
+    change = on_model(partial(behind, node, name))
     kind, plain = kind_for(change)
     alone = []
     cells = [
@@ -145,11 +161,27 @@ def row(name, node):
     return f"| {name} | {MODELS[kind]} | {' | '.join(cells)} |"
 
 
+def row_with_more(name):
+    """The line of the second table, on the UNet."""
+    change = NODES[name]
+    plain, alone = sampled("small", change), []
+    if not (plain - sampled("small")).norm() > LEAST * plain.norm():
+        return f"| {name} | FAULT: the node itself has no effect |"
+    cells = [cell("small", change, of, plain, alone, behind=name not in LOADERS) for of in GUIDANCES]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
 def main():
     """Write the page."""
     with torch.inference_mode():
         rows = [row(name, node) for name, node in sorted(tried_nodes(host_folder()).items())]
+        rows_with_more = [row_with_more(name) for name in NODES]
     PAGE.write_text(
-        TEXT.format(columns=" | ".join(GUIDANCES), rules="---|" * len(GUIDANCES), rows="\n".join(rows)),
+        TEXT.format(
+            columns=" | ".join(GUIDANCES),
+            rules="---|" * len(GUIDANCES),
+            rows="\n".join(rows),
+            rows_with_more="\n".join(rows_with_more),
+        ),
         encoding="utf-8",
     )

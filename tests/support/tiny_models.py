@@ -110,11 +110,11 @@ def initialise(model, seed):
 
 
 @cache
-def root(kind, model_type, seed):
+def root(kind, model_type, seed, weights):
     """A model of the host's, made once, and what a loader node would hand out for it."""
     unet_config, class_name, config_class = KINDS[kind]
     config = config_class(dict(unet_config))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
     # By name: ComfyUI 0.9.2 lacks some.
     model = getattr(comfy.model_base, class_name)(config, ModelType[model_type], device=CPU)
     if kind == "inpaint":
@@ -123,9 +123,12 @@ def root(kind, model_type, seed):
     return comfy.model_patcher.ModelPatcher(model, load_device=CPU, offload_device=CPU)
 
 
-def patcher(kind="small", model_type="EPS", seed=0):
-    """A tiny model: a clone, with patches of its own, of the one that all tests share."""
-    return root(kind, model_type, seed).clone()
+def patcher(kind="small", model_type="EPS", seed=0, weights=torch.float32):
+    """A tiny model: a clone, with patches of its own, of the one that all tests share.
+
+    weights: the type in which they are stored; the model computes in float32.
+    """
+    return root(kind, model_type, seed, weights).clone()
 
 
 def prompt(seed, tokens=7, **values):

@@ -183,10 +183,10 @@ def pull(
 
 
 def _divide(t: Tensor, size: Tensor | float) -> Tensor:
-    """The quotient t / size, 0 where an image's size is 0."""
+    """The quotient t / size, 0 where an image's size is 0, and not finite where that is not."""
     if not isinstance(size, Tensor):
         return t / size
-    return torch.where(size > 0, t / size.clamp_min(torch.finfo(t.dtype).tiny), 0)
+    return torch.where(size == 0, 0, t / size.clamp_min(torch.finfo(t.dtype).tiny))
 
 
 def direction(gradient: Tensor, size: Tensor) -> Tensor:

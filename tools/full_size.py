@@ -118,7 +118,7 @@ def halved(prompt: Prompt) -> Prompt:
 def what_happened(run: TemplateRun) -> str:
     """In words, for each pair of twins."""
     said = [
-        f"guidance: {change:.0%} of the latent's deviation" if twins.guided else "recorded: same latent"
+        f"guidance: {change:.1%} of the latent's deviation" if twins.guided else "recorded: same latent"
         for twins, change in zip(run.twins, run.changes, strict=True)
     ]
     return "; ".join(said) or "no sampler"

@@ -86,6 +86,14 @@ class InnerLoadDemoModel(io.ComfyNode):
                         "Connect it to Classifier Guidance."
                     ),
                 ),
+                DEPTH_HEAD.Output(
+                    display_name="LATENT_HEAD",
+                    tooltip=(
+                        "A depth head that reads the clean estimate, not the model's features; the same for "
+                        "both families. With it, guidance towards a target costs next to nothing. Connect it "
+                        "to Depth-Aware Guidance or Depth Estimate."
+                    ),
+                ),
             ],
         )
 
@@ -101,7 +109,7 @@ class InnerLoadDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, family: str = FAMILIES[0]) -> io.NodeOutput:
-        """MODEL, CLIP, VAE, DEPTH_HEAD, DEPTH_PRIOR and CLASSIFIER_HEAD.
+        """MODEL, CLIP, VAE, DEPTH_HEAD, DEPTH_PRIOR, CLASSIFIER_HEAD and LATENT_HEAD.
 
         Raises:
             ValueError: a weight file is missing or damaged; the message says how to restore it.
@@ -109,11 +117,17 @@ class InnerLoadDemoModel(io.ComfyNode):
         from ..demo import model as demo
 
         files = demo.FAMILIES[family]
-        model, head, classifier, prior = (
+        model, head, classifier, prior, latent_head = (
             demo.WEIGHTS / name
-            for name in (files.model, files.depth_head, files.classifier_head, demo.DEPTH_PRIOR_FILE)
+            for name in (
+                files.model,
+                files.depth_head,
+                files.classifier_head,
+                demo.DEPTH_PRIOR_FILE,
+                demo.LATENT_HEAD_FILE,
+            )
         )
-        for path in (head, classifier, prior):
+        for path in (head, classifier, prior, latent_head):
             demo.read_weights(path)
         return io.NodeOutput(
             demo.load_model(model),
@@ -122,4 +136,5 @@ class InnerLoadDemoModel(io.ComfyNode):
             HostedDepthHead.of(load_depth_head(head)),
             load_depth_prior(prior, make_unet),
             HostedClassifierHead.of(load_classifier_head(classifier)),
+            HostedDepthHead.of(load_depth_head(latent_head)),
         )

@@ -19,6 +19,7 @@ FILES = (
     demo.DEPTH_HEAD_FILE,
     demo.DEPTH_PRIOR_FILE,
     demo.CLASSIFIER_HEAD_FILE,
+    demo.LATENT_HEAD_FILE,
 )
 
 

@@ -8,6 +8,7 @@ import nodes as stock
 from inner_guidance.demo import model as demo
 from inner_guidance.demo.denoisers import TextToFlow
 from inner_guidance.demo.text import CONTEXT_LENGTH
+from inner_guidance.host.depth.heads import reads_latents, require_head_fits
 from inner_guidance.nodes.classifier_guidance import InnerClassifierGuidance
 from inner_guidance.nodes.demo_model import FAMILIES, InnerLoadDemoModel
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
@@ -97,6 +98,27 @@ def test_depth_aware_guidance_brings_its_depth_closer_to_the_target(loaded, samp
         return torch.corrcoef(torch.stack([small, target]))[0, 1]
 
     assert likeness(sample(guided)) > likeness(plain) + 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_latent_head_fits_both_families(family):
+    model, *_, latent_head = InnerLoadDemoModel.execute(family).args
+
+    assert reads_latents(latent_head.head)
+    require_head_fits(latent_head.head, model)
+
+
+def test_the_latent_head_steers_it(loaded, sample, plain):
+    settings = {"consistency_scale": 0.0, "prior_scale": 0.0, "target_scale": 1.0}
+    guided = execute(
+        InnerDepthAwareGuidance,
+        model=loaded[0],
+        depth_head=loaded[6],
+        target_depth=depth.target(),
+        **settings,
+    )[0]
+
+    tiny.assert_steered(sample(guided), plain)
 
 
 def test_classifier_guidance_steers_it(loaded, sample, plain):

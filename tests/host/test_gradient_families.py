@@ -9,8 +9,8 @@ from inner_guidance.host.gradients.forward import evaluate_with_gradient
 from inner_guidance.host.taps.blocks import feature_blocks, parse_blocks
 from inner_guidance.host.taps.feature_tap import FeatureTap
 from inner_guidance.host.taps.joint_models import joint_model
-from inner_guidance.tests.host.test_model_families import FAMILIES
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.model_families import FAMILIES
 
 pytestmark = pytest.mark.slow
 

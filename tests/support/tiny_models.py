@@ -23,6 +23,8 @@ from comfy.patcher_extension import WrappersMP
 from inner_guidance.host.keys import TAG
 from inner_guidance.nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from inner_guidance.tests.support import tiny_configs as configs
+from inner_guidance.tests.support import tiny_flux as flux
+from inner_guidance.tests.support import tiny_transformers as transformers
 from inner_guidance.tests.support.node_defaults import execute
 
 CPU = torch.device("cpu")
@@ -63,32 +65,32 @@ KINDS = {
     "sdxl": (configs.SDXL, "SDXL", Config),
     "inpaint": (configs.INPAINT, "BaseModel", Config),
     "svd": (configs.SVD, "SVD_img2vid", Config),
-    "flux": (configs.FLUX, "Flux", TransformerConfig),
-    "flux2": (configs.FLUX2, "Flux2", TransformerConfig),
-    "chroma": (configs.CHROMA, "Chroma", TransformerConfig),
-    "radiance": (configs.RADIANCE, "ChromaRadiance", PixelConfig),
-    "sd3": (configs.SD3, "SD3", TransformerConfig),
-    "qwen": (configs.QWEN, "QwenImage", QwenConfig),
-    "mage": (configs.MAGE, "MageFlow", TransformerConfig),
-    "lumina": (configs.LUMINA, "Lumina2", TransformerConfig),
-    "zimage": (configs.ZIMAGE, "Lumina2", TransformerConfig),
-    "krea2": (configs.KREA2, "Krea2", QwenConfig),
-    "cosmos": (configs.COSMOS, "CosmosPredict2", QwenConfig),
-    "wan": (configs.WAN, "WAN21", QwenConfig),
-    "hidream": (configs.HIDREAM, "HiDream", TransformerConfig),
-    "hunyuan": (configs.HUNYUAN, "HunyuanImage21", TransformerConfig),
-    "hunyuan15": (configs.HUNYUAN15, "HunyuanVideo15", QwenConfig),
-    "ideogram": (configs.IDEOGRAM, "Ideogram4", TransformerConfig),
-    "ernie": (configs.ERNIE, "ErnieImage", TransformerConfig),
-    "pixart": (configs.PIXART, "PixArt", Config),
-    "hydit": (configs.HYDIT, "HunyuanDiT", Config),
-    "aura": (configs.AURA, "AuraFlow", TransformerConfig),
-    "kandinsky": (configs.KANDINSKY, "Kandinsky5Image", TransformerConfig),
-    "omnigen2": (configs.OMNIGEN2, "Omnigen2", TransformerConfig),
-    "boogu": (configs.BOOGU, "Boogu", TransformerConfig),
-    "lens": (configs.LENS, "Lens", TransformerConfig),
-    "joyimage": (configs.JOYIMAGE, "JoyImage", QwenConfig),
-    "pixeldit": (configs.PIXELDIT, "PixelDiTT2I", PixelConfig),
+    "flux": (flux.FLUX, "Flux", TransformerConfig),
+    "flux2": (flux.FLUX2, "Flux2", TransformerConfig),
+    "chroma": (flux.CHROMA, "Chroma", TransformerConfig),
+    "radiance": (flux.RADIANCE, "ChromaRadiance", PixelConfig),
+    "sd3": (transformers.SD3, "SD3", TransformerConfig),
+    "qwen": (transformers.QWEN, "QwenImage", QwenConfig),
+    "mage": (transformers.MAGE, "MageFlow", TransformerConfig),
+    "lumina": (transformers.LUMINA, "Lumina2", TransformerConfig),
+    "zimage": (transformers.ZIMAGE, "Lumina2", TransformerConfig),
+    "krea2": (transformers.KREA2, "Krea2", QwenConfig),
+    "cosmos": (transformers.COSMOS, "CosmosPredict2", QwenConfig),
+    "wan": (transformers.WAN, "WAN21", QwenConfig),
+    "hidream": (transformers.HIDREAM, "HiDream", TransformerConfig),
+    "hunyuan": (flux.HUNYUAN, "HunyuanImage21", TransformerConfig),
+    "hunyuan15": (flux.HUNYUAN15, "HunyuanVideo15", QwenConfig),
+    "ideogram": (transformers.IDEOGRAM, "Ideogram4", TransformerConfig),
+    "ernie": (transformers.ERNIE, "ErnieImage", TransformerConfig),
+    "pixart": (transformers.PIXART, "PixArt", Config),
+    "hydit": (transformers.HYDIT, "HunyuanDiT", Config),
+    "aura": (transformers.AURA, "AuraFlow", TransformerConfig),
+    "kandinsky": (transformers.KANDINSKY, "Kandinsky5Image", TransformerConfig),
+    "omnigen2": (transformers.OMNIGEN2, "Omnigen2", TransformerConfig),
+    "boogu": (transformers.BOOGU, "Boogu", TransformerConfig),
+    "lens": (transformers.LENS, "Lens", TransformerConfig),
+    "joyimage": (transformers.JOYIMAGE, "JoyImage", QwenConfig),
+    "pixeldit": (transformers.PIXELDIT, "PixelDiTT2I", PixelConfig),
 }
 
 

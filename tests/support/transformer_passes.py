@@ -4,17 +4,19 @@ import comfy.model_base
 import torch
 
 from inner_guidance.tests.support import tiny_configs as configs
+from inner_guidance.tests.support import tiny_flux as flux
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support import tiny_transformers as transformers
 from inner_guidance.tests.support.gradient_reference import CHUNKS, random
 
 # kind: (configuration, class of the host, model type, the blocks that are read)
 FAMILIES = {
-    "sd3": (configs.SD3, comfy.model_base.SD3, "FLOW", "b0,b1"),
-    "flux": (configs.FLUX, comfy.model_base.Flux, "FLUX", "b1,b3"),
-    "chroma": (configs.CHROMA, comfy.model_base.Chroma, "FLUX", "b1,b3"),
-    "qwen": (configs.QWEN, comfy.model_base.QwenImage, "FLUX", "b0,b1"),
-    "lumina": (configs.LUMINA, comfy.model_base.Lumina2, "FLOW", "b0,b1"),
-    "zimage": (configs.ZIMAGE, comfy.model_base.Lumina2, "FLOW", "b0,b1"),
+    "sd3": (transformers.SD3, comfy.model_base.SD3, "FLOW", "b0,b1"),
+    "flux": (flux.FLUX, comfy.model_base.Flux, "FLUX", "b1,b3"),
+    "chroma": (flux.CHROMA, comfy.model_base.Chroma, "FLUX", "b1,b3"),
+    "qwen": (transformers.QWEN, comfy.model_base.QwenImage, "FLUX", "b0,b1"),
+    "lumina": (transformers.LUMINA, comfy.model_base.Lumina2, "FLOW", "b0,b1"),
+    "zimage": (transformers.ZIMAGE, comfy.model_base.Lumina2, "FLOW", "b0,b1"),
 }
 TEXT = 7
 

@@ -15,11 +15,11 @@ from .transformer import TRANSFORMER_CONFIG, DemoTransformer
 
 
 class TextToLatent(nn.Module):
-    """UNet and text encoder, which are trained together."""
+    """UNet and text encoder. text: weights of the text encoder, which stays as it is; None trains it too."""
 
     muon_scale = 1.0
 
-    def __init__(self) -> None:
+    def __init__(self, text: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         model = _host_model(DemoWorld(UNET_CONFIG))
         self.alpha_bar = 1 / (1 + model.model_sampling.sigmas.double() ** 2)
@@ -34,6 +34,9 @@ class TextToLatent(nn.Module):
         _zero(self.unet.out[-1])
         nn.init.normal_(self.text.words.weight, std=0.5)
         self.requires_grad_(True).train()
+        if text is not None:
+            self.text.load_state_dict(text)
+            self.text.requires_grad_(False)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -85,6 +85,11 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path(".cache/demo"), help="folder for renders and checkpoints"
     )
+    parser.add_argument(
+        "--keep-text",
+        action="store_true",
+        help="diffusion: keep the text encoder of demo/weights, with which the transformer was trained",
+    )
     options = parser.parse_args()
 
     options.work.mkdir(parents=True, exist_ok=True)
@@ -122,8 +127,9 @@ def main() -> None:
                 export_weights(options.work, average, read_average(autoencoder))
                 _write_sheet(options.work / f"sheet-{samples:07d}.png", "karras", *load_all(options.work))
 
+            text = read_weights(WEIGHTS / TEXT_FILE) if options.keep_text else None
             train_diffusion(
-                "diffusion", TextToLatent(), latents, diffusion, options.minutes, device, draw_unet
+                "diffusion", TextToLatent(text), latents, diffusion, options.minutes, device, draw_unet
             )
         case "transformer":
             _, clip, vae = load_all(WEIGHTS)

@@ -265,3 +265,38 @@ class TestAblationMasks:
 
         assert high.sum(dim=(1, 2, 3)).tolist() == [32, 9]
         assert high[1, 0, 3:9, 3:9].sum() == 9
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_of_gaussian_data_the_shift_is_a_blur_and_in_v_space_nothing(sigma):
+    """D(x) = J x with J = 1 / (1 + sigma^2): the posterior covariance over sigma^2, docs/derivations.md."""
+    j = 1 / (1 + sigma**2)
+    x = random(1, 2, 8, 8)
+    x0_bar = sag.degrade(j * x, torch.ones(1, 1, 8, 8, dtype=torch.float64), 1.0)
+
+    d_bar = j * sag.renoise(x, j * x, x0_bar, 1.0)
+
+    expected = 0.5 * (1 - j) * (x0_bar - j * x)
+    assert torch.allclose(sag.guidance(j * x, x0_bar, d_bar, 0.5), expected, atol=1e-12)
+    in_v = sag.guidance(j * x, x0_bar, d_bar, 0.5, torch.tensor(1 - j, dtype=x.dtype))
+    assert in_v.abs().max() < 1e-12
+    assert expected.abs().max() > 1e-4
+
+
+def test_where_two_images_are_likely_the_shift_is_away_from_the_blur():
+    """An edge at one of two places, as likely: D(x) = p A + (1 - p) B, J > 1 along A - B."""
+    a, b = torch.zeros(2, 1, 1, 8, 8, dtype=torch.float64)
+    a[..., 3:], b[..., 5:] = 1, 1
+    sigma = 0.5
+    x = (a + b) / 2
+
+    def denoised(x):
+        log_odds = ((x - b).square().sum() - (x - a).square().sum()) / (2 * sigma**2)
+        p = torch.sigmoid(log_odds)
+        return p * a + (1 - p) * b
+
+    x0 = denoised(x)
+    x0_bar = x0 + 0.1 * (a - b)  # a blur that moves the edge
+    shift = sag.guidance(x0, x0_bar, denoised(sag.renoise(x, x0, x0_bar, 1.0)), 1.0)
+
+    assert (shift * (x0_bar - x0)).sum() < 0

@@ -2,9 +2,9 @@
 
     python -m tools.run experiments.classifier_experiment [--pictures 300] [--out FILE]
 
-Empty prompt, CFG 1, a class for each picture, the classes in turn. Every row has the same seeds, from
-FIRST_SEED on; scales were chosen by eye on seeds below 100. A plain row of twice the steps stands for equal
-cost. The recogniser, which was trained on renders alone, judges; the Frechet distance is to renders.
+Empty prompt, CFG 1, a class for each picture, the classes in turn. Every row has the same reporting seeds;
+scales were chosen by eye on seeds below 100. A plain row of twice the steps stands for equal cost. The
+recogniser, which was trained on renders alone, judges; the Frechet distance is to renders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..classifier_head.head_files import load_classifier_head
 from ..demo import model as demo
-from ..demo.evaluate import OTHER_SCENES, render_scenes
+from ..demo.evaluate import render_scenes
 from ..demo.measures import frechet_distance
 from ..demo.recogniser import PAIRS, RECOGNISER_FILE, Recogniser, recognise
 from ..demo.sheet import draw, pictures_to_uint8
@@ -29,8 +29,9 @@ from ..host.classifier.heads import HostedClassifierHead
 from ..nodes.classifier_guidance import InnerClassifierGuidance
 from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from .markdown import table
+from .node_inputs import with_defaults
+from .seeds import REPORTING, REPORTING_REFERENCE
 
-FIRST_SEED = 5_000_000
 STEPS, BATCH = 20, 10
 CLASSIFIER_SCALE, SAG_SCALE = 3.0, 0.75
 RESAMPLES = 200
@@ -57,7 +58,7 @@ def main() -> None:
     with torch.inference_mode():
         recogniser = Recogniser().eval()
         recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
-        renders = render_scenes(OTHER_SCENES, 500).pictures
+        renders = render_scenes(REPORTING_REFERENCE.start, 500).pictures
         reference = recognise(recogniser, renders).features
         rows = {
             name: figures(recogniser, drawn(*row, options.pictures), reference) for name, row in ROWS.items()
@@ -78,7 +79,7 @@ def drawn(by_classifier: bool, by_attention: bool, steps: int, count: int) -> Te
     pictures = []
     for batch in tqdm(range(count // BATCH), desc=f"classifier {by_classifier}, SAG {by_attention}"):
         guided = guide(model, head, " ".join(PAIRS[label_of(batch)]), by_classifier, by_attention)
-        drawn = draw(guided, clip, vae, [""] * BATCH, FIRST_SEED + batch, steps, cfg=1.0)
+        drawn = draw(guided, clip, vae, [""] * BATCH, REPORTING[batch], steps, cfg=1.0)
         pictures.append(pictures_to_uint8(drawn))
     return torch.cat(pictures)
 
@@ -98,12 +99,6 @@ def guide(
         settings = with_defaults(InnerSelfAttentionGuidance, scale=SAG_SCALE)
         (model,) = InnerSelfAttentionGuidance.execute(model, **settings).result
     return model
-
-
-def with_defaults(node: Any, **values: Any) -> dict[str, Any]:
-    """The values of a new node's widgets, and these."""
-    inputs = node.define_schema().inputs
-    return {i.id: i.default for i in inputs if getattr(i, "default", None) is not None} | values
 
 
 def figures(recogniser: Recogniser, pictures: Tensor, reference: Tensor) -> list[str]:

@@ -5,10 +5,10 @@
     python -m tools.run experiments.dag_experiment hinge      writes calibrated_losses.md
     python -m tools.run experiments.dag_experiment objects    writes targets_that_keep_objects.md
 
-All rows of a table draw the same seeds with the demo model, through the node. A depth network estimates the
-depth of the pictures; it was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more
-rows frame the figures: renders after the autoencoder, without the UNet's faults, and the same renders bent,
-with broken geometry.
+`compare` draws reporting seeds, the others tuning seeds (docs/results/protocol.md). All rows of a table draw
+the same ones with the demo model, through the node. A depth network estimates the depth of the pictures; it
+was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more rows frame the figures:
+renders after the autoencoder, without the UNet's faults, and the same renders bent, with broken geometry.
 
 Pictures are kept in the work folder and measured from there, so a second call resumes an interrupted one. Two
 processes share the work if one of them runs with --backwards.
@@ -17,6 +17,7 @@ processes share the work if one of them runs with --backwards.
 from __future__ import annotations
 
 import argparse
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
-from .dag_rows import NONE, compared, hinged, swept
+from .dag_rows import NONE, Group, compared, hinged, swept
 from .dag_table import LEGEND, table
 from .target_rows import kept
 
@@ -53,10 +54,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=GROUPS)
-    parser.add_argument("--groups", nargs="+", help="tables to draw; all by default")
-    parser.add_argument(
-        "--rows", nargs="+", help="rows to draw in addition to that without guidance; all by default"
-    )
+    parser.add_argument("--groups", nargs="+", help="tables; all by default")
+    parser.add_argument("--rows", nargs="+", help="rows besides that without guidance; all by default")
     parser.add_argument("--samples", type=int, help="pictures in each row, instead of the table's own")
     parser.add_argument("--steps", type=int, help="sampling steps, instead of the table's own")
     parser.add_argument(
@@ -71,24 +70,34 @@ def main() -> None:
     if unknown:
         parser.error(f"There is no {' and no '.join(sorted(unknown))}. The groups are {', '.join(groups)}.")
     changed = {name: getattr(options, name) for name in ("samples", "steps") if getattr(options, name)}
-    groups = {name: replace(group, **changed) for name, group in groups.items()}
+    groups = {
+        name: replace(
+            group,
+            rows={
+                row: settings
+                for row, settings in group.rows.items()
+                if row == NONE or row in (options.rows or group.rows)
+            },
+            **changed,
+        )
+        for name, group in groups.items()
+        if name in (options.groups or groups)
+    }
     work = options.work.resolve()
     with torch.inference_mode():
         drawings = Drawings(work)
         jobs = [
             (group, row, first)
-            for name, group in groups.items()
-            if name in (options.groups or groups)
+            for group in groups.values()
             for row in group.rows
-            if row == NONE or row in (options.rows or group.rows)
-            for first in range(0, group.samples, BATCH)
+            for first in group.batches(BATCH)
         ]
         for job in tqdm(jobs[::-1] if options.backwards else jobs, desc="drawing", unit="batch"):
             drawings.draw(*job)
         if options.backwards:
             return
         judges = Judges(drawings)
-        lines = heading(options, judges, max(group.samples for group in groups.values()))
+        lines = heading(options, judges, max(groups.values(), key=lambda group: group.samples))
         for name, group in groups.items():
             lines += table(judges, group, drawings.seconds(group) if options.command == "compare" else {})
             judges.write_sheets(f"{options.command}-{name}", group)
@@ -97,11 +106,14 @@ def main() -> None:
     print(out.read_text(encoding="utf-8"))
 
 
-def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[str]:
-    """Title, command and legend of the tables, and how well the judge does on as many renders as `scenes`."""
-    judged = judges.judge_accuracy(scenes)
+def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list[str]:
+    """Title, command and legend of the tables, and how well the judge does on the largest group's renders."""
+    judged = judges.judge_accuracy(largest.seeds, largest.samples)
     files = ("unet", "depth_head", "depth_prior", "depth_judge")
     trial = [f"--{name} {getattr(options, name)}" for name in ("samples", "steps") if getattr(options, name)]
+    for name in ("groups", "rows"):
+        if getattr(options, name):
+            trial += [f"--{name}", *(shlex.quote(value) for value in getattr(options, name))]
     return [
         f"# {TITLES[options.command]}",
         "",
@@ -111,7 +123,7 @@ def heading(options: argparse.Namespace, judges: Judges, scenes: int) -> list[st
         "",
         *LEGEND,
         "",
-        f"The judge on {scenes} renders that it never saw: "
+        f"The judge on {largest.samples} renders that it never saw: "
         + "; ".join(f"{name}: {metrics}" for name, metrics in judged.items())
         + ".",
         "",

@@ -23,9 +23,10 @@ from ..demo.sheet import save_sheet
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .dag_figures import warp
-from .dag_pictures import BATCH, FIRST_REFERENCE, FIRST_SCENE, Drawings, read_prior, save
+from .dag_pictures import BATCH, Drawings, read_prior, save
 from .dag_rows import Group
 from .prior_losses import literal_loss
+from .seeds import REFERENCES
 
 BENT = 0.05
 SHEET_PICTURES, SHEET_SIZE = 16, 128
@@ -130,17 +131,19 @@ class Judges:
             losses.append(torch.stack(at_timesteps).mean(0))
         return torch.cat(losses)
 
-    def reference(self, count: int) -> Seen:
-        """Renders of other scenes after the autoencoder, to which every Frechet distance is measured."""
+    def reference(self, seeds: range, count: int) -> Seen:
+        """Renders of other scenes than `seeds` after the autoencoder; Frechet distances are to them."""
+        others = REFERENCES[seeds]
         pictures, latents = (
-            self.drawings.scene_tensor(name, FIRST_REFERENCE, count) for name in ("pictures", "latents")
+            self.drawings.scene_tensor(name, others, count) for name in ("pictures", "latents")
         )
-        return self.look(self.drawings.scene_folder / "reference", pictures, lambda: latents)
+        folder = self.drawings.scene_folder / f"reference-{others.start}"
+        return self.look(folder, pictures, lambda: latents)
 
-    def renders(self, count: int) -> dict[str, Seen]:
+    def renders(self, seeds: range, count: int) -> dict[str, Seen]:
         """The scenes themselves after the autoencoder, as they are and bent."""
         pictures, latents = (
-            self.drawings.scene_tensor(name, FIRST_SCENE, count) for name in ("pictures", "latents")
+            self.drawings.scene_tensor(name, seeds, count) for name in ("pictures", "latents")
         )
         bent = warp(pictures, BENT, seed=0)
 
@@ -151,31 +154,31 @@ class Judges:
 
         folder = self.drawings.scene_folder
         return {
-            "renders": self.look(folder / "renders", pictures, lambda: latents),
-            "renders, bent": self.look(folder / f"bent-{BENT:g}", bent, encode_bent),
+            "renders": self.look(folder / f"renders-{seeds.start}", pictures, lambda: latents),
+            "renders, bent": self.look(folder / f"bent-{BENT:g}-{seeds.start}", bent, encode_bent),
         }
 
-    def truth(self, count: int) -> Tensor:
+    def truth(self, seeds: range, count: int) -> Tensor:
         """Depth of the scenes, (N, 1, 32, 32)."""
-        depth = self.drawings.scene_tensor("depth", FIRST_SCENE, count).float()
+        depth = self.drawings.scene_tensor("depth", seeds, count).float()
         return F.interpolate(depth[:, None], (32, 32), mode="area")
 
-    def judge_accuracy(self, count: int) -> dict[str, DepthMetrics]:
+    def judge_accuracy(self, seeds: range, count: int) -> dict[str, DepthMetrics]:
         """How well the depth judge does on renders, before and after the autoencoder."""
-        truth = self.truth(count)
+        truth = self.truth(seeds, count)
         return {
             title: measure(
-                judge(self.depth_judge, self.drawings.scene_tensor(name, FIRST_SCENE, count)).depth,
+                judge(self.depth_judge, self.drawings.scene_tensor(name, seeds, count)).depth,
                 truth,
                 DepthRange(NEAR, FAR),
             )
             for title, name in (("renders", "renders"), ("renders after the autoencoder", "pictures"))
         }
 
-    def shown(self, count: int) -> tuple[Tensor, Tensor]:
+    def shown(self, seeds: range, count: int) -> tuple[Tensor, Tensor]:
         """The kinds of solids that each scene shows, (N, kinds), and the kind of its largest, (N,)."""
-        surfaces = self.drawings.scene_tensor("surface", FIRST_SCENE, count)
-        scenes = [(sample_scene(FIRST_SCENE + i), surface) for i, surface in enumerate(surfaces)]
+        surfaces = self.drawings.scene_tensor("surface", seeds, count)
+        scenes = [(sample_scene(seed), surface) for seed, surface in zip(seeds, surfaces, strict=False)]
         present = torch.stack([scene_labels(*scene)["objects"] for scene in scenes])
         return present, torch.tensor([main_pair(*scene) for scene in scenes])
 

@@ -42,7 +42,6 @@ from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from .dag_rows import Group, Row, Terms
 from .recurrence import recurrent
 
-FIRST_SCENE, FIRST_REFERENCE = 1_100_000, 1_120_000
 BATCH = 10
 TURNS = 3
 """Times that each row is timed."""
@@ -88,9 +87,9 @@ class Drawings:
             )
         return load_file(path)
 
-    def scene_tensor(self, name: str, first: int, count: int) -> Tensor:
-        """One of the tensors of `scenes`, of `count` scenes."""
-        parts = [self.scenes(seed)[name] for seed in range(first, first + count, BATCH)]
+    def scene_tensor(self, name: str, seeds: range, count: int) -> Tensor:
+        """One of the tensors of `scenes`, of the first `count` seeds."""
+        parts = [self.scenes(seed)[name] for seed in seeds[:count:BATCH]]
         return torch.cat(parts)[:count]
 
     def draw(self, group: Group, name: str, first: int) -> None:
@@ -108,7 +107,7 @@ class Drawings:
         given: dict[str, Any] = {"seed": first, "disable_pbar": True}
         with self.guided_model(row, first) as model:
             if row.repeats == 1:
-                schedule = group.steps, group.cfg, group.sampler, group.scheduler
+                schedule = row.steps or group.steps, group.cfg, group.sampler, group.scheduler
                 return comfy.sample.sample(model, noise, *schedule, *conditions, **given).cpu()
             sampling = model.get_model_object("model_sampling")
             sigmas = comfy.samplers.calculate_sigmas(sampling, group.scheduler, group.steps)
@@ -123,7 +122,7 @@ class Drawings:
         for turn in range(TURNS):
             for name in group.rows:
                 started = time.perf_counter()
-                self.sample(group, name, turn * BATCH)
+                self.sample(group, name, group.seeds.start + turn * BATCH)
                 measured[name].append((time.perf_counter() - started) / BATCH)
         return {name: statistics.median(of_row) for name, of_row in measured.items()}
 
@@ -131,7 +130,7 @@ class Drawings:
         """The positive conditioning of a batch."""
         if not group.captions:
             return self.conditioning([""])
-        return self.conditioning([sample_scene(FIRST_SCENE + first + i).caption for i in range(BATCH)])
+        return self.conditioning([sample_scene(first + i).caption for i in range(BATCH)])
 
     def conditioning(self, texts: Sequence[str]) -> list[list[Any]]:
         """A conditioning with one prompt for each picture of a batch, or one for all."""
@@ -151,7 +150,7 @@ class Drawings:
                 if name.endswith("_scale")
             }
         if inputs["target_scale"] != 0:
-            depth = self.scenes(FIRST_SCENE + first)["depth"].float()
+            depth = self.scenes(first)["depth"].float()
             inputs["target_depth"] = depth[..., None].expand(-1, -1, -1, 3)
         head = self.head
         if not row.calibrated:
@@ -179,8 +178,9 @@ class Drawings:
         """The folder of a row's pictures. Its name contains a digest of everything that determines them."""
         row = group.rows[name]
         made_by: dict[str, Any] = {
-            name: getattr(group, name) for name in ("sampler", "scheduler", "steps", "cfg", "captions")
+            name: getattr(group, name) for name in ("sampler", "scheduler", "cfg", "captions")
         }
+        made_by["steps"] = row.steps or group.steps
         made_by["weights"] = [self.checksums[name] for name in ("unet", "text_encoder", "autoencoder")]
         if row.settings is not None:
             inputs = self.node_inputs(row)
@@ -207,9 +207,7 @@ class Drawings:
 
     def batches(self, group: Group, name: str) -> list[dict[str, Tensor]] | None:
         """A row's files: pictures (BATCH, 256, 256, 3) in uint8, and latents. None while one is missing."""
-        paths = [
-            self.folder(group, name) / f"{first}.safetensors" for first in range(0, group.samples, BATCH)
-        ]
+        paths = [self.folder(group, name) / f"{first}.safetensors" for first in group.batches(BATCH)]
         return [load_file(path) for path in paths] if all(path.exists() for path in paths) else None
 
 

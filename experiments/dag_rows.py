@@ -11,12 +11,15 @@ from torch import Tensor
 
 from ..guidance.depth_aware import Term, fit_target, per_image_mean, prior_loss
 from ..guidance.hinge import Level
+from .seeds import REPORTING, TUNING
 
 Terms = Callable[[Term, Any, Tensor], Term]
 """A term, the DepthAwareSettings that act, and the time (B,) to another term."""
 
 NONE = "none"
 """Name of the row without guidance, the first of every group."""
+EQUAL_COST = "none, equal cost"
+"""Name of the row without guidance whose steps take the time of a target."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Row:
     """Replaces each term of the losses; None: as they are."""
     repeats: int = 1
     """How often each step of the first 40 % is taken, with fresh noise in between; 1: the group's sampler."""
+    steps: int | None = None
+    """Sampling steps; None: the group's."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Group:
     rows: Mapping[str, Row]
     samples: int
     """Pictures in each row."""
+    seeds: range
+    """Of noise and of scenes, from seeds.py."""
     sampler: str = "dpmpp_2m"
     scheduler: str = "karras"
     steps: int = 20
@@ -57,6 +64,10 @@ class Group:
     """Whether the prompts are the captions of the target depth's scenes; otherwise they are empty."""
     side: int = 8
     """dFID compares depth maps of side x side cells."""
+
+    def batches(self, size: int) -> range:
+        """The first seeds of the batches of pictures."""
+        return self.seeds[: self.samples : size]
 
 
 def aligned_consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:
@@ -93,6 +104,7 @@ def compared() -> dict[str, Group]:
         name: Row({loss: 0.0 for loss in losses if loss not in acting}) for name, acting in names.items()
     }
     others = {
+        EQUAL_COST: Row(None, steps=20),
         "DPG, twice as strong": Row(only("prior")),
         "DPG, tau 0.1 to 0.5": Row(only("prior", 0.5), {"PRIOR_LEVELS": (0.1, 0.5)}),
         "DCG of aligned maps": Row(
@@ -109,9 +121,12 @@ def compared() -> dict[str, Group]:
         "target, from 30 %": Row(only("target") | {"start_percent": 0.3}),
         "target, to 40 %": Row(only("target") | {"target_end_percent": 0.4}),
     }
-    captions = Group("Robust mode, captions, CFG 3", defaults, 500, cfg=3.0, captions=True, steps=12)
+    with_captions = defaults | {EQUAL_COST: Row(None, steps=17)}
+    captions = Group(
+        "Robust mode, captions, CFG 3", with_captions, 500, REPORTING, cfg=3.0, captions=True, steps=12
+    )
     return {
-        "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, steps=12),
+        "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, REPORTING, steps=12),
         "captions": captions,
         "target": replace(
             captions, title="A target with captions, by strength and window", rows=of_target, samples=200
@@ -128,7 +143,7 @@ def hinged() -> dict[str, Group]:
             f"{name}, hinge": Row(only(loss, 0.5)),
             f"{name}, sharp hinge": Row(only(loss, 0.5), losses={"hinge_slope": hard_slope}),
         }
-    empty = Group("Empty prompt, CFG 1", rows, 200, steps=12)
+    empty = Group("Empty prompt, CFG 1", rows, 200, TUNING, steps=12)
     return {
         "empty": empty,
         "captions": replace(empty, title="Captions, CFG 3", cfg=3.0, captions=True),
@@ -196,11 +211,12 @@ def swept() -> dict[str, Group]:
     weights = {f"DCG + DPG, w = {40 * scale:g}, means": paper(scale, scale) for scale in (1.0, 4.0, 16.0)}
     weights["DCG + DPG, w = 40, sums"] = paper(LATENT_CELLS, PRIOR_CELLS)
     return {
-        "robust": Group("Robust mode", {NONE: Row(None)} | rows, 60, steps=12, side=4),
+        "robust": Group("Robust mode", {NONE: Row(None)} | rows, 60, TUNING, steps=12, side=4),
         "paper": Group(
             "Paper mode",
             {NONE: Row(None)} | weights,
             40,
+            TUNING,
             sampler="ddpm",
             scheduler="normal",
             side=4,

@@ -57,7 +57,11 @@ def table(judges: Judges, group: Group, seconds: Mapping[str, float]) -> list[st
     rows = {name: seen for name in group.rows if (seen := judges.seen(group, name)) is not None}
     if NONE not in rows:
         return []
-    reference, truth, shown = judges.reference(count), judges.truth(count), judges.shown(count)
+    reference, truth, shown = (
+        judges.reference(group.seeds, count),
+        judges.truth(group.seeds, count),
+        judges.shown(group.seeds, count),
+    )
     baseline = rows[NONE]
 
     def figures(seen: Seen) -> dict[str, Cell]:
@@ -95,7 +99,7 @@ def table(judges: Judges, group: Group, seconds: Mapping[str, float]) -> list[st
         | {"depth moved": moved(seen, baseline)}
         | ({"s/image": seconds[name]} if name in seconds else {})
         for name, seen in rows.items()
-    } | {name: figures(seen) for name, seen in judges.renders(count).items()}
+    } | {name: figures(seen) for name, seen in judges.renders(group.seeds, count).items()}
     columns = list(all_rows[NONE])
     cells = {
         name: [

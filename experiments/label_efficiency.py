@@ -38,11 +38,11 @@ from ..host.depth.training_pairs import noise_of
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from ..tools.setup_host import ROOT
 from . import markdown
+from .seeds import HEADS_JUDGED, HEADS_LABELLED
 
 TABLE = ROOT / "docs" / "results" / "label_efficiency.md"
 COMMAND = "python -m tools.run experiments.label_efficiency"
 COUNTS = (10, 50, 100, 1000)
-FIRST_LABELLED, FIRST_JUDGED = 1_040_000, 1_060_000
 JUDGED_SEED = 10**6
 """Seed of the noise on the judged scenes, different from all training noise."""
 
@@ -90,8 +90,8 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     depth_range = DepthRange(NEAR, FAR)
     most = max(*options.counts, options.block_count)
-    labelled = encode_scenes(vae, FIRST_LABELLED, most, options.size, depth_range)
-    judged = encode_scenes(vae, FIRST_JUDGED, options.judged, options.size, depth_range)
+    labelled = encode_scenes(vae, HEADS_LABELLED.start, most, options.size, depth_range)
+    judged = encode_scenes(vae, HEADS_JUDGED.start, options.judged, options.size, depth_range)
     settings = TrainingSettings(options.steps, options.batch_size, options.learning_rate, 0, depth_range)
     channels = feature_channels(model.get_model_object("diffusion_model"))
     outputs = [name for name in channels if name[0] == "o"]

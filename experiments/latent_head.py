@@ -40,10 +40,10 @@ from . import markdown
 from .dag_figures import abs_rel_after_alignment, cell_text, change_of_mean, fidelity
 from .dag_pictures import checksum, decode, save
 from .dag_rows import NONE, only
+from .seeds import LATENT_HEAD_TUNING
 
 COMMAND = "python -m tools.run experiments.latent_head"
 TABLE = ROOT / "docs" / "results" / "latent_head.md"
-FIRST_SCENE = 1_200_000
 BATCH = 16
 STEPS, CFG, SAMPLER, SCHEDULER = 12, 3.0, "dpmpp_2m", "karras"
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(".cache/latent_head"))
     options = parser.parse_args()
     with torch.inference_mode():
-        scenes = [sample_scene(FIRST_SCENE + i) for i in range(options.pictures)]
+        scenes = [sample_scene(LATENT_HEAD_TUNING[i]) for i in range(options.pictures)]
         seen = [render(scene) for scene in tqdm(scenes, desc="rendering")]
         rows = {name: row for name, row in ROWS.items() if name in (options.rows or ROWS)}
         drawn = {

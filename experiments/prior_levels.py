@@ -26,10 +26,10 @@ from ..nodes.demo_scenes import InnerDemoScenes
 from ..tools.setup_host import ROOT
 from . import markdown
 from .prior_losses import denoised_loss, literal_loss
+from .seeds import PRIOR_TUNING
 
 COMMAND = "python -m tools.run experiments.prior_levels"
 TABLE = ROOT / "docs" / "results" / "prior_levels.md"
-FIRST_SCENE = 1_070_000
 TIMESTEPS = (25, 50, 100, 150, 200, 300, 450, 600, 750)
 BENT, ROUGH, FLATTER = 0.08, 0.03, 0.5
 NOISES = 4
@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     prior = load_depth_prior(demo.WEIGHTS / demo.DEPTH_PRIOR_FILE, make_unet)
     with torch.inference_mode():
-        _, depths, _ = InnerDemoScenes.execute(FIRST_SCENE, options.maps, prior.size).result
+        _, depths, _ = InnerDemoScenes.execute(PRIOR_TUNING.start, options.maps, prior.size).result
         maps = real_and_broken(depths[..., 0].unsqueeze(1), seed=0)
         losses = {name: mean_losses(prior, depth) for name, depth in maps.items()}
     few = {name: depth[:GRADIENT_MAPS].clone() for name, depth in maps.items()}

@@ -32,7 +32,8 @@ from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings, read_prior
 from .dag_rows import NONE, Group, Row
 from .dag_table import LEGEND, table
-from .prior_levels import FIRST_SCENE, cosine_to_real, real_and_broken
+from .prior_levels import cosine_to_real, real_and_broken
+from .seeds import PRIOR_TUNING, TUNING
 
 COMMAND = "python -m tools.run experiments.prior_size"
 TABLE = ROOT / "docs" / "results" / "prior_size.md"
@@ -72,13 +73,13 @@ def main() -> None:
     rows = {NONE: Row(None)} | {
         str(training): Row(ONLY_PRIOR, prior=file) for training, file in files.items()
     }
-    group = Group("How they change pictures", rows, options.samples, steps=12, side=4)
+    group = Group("How they change pictures", rows, options.samples, TUNING, steps=12, side=4)
     with torch.inference_mode():
         priors = {training: read_prior(file) for training, file in files.items()}
         drawings = Drawings(work)
         lines = [*heading(drawings.checksums["depth_prior"]), *costs(priors), *gradients(priors)]
         for row in rows:
-            for first in range(0, group.samples, BATCH):
+            for first in group.batches(BATCH):
                 drawings.draw(group, row, first)
         judges = Judges(drawings)
         lines += table(judges, group, {})
@@ -157,7 +158,7 @@ def gradients(priors: Mapping[PriorTraining, DepthPrior]) -> list[str]:
         "",
     ]
     for side in HEAD_SIZES:
-        _, depths, _ = InnerDemoScenes.execute(FIRST_SCENE, MAPS, side).result
+        _, depths, _ = InnerDemoScenes.execute(PRIOR_TUNING.start, MAPS, side).result
         with torch.inference_mode(False):
             depth = depths[..., 0].unsqueeze(1)
             maps = {name: of_kind.clone() for name, of_kind in real_and_broken(depth, seed=0).items()}

@@ -38,11 +38,11 @@ from ..guidance.self_attention import average_on_finest_grid
 from ..host.recording.records import AttentionRecord, AttentionStep, Run
 from ..nodes.record import InnerRecordAttention
 from ..tools.setup_host import ROOT
+from .seeds import SPECTRUM
 from .spectrum_figures import RESAMPLES, Excess, excess, inside, log_magnitudes, overlap_cell, table
 
 TABLE = ROOT / "docs" / "results" / "attention_spectrum.md"
 COMMAND = "python -m tools.run experiments.spectrum_experiment"
-FIRST_SCENE = 1_080_000
 BLOCKS = "d0-d1,m0,u0-u3"
 THRESHOLDS = (1.0, 1.3)
 TIMES = (50, 200, 400, 600, 800)
@@ -138,7 +138,7 @@ def render_tables(model: Model, options: argparse.Namespace) -> Iterator[str]:
 
 def draw(model: Model, options: argparse.Namespace) -> tuple[Tensor, Attention]:
     """Pictures (N, H, W, 3) of the captions of unseen scenes, and the attention while they were drawn."""
-    captions = [sample_scene(FIRST_SCENE + i).caption for i in range(options.samples)]
+    captions = [sample_scene(SPECTRUM[i]).caption for i in range(options.samples)]
     pictures: list[Tensor] = []
     runs: dict[str, list[dict[str, Tensor]]] = {name: [] for name in PROMPTS}
     for first in tqdm(range(0, len(captions), BATCH), desc="samples", unit="batch"):
@@ -162,7 +162,7 @@ def evaluate_renders(
     pictures, objects = [], []
     runs: dict[int, dict[str, list[dict[str, Tensor]]]] = {t: {name: [] for name in PROMPTS} for t in TIMES}
     for first in tqdm(range(0, options.renders, BATCH), desc="renders", unit="batch"):
-        scenes = [sample_scene(FIRST_SCENE + i) for i in range(first, min(first + BATCH, options.renders))]
+        scenes = [sample_scene(SPECTRUM[i]) for i in range(first, min(first + BATCH, options.renders))]
         seen = [render(scene) for scene in scenes]
         pictures.append(torch.stack([one.rgb.movedim(0, -1) for one in seen]))
         objects.append(torch.stack([one.surface >= FIRST_SOLID for one in seen]).float())

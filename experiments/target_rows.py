@@ -11,6 +11,7 @@ from ..guidance import depth_aware as dag
 from ..guidance.hinge import Level
 from ..host.steering.dag_losses import DepthAwareSettings, of_batch
 from .dag_rows import NONE, Group, Row, only
+from .seeds import TUNING
 
 LAST_TIME = 400
 """The time at which a target ends by default: 60 % of the sampling."""
@@ -58,4 +59,5 @@ def kept() -> dict[str, Group]:
         "each early step twice, half as strong": Row(only("target", 0.5), repeats=2),
         "where sure": Row(only("target") | {"consistency_scale": STILL_READ}, terms=where_sure),
     }
-    return {"captions": Group("A target with captions", rows, 64, steps=12, cfg=3.0, captions=True, side=4)}
+    group = Group("A target with captions", rows, 64, TUNING, steps=12, cfg=3.0, captions=True, side=4)
+    return {"captions": group}

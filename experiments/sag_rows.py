@@ -1,0 +1,120 @@
+"""The rows of sag_experiment.py: how each row of pictures is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .seeds import REPORTING, TUNING
+
+NONE = "none"
+"""Name of the row without guidance, the first of every group."""
+STEPS = 12
+PERTURBED = 1.0
+"""Scale of the host's Perturbed-Attention Guidance."""
+CHOSEN: Mapping[str, Any] = {"space": "v", "scale": 1.5}
+"""Inputs of the node that the sweep chose, as far as they are not its defaults."""
+
+Seen = dict[str, Tensor]
+"""What the judges see in N pictures.
+
+features (N, C) and objects (N, kinds of solids), logits, of the recogniser; depth (N, CELLS^2) of the depth
+judge; detail (N,); seconds (N,) of CPU to sample; scale (N,), the effective CFG scale, nan at CFG 1.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The guidance of a row, and what it has instead of its group's settings."""
+
+    attention: Mapping[str, Any] | None = None
+    """Inputs of Self-Attention Guidance that are not its defaults; None: without it."""
+    perturbed: float = 0.0
+    """Scale of the host's Perturbed-Attention Guidance; 0: without it."""
+    square: bool = False
+    """Whether the mask is a square in the middle, of the area that attention has."""
+    steps: int = STEPS
+    as_strong_as: str = ""
+    """Name of the row at whose effective scale this one has CFG."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one table, by name. All draw the same seeds."""
+
+    title: str
+    rows: Mapping[str, Row]
+    seeds: range
+    pictures: int
+    """Pictures in each row."""
+    cfg: float = 1.0
+    captions: bool = False
+    """Whether the prompts are the captions of the seeds' scenes; otherwise they are empty."""
+
+
+def reported(transformer: bool) -> dict[str, Group]:
+    """The groups that are reported. The host's PAG replaces the attention of UNets only."""
+
+    def rows(cfg: float) -> dict[str, Row]:
+        found = {
+            NONE: Row(),
+            "none, equal cost": Row(steps=2 * STEPS if cfg == 1 else 3 * STEPS // 2),
+            "SAG": Row(attention={}),
+            "SAG, chosen": Row(attention=CHOSEN),
+        }
+        if cfg > 1:
+            found["none, as strong as chosen"] = Row(as_strong_as="SAG, chosen")
+        if not transformer:
+            found["PAG"] = Row(perturbed=PERTURBED)
+            found["SAG + PAG"] = Row(attention=CHOSEN, perturbed=PERTURBED)
+        return found
+
+    groups = {"empty": Group("Empty prompt, CFG 1", rows(1), REPORTING, 400)}
+    for cfg, pictures in ((1.0, 200), (3.0, 200), (2.0, 100), (5.0, 100)):
+        groups[f"captions-{cfg:g}"] = Group(
+            f"Captions, CFG {cfg:g}", rows(cfg), REPORTING, pictures, cfg, captions=True
+        )
+    return groups
+
+
+def swept(transformer: bool) -> dict[str, Group]:
+    """The groups of the sweep: scale in both spaces, then one input at a time, on tuning seeds."""
+    blocks = ("b1", "b3", "b5") if transformer else ("d0", "d1", "u0", "u1", "u2", "u3", "m0, u0-u1")
+    scales = {
+        "eps": {f"eps, {s:g}": {"scale": s} for s in (-1.0, -0.5, 0.25, 0.75, 1.5, 3.0)},
+        "v": {f"v, {s:g}": {"space": "v", "scale": s} for s in (0.75, 1.5, 3.0, 5.0)},
+    }
+    values: dict[str, dict[str, dict[str, Any]]] = {
+        "window": {
+            f"{start:g} to {end:g}": {"start_percent": start, "end_percent": end}
+            for start, end in ((0.0, 0.2), (0.0, 0.4), (0.2, 0.6), (0.4, 0.8), (0.6, 1.0), (0.2, 1.0))
+        },
+        "blur": {f"sigma {b:g}": {"blur_sigma": b} for b in (0.5, 1.0, 2.0, 4.0, 8.0)},
+        "blocks": {name: {"blocks": name} for name in blocks},
+        "mask": {name: {"mask": name} for name in ("global", "high frequency", "random")},
+        "threshold": {f"threshold {t:g}": {"threshold": t} for t in (0.8, 1.3)},
+        "every": {f"every {n} steps": {"every_n_steps": n} for n in (2, 3)},
+    }
+    rows = {
+        kind: {NONE: Row()} | {name: Row(attention=inputs) for name, inputs in of_space.items()}
+        for kind, of_space in scales.items()
+    }
+    rows |= {
+        kind: {NONE: Row(), "chosen": Row(attention=CHOSEN)}
+        | {name: Row(attention={**CHOSEN, **inputs}) for name, inputs in of_kind.items()}
+        for kind, of_kind in values.items()
+    }
+    rows["mask"]["square"] = Row(attention=CHOSEN, square=True)
+    if not transformer:
+        rows["PAG"] = {NONE: Row()} | {f"PAG {s:g}": Row(perturbed=s) for s in (0.3, 1.0, 3.0)}
+    groups = {
+        kind: Group(f"Empty prompt, CFG 1: {kind}", of_kind, TUNING, 60) for kind, of_kind in rows.items()
+    }
+    branches = {name: Row(attention={**CHOSEN, "branch": name}) for name in ("negative", "positive")}
+    with_captions = {kind: rows[kind] for kind in ("eps", "v")} | {"branch": {NONE: Row()} | branches}
+    for kind, of_kind in with_captions.items():
+        groups[f"{kind}-3"] = Group(f"Captions, CFG 3: {kind}", of_kind, TUNING, 60, 3.0, captions=True)
+    return groups

@@ -50,7 +50,7 @@ class SagDrawing:
         files = demo.FAMILIES[family]
         self.scheduler = files.scheduler
         self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS, family)
-        network = self.model.get_model_object("diffusion_model").to(dtype)
+        network: Any = self.model.get_model_object("diffusion_model").to(dtype)
         network.dtype = dtype  # by which the host casts the inputs
         self.recogniser, self.depth_judge = Recogniser().eval(), DepthJudge().eval()
         self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))

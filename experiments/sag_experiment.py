@@ -142,7 +142,7 @@ def heading(options: argparse.Namespace, drawing: SagDrawing) -> list[str]:
         "",
         f"    {' '.join([COMMAND, options.command, *family])}",
         "",
-        f"The demo {options.family}, {STEPS} steps of {SAMPLER}, {drawing.scheduler}. in {options.dtype}. "
+        f"The demo {options.family}, {STEPS} steps of {SAMPLER}, {drawing.scheduler}, in {options.dtype}. "
         f"The SHA-256 of its weights begins {drawing.drawn_by[0]}.",
         "",
         *LEGEND,

@@ -83,7 +83,7 @@ def reported(transformer: bool) -> dict[str, Group]:
 def swept(transformer: bool) -> dict[str, Group]:
     """The groups of the sweep: scale in both spaces, then one input at a time, on tuning seeds."""
     blocks = ("b1", "b3", "b5") if transformer else ("d0", "d1", "u0", "u1", "u2", "u3", "m0, u0-u1")
-    scales = {
+    scales: dict[str, dict[str, dict[str, Any]]] = {
         "eps": {f"eps, {s:g}": {"scale": s} for s in (-1.0, -0.5, 0.25, 0.75, 1.5, 3.0)},
         "v": {f"v, {s:g}": {"space": "v", "scale": s} for s in (0.75, 1.5, 3.0, 5.0)},
     }

@@ -35,7 +35,7 @@ class ClassifierSettings:
     checkpointing: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # other nodes look for wrappers in lists and sets
 class ClassifierGuidance:
     """OUTER_SAMPLE wrapper: guides a run as the settings say."""
 
@@ -94,7 +94,7 @@ class ClassifierRun(GuidedRun):
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
         sigma = float(timestep.max())
-        if sigma not in self.within:
+        if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         step = ClassifierStep(
             self.settings,

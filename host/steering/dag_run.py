@@ -32,7 +32,7 @@ from .guided_run import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # other nodes look for wrappers in lists and sets
 class DepthAwareGuidance:
     """OUTER_SAMPLE wrapper: guides a run as the settings say."""
 
@@ -115,7 +115,7 @@ class DepthAwareRun(GuidedRun):
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
         sigma = float(timestep.max())
-        settings = self.acting_at(sigma)
+        settings = self.acting_at(self.start_of_step(x, sigma, model_options))
         if not settings.acts:
             return executor(x, timestep, model_options, seed)
         schedule = model_options["transformer_options"]["sample_sigmas"]

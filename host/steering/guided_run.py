@@ -1,6 +1,7 @@
 """The common base of the guided sampling runs."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
 from ..gradients.weights import refuse_quantised
+from ..sampling.evaluated_steps import EvaluatedSteps
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
 from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part
@@ -56,6 +58,7 @@ class GuidedRun:
         self.steps = sigmas[:-1].tolist()
         self.percentages = PercentRange("start_percent", start_percent, "end_percent", end_percent)
         self.within = self.sigmas(self.percentages)
+        self.evaluated: defaultdict[torch.Size, EvaluatedSteps] = defaultdict(EvaluatedSteps)
         self.warned: set[str] = set()
 
     @property
@@ -99,6 +102,13 @@ class GuidedRun:
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""
         return denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options)
+
+    def start_of_step(self, x: Tensor, sigma: float, model_options: dict[str, Any]) -> float:
+        """The sigma at which the step of this evaluation starts; that decides whether the guidance acts.
+
+        Evaluations at another size (Euler SMEA Dyn) are counted apart.
+        """
+        return self.evaluated[x.shape].start(sigma, model_options["transformer_options"]["sample_sigmas"])
 
     def is_nth_step(self, sigma: float, sample_sigmas: Tensor, n: int) -> bool:
         """Whether the step of sigma is the first that is guided, or the n-th, 2n-th, ... after it."""

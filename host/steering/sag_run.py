@@ -24,7 +24,7 @@ from .sag_step import SelfAttentionStep
 NODE = "Self-Attention Guidance"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # other nodes look for wrappers in lists and sets
 class SelfAttentionGuidance:
     """OUTER_SAMPLE wrapper: guides a run as the settings say."""
 
@@ -94,7 +94,7 @@ class SelfAttentionRun(GuidedRun):
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
         sigma = float(timestep.max())
-        if sigma not in self.within:
+        if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         schedule = model_options["transformer_options"]["sample_sigmas"]
         step = SelfAttentionStep(

@@ -1,0 +1,59 @@
+"""Samplers with two evaluations in a step: guidance acts in both or in none."""
+
+import pytest
+import torch
+
+from inner_guidance.host.sampling.evaluated_steps import EvaluatedSteps
+from inner_guidance.host.steering import classifier_guidance, dag_run
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.classifier_models import classifier_guided
+
+pytestmark = pytest.mark.oldest_host
+
+SECOND_ORDER = ("heun", "dpm_2", "dpm_2_ancestral")
+END = 0.34  # the steps of 4 start at 0, 1/3, 2/3 and 1
+SCHEDULE = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(("sampler", "evaluations"), [("euler", 2), *((s, 4) for s in SECOND_ORDER)])
+def test_sag_acts_in_both_evaluations_of_its_last_step(sampler, evaluations):
+    model = tiny.guided(tiny.patcher(), end_percent=END)
+    seen = tiny.watch(model)
+
+    tiny.sample(model, steps=4, sampler=sampler)
+
+    assert len(seen.extra) == evaluations
+
+
+@pytest.mark.parametrize("sampler", SECOND_ORDER)
+@pytest.mark.parametrize(
+    ("guide", "module", "step"),
+    [
+        (lambda model: depth.depth_guided(model, end_percent=END), dag_run, "DepthFeatureStep"),
+        (lambda model: classifier_guided(model, end_percent=END), classifier_guidance, "ClassifierStep"),
+    ],
+    ids=["DAG", "Classifier Guidance"],
+)
+def test_gradients_are_taken_in_both(monkeypatch, guide, module, step, sampler):
+    made, original = [], getattr(module, step)
+    monkeypatch.setattr(module, step, lambda *args, **kwargs: made.append(0) or original(*args, **kwargs))
+
+    tiny.sample(guide(tiny.patcher()), steps=4, sampler=sampler)
+
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "starts"),
+    [
+        ([8, 4, 2, 1], [8, 4, 2, 1]),  # Euler
+        ([8, 5.6, 4, 2.8, 2, 1.4, 1], [8, 8, 4, 4, 2, 2, 1]),  # DPM-Solver-2
+        ([8, 4, 4, 2, 2, 1, 1], [8, 4, 4, 4, 2, 2, 1]),  # Heun; its first step is told as two
+        ([8, 8, 4, 2, 1], [8, 8, 4, 2, 1]),  # the first sigma twice
+    ],
+)
+def test_the_step_of_an_evaluation(evaluated, starts):
+    steps = EvaluatedSteps()
+
+    assert [steps.start(sigma, SCHEDULE) for sigma in evaluated] == starts

@@ -36,9 +36,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip=(
-                        "How strongly to steer away from the blurred image. Higher values are crisper; too "
-                        "high a value looks harsh and distorted. 0 turns the node off; negative values "
-                        "soften."
+                        "How strongly to steer away from the blurred image. Higher values change the image "
+                        "more; too high a value looks harsh and distorted. 0 turns the node off; negative "
+                        "values steer the other way."
                     ),
                 ),
                 io.Float.Input(
@@ -91,8 +91,9 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     options=list(SPACES),
                     default="eps",
                     tooltip=(
-                        "What to extrapolate. eps: the noise, as in the paper. v: the velocity, as "
-                        "diffusers does for v-prediction models; weaker at high noise."
+                        "What to extrapolate. eps: the noise, as in the paper; it may soften edges that "
+                        "the model is sure of. v: the velocity, as diffusers does for v-prediction models; "
+                        "sharper, and weaker at high noise."
                     ),
                     extra_dict=ADVANCED,
                 ),

@@ -53,9 +53,9 @@ def drawing(subject: Subject, row: str, seed: int, head: str = "", target: str =
     """
     prompt: Prompt = {}
 
-    def node(name: str, kind: str, **inputs: Any) -> list[Any]:
-        prompt[name] = {"class_type": kind, "inputs": inputs}
-        return [name, 0]
+    def node(node_id: str, kind: str, /, **inputs: Any) -> list[Any]:
+        prompt[node_id] = {"class_type": kind, "inputs": inputs}
+        return [node_id, 0]
 
     model = node("checkpoint", "CheckpointLoaderSimple", ckpt_name=subject.checkpoint)
     clip, vae = ["checkpoint", 1], ["checkpoint", 2]

@@ -3,11 +3,14 @@
 import pytest
 
 from inner_guidance.tests.gpu import checks
+from inner_guidance.tests.gpu.checkpoint import Subject, drawing
 from inner_guidance.tests.gpu.launches import CPU_LAUNCHES
 from inner_guidance.tests.gpu.prompts import GUIDED, PROMPTS, RECORDED, with_seed
+from inner_guidance.tests.support.node_defaults import with_defaults
 from inner_guidance.tools.template_runs import run_with_twins, shortened
 
 TWO_STEPS = {"KSampler": {"steps": 2}}
+SUBJECT = Subject("checkpoint.safetensors", "depth_anything.safetensors", side=512, steps=2)
 
 
 @pytest.mark.parametrize("name", [GUIDED, RECORDED, f"{GUIDED}, transformer"])
@@ -46,6 +49,23 @@ def test_runs_that_differ_are_told(server, monkeypatch):
 
     with pytest.raises(checks.CheckError, match="2 of 2 latents differ"):
         checks.twice_the_same(server, prompt)
+
+
+@pytest.mark.parametrize("row", SUBJECT.rows)
+def test_what_is_drawn_on_a_checkpoint_lacks_only_files(row, server):
+    prompt = drawing(SUBJECT, row, seed=1, head="head.safetensors", target="target.png")
+
+    faults = [
+        error
+        for node in server.queue(with_defaults(prompt, server.object_info()), "t")["node_errors"].values()
+        for error in node["errors"]
+    ]
+
+    assert faults
+    assert {fault["type"] for fault in faults} <= {"value_not_in_list", "custom_validation_failed"}
+    for fault in faults:
+        missing = str(fault["extra_info"].get("received_value", fault["details"]))
+        assert missing.endswith((".safetensors", "target.png")), fault
 
 
 def test_device_memory_is_what_pytorch_holds():

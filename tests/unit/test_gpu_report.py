@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from inner_guidance.tests.gpu.comparison import Deviation, deviation
+from inner_guidance.tests.gpu.figures import figures_table
 from inner_guidance.tests.gpu.launches import precision
 from inner_guidance.tests.gpu.prompts import compiled
 from inner_guidance.tests.gpu.report import FAILED, PASSED, SKIPPED, Report, Row
@@ -115,3 +116,21 @@ def test_the_report_can_be_pasted():
         "| Sage attention | all | not run | sageattention is not installed |",
     ]
     assert lines[10:] == ["## Speed", "", "| a |", "|---|", "| 1 |"]
+
+
+def test_figures_are_of_change_agreement_and_target():
+    ramp = Image.linear_gradient("L")
+    grey = Image.new("RGB", (256, 256), (100, 100, 100))
+    lighter = Image.new("RGB", (256, 256), (151, 151, 151))
+    plain = {"picture": grey, "depth": ramp, "read": ramp}
+    guided = {"picture": lighter, "depth": ramp.rotate(180), "read": ramp}
+
+    lines = figures_table({"without": [plain, plain], "DAG": [guided, guided]}).splitlines()
+
+    assert lines[2:] == ["| without | 0.000 | 1.00 | 1.00 |", "| DAG | 0.200 | -1.00 | -1.00 |"]
+
+
+def test_figures_without_a_depth_model():
+    shown = [{"picture": Image.new("RGB", (8, 8))}] * 2
+
+    assert figures_table({"without": shown, "SAG": shown}).splitlines()[3] == "| SAG | 0.000 |  |  |"

@@ -1,4 +1,6 @@
-"""The pack in the running server: loaded whole, with its help pages and a tooltip everywhere."""
+"""The pack in the running server: loaded whole, with help pages, translations and a tooltip everywhere."""
+
+import json
 
 
 def test_every_node_is_loaded(object_info, node_ids):
@@ -49,3 +51,11 @@ def test_every_node_says_what_it_is(object_info, node_ids):
     for name in node_ids:
         assert object_info[name]["display_name"], name
         assert len(object_info[name]["description"]) > 40, name
+
+
+def test_server_tells_the_translations(server, node_ids):
+    told = json.loads(server.get("/i18n"))
+
+    for language in ("zh", "ja", "ko"):
+        assert told[language]["nodeDefs"].keys() >= set(node_ids)
+        assert told[language]["dataTypes"]["DEPTH_HEAD"]

@@ -23,11 +23,11 @@ from .setup_host import ROOT, SetupError, host_folder
 OUTPUT = ROOT / ".demo"
 # Neighbours draw the same picture without guidance, which the host then draws once.
 WORKFLOWS = (
-    "Demo - See what the model sees",
-    "Demo - Self-Attention Guidance",
-    "Demo - DAG + SAG",
-    "Demo - Depth-Aware Guidance",
-    "Demo - Depth-locked restyle",
+    "02 Demo - See what the model sees",
+    "01 Demo - Self-Attention Guidance",
+    "07 Demo - DAG + SAG",
+    "06 Demo - Depth-Aware Guidance",
+    "05 Demo - Depth-locked restyle",
 )
 SCENES = (
     ("red sphere, blue box, grey checker floor, white wall", 16),
@@ -82,7 +82,7 @@ def main() -> None:
     """Draw all scenes, write the pictures and the sheet, print where they are."""
     start = time.monotonic()
     workflows = [
-        json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         for name in WORKFLOWS
     ]
     OUTPUT.mkdir(exist_ok=True)

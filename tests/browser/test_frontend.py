@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 LOAD = "async workflow => { await window.app.loadGraphData(workflow); }"
 SHOWN = "type => window.app.graph.nodes.some(node => node.type === type && node.imgs?.length)"
@@ -67,9 +67,9 @@ def test_the_page_wires_a_workflow_as_its_twin(name, page):
 @pytest.mark.parametrize(
     ("name", "node", "grey"),
     [
-        ("Demo - Depth-Aware Guidance", "InnerDepthAwareGuidance", True),
-        ("Demo - Watch depth form", "InnerRecordFeatures", True),
-        ("Demo - See what the model sees", "InnerRecordAttention", False),
+        ("06 Demo - Depth-Aware Guidance", "InnerDepthAwareGuidance", True),
+        ("03 Demo - Watch depth form", "InnerRecordFeatures", True),
+        ("02 Demo - See what the model sees", "InnerRecordAttention", False),
     ],
 )
 def test_a_node_shows_what_it_reads_while_a_sampler_runs(name, node, grey, page):

@@ -9,7 +9,7 @@ from PIL import Image, ImageSequence
 
 SIDE = 256
 STEPS = 20
-PRIOR_WORKFLOW = "Demo - Train a depth prior"
+PRIOR_WORKFLOW = "10 Demo - Train a depth prior"
 SHORT_TRAINING = ("Depth maps to learn from", "Train Depth Prior", "Training report")
 SAVED_PRIOR = "demo_depth_prior_00001_.safetensors"
 
@@ -17,7 +17,9 @@ SAVED_PRIOR = "demo_depth_prior_00001_.safetensors"
 @pytest.fixture(scope="session")
 def workflow(root):
     """The API form of a workflow, by name."""
-    return lambda name: json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return lambda name: json.loads(
+        (root / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +55,8 @@ def columns(sheet: np.ndarray) -> list[list[np.ndarray]]:
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("Demo - Depth of an image", "Image, known depth, estimate"),
-        ("Demo - Train a depth head", "Picture, known depth, what the head reads"),
+        ("04 Demo - Depth of an image", "Image, known depth, estimate"),
+        ("09 Demo - Train a depth head", "Picture, known depth, what the head reads"),
     ],
 )
 def test_depth_that_is_read_is_that_of_the_renders(name, title, pictures):
@@ -68,7 +70,7 @@ def test_depth_that_is_read_is_that_of_the_renders(name, title, pictures):
 
 
 def test_a_trained_head_is_saved(drawn, server):
-    drawn("Demo - Train a depth head")
+    drawn("09 Demo - Train a depth head")
 
     names = server.object_info()["InnerLoadDepthHead"]["input"]["required"]["name"][1]["options"]
     assert "demo_depth_head_00001_.safetensors" in names
@@ -117,10 +119,10 @@ def test_a_saved_prior_guides_as_it_did_when_it_was_new(pictures, workflow, serv
 
 
 def test_depth_is_seen_to_form_one_picture_a_step(drawn, workflow):
-    prompt = workflow("Demo - Watch depth form")
+    prompt = workflow("03 Demo - Watch depth form")
     (film,) = (number for number, node in prompt.items() if node["class_type"] == "SaveAnimatedWEBP")
 
-    frames = Image.open(io.BytesIO(drawn("Demo - Watch depth form")[film][0]))
+    frames = Image.open(io.BytesIO(drawn("03 Demo - Watch depth form")[film][0]))
     frames = [np.asarray(frame.convert("L")) / 255 for frame in ImageSequence.Iterator(frames)]
 
     assert len(frames) == STEPS
@@ -133,7 +135,7 @@ def test_depth_is_seen_to_form_one_picture_a_step(drawn, workflow):
 
 
 def test_guidance_changes_the_picture_and_its_depth_of_the_same_seed(pictures):
-    shown = pictures("Demo - Depth-Aware Guidance")
+    shown = pictures("06 Demo - Depth-Aware Guidance")
 
     plain, guided = shown["Without guidance"], shown["With Depth-Aware Guidance"]
     assert plain.shape == guided.shape == (SIDE, SIDE, 3)
@@ -143,7 +145,7 @@ def test_guidance_changes_the_picture_and_its_depth_of_the_same_seed(pictures):
 
 
 def test_depth_follows_that_of_the_other_image(pictures):
-    shown = pictures("Demo - Depth-locked restyle")
+    shown = pictures("05 Demo - Depth-locked restyle")
 
     target, free, locked = (
         shown[title] for title in ("Depth to keep", "Depth without guidance", "Depth that came out")
@@ -152,7 +154,7 @@ def test_depth_follows_that_of_the_other_image(pictures):
 
 
 def test_both_guidances_act_in_one_picture(workflow, server):
-    prompt = workflow("Demo - DAG + SAG")
+    prompt = workflow("07 Demo - DAG + SAG")
     ids = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
     (sag,) = (
         node["inputs"] for node in prompt.values() if node["class_type"] == "InnerSelfAttentionGuidance"

@@ -10,7 +10,7 @@ from PIL import Image
 
 from inner_guidance.tools.api_twins import to_api
 
-FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 NAMES = sorted(path.name for path in FOLDER.glob("*.json"))
 TWINS = {
     path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("api/*.json"))
@@ -21,7 +21,7 @@ RUN_ANYWHERE = [
     if any(node["class_type"] == "InnerLoadDemoModel" for node in prompt.values())
 ]
 # What the host of a reader has and this one has not: downloads, and pictures in its input folder.
-MODEL_FILES = (".safetensors", ".ckpt", ".pth")
+MODEL_FILES = (".safetensors", ".ckpt", ".pth", ".pt")
 PICTURES = ("example.png", "depth_training")
 MISSING = ("value_not_in_list", "custom_validation_failed")
 

@@ -24,6 +24,7 @@ FOLDERS = tuple(
         "demo",
         "depth_head",
         "docs",
+        "example_workflows",
         "experiments",
         "guidance",
         "host",
@@ -32,7 +33,6 @@ FOLDERS = tuple(
         "tests",
         "tools",
         "web",
-        "workflows",
     )
 )
 PLACEHOLDER = re.compile(r"[<>*]")

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
+MODEL_FILES = (".safetensors", ".ckpt", ".pth", ".pt")
+TITLE, HEADING, SPARE = 30, 40, 40  # pixels: a node's title, a group's heading, what stays free below a node
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -54,32 +56,68 @@ def test_links_agree_with_the_slots_at_both_ends(workflow):
     assert seen == {slot["link"] for node in nodes.values() for slot in node["inputs"]} - {None}
 
 
-def test_nodes_lie_in_no_other_nodes_place(workflow):
-    boxes = [(node["pos"], node["size"]) for node in workflow["nodes"]]
-    for number, (a, size_a) in enumerate(boxes):
-        for b, size_b in boxes[:number]:
-            apart = any(
-                a[axis] + size_a[axis] <= b[axis] or b[axis] + size_b[axis] <= a[axis] for axis in (0, 1)
-            )
-            assert apart, f"{a} and {b} overlap"
+def box(node):
+    """Left, top, right and bottom of a node with its title."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def overlap(a, b):
+    return all(a[axis] < b[axis + 2] and b[axis] < a[axis + 2] for axis in (0, 1))
+
+
+def test_nodes_may_grow_without_touching_others(workflow):
+    """Nodes 2.0 draws them taller than the file says, and so does a picture or a bar of progress."""
+    boxes = [box(node) for node in workflow["nodes"]]
+    for number, a in enumerate(boxes):
+        for b in boxes[:number]:
+            assert not overlap((*a[:3], a[3] + SPARE), (*b[:3], b[3] + SPARE)), f"{a} and {b}"
+
+
+def test_groups_hold_their_nodes_and_do_not_overlap(workflow):
+    groups = [
+        (x, y, x + width, y + height) for x, y, width, height in (g["bounding"] for g in workflow["groups"])
+    ]
+    for number, a in enumerate(groups):
+        assert not any(overlap(a, b) for b in groups[:number])
+    for node in workflow["nodes"]:
+        left, top, right, bottom = box(node)
+        holding = [g for g in groups if overlap(box(node), g)]
+        if node["type"] in NOTES:
+            assert not holding
+        else:
+            ((x, y, end, lowest),) = holding
+            assert x <= left
+            assert right <= end
+            assert top - y >= HEADING
+            assert lowest - bottom >= SPARE
+
+
+def test_workflow_is_no_wider_than_a_screen(workflow):
+    left = min(node["pos"][0] for node in workflow["nodes"])
+    assert max(node["pos"][0] + node["size"][0] for node in workflow["nodes"]) - left <= 2000
+
+
+def test_notes_name_inputs_in_bold(workflow):
+    """Nodes 2.0 draws `code` in a note blue on blue."""
+    for node in workflow["nodes"]:
+        if node["type"] in NOTES:
+            assert "`" not in node["widgets_values"][0]
+
+
+def test_files_are_numbered_from_the_first_to_the_last_thing_to_learn():
+    assert [path.stem[:3] for path in FILES] == [f"{number:02} " for number in range(1, len(FILES) + 1)]
+    demos = [path.stem[3:].startswith("Demo") for path in FILES]
+    assert demos == sorted(demos, reverse=True)
 
 
 def test_page_offers_each_missing_model_for_download(workflow):
     for node in workflow["nodes"]:
-        files = [v for v in node["widgets_values"] if str(v).endswith((".safetensors", ".ckpt", ".pth"))]
-        if node["properties"].get("cnr_id") != "comfy-core" or not files:
+        files = [v for v in node["widgets_values"] if str(v).endswith(MODEL_FILES)]
+        if not files or node["type"] == "InnerLoadDepthPrior":  # there is no public one
             continue
         (offered,) = node["properties"]["models"]
         assert [offered["name"]] == files
         assert offered["url"].startswith("https://huggingface.co/")
         assert offered["url"].endswith(f"/{offered['name']}")
         assert offered["directory"]
-
-
-def test_templates_for_transformers_fit_a_screen_2000_pixels_wide():
-    written = [json.loads(path.read_text(encoding="utf-8")) for path in FOLDER.glob("Depth lock*.json")]
-
-    assert len(written) == 4
-    for workflow in written:
-        left = min(node["pos"][0] for node in workflow["nodes"])
-        assert max(node["pos"][0] + node["size"][0] for node in workflow["nodes"]) - left <= 2000

@@ -30,6 +30,7 @@ FOLDERS = tuple(
         "host",
         "nodes",
         "pictures",
+        "subgraphs",
         "tests",
         "tools",
         "web",

@@ -13,6 +13,10 @@ PAGES = [
     ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
+HELP = sorted((ROOT / "web" / "docs").glob("*.md"))
+REPOSITORY = (
+    "https://github.com/inner-guidance/inner-guidance/blob/main/"  # the host's page opens no relative link
+)
 FORMS = sorted((ROOT / ".github").rglob("*.yml"))
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -81,6 +85,19 @@ def test_files_are_found_where_they_are_named():
 
     assert len(LINK.findall(text)) > 60
     assert len([code for code in CODE.findall(text) if is_file_name(code)]) > 60
+
+
+@pytest.mark.parametrize("page", HELP, ids=lambda path: path.stem)
+def test_help_page_says_how_to_connect_the_node_and_leads_to_papers_and_documents(page):
+    text = page.read_text(encoding="utf-8")
+    documents = [link.removeprefix(REPOSITORY) for link in LINK.findall(text) if link.startswith(REPOSITORY)]
+
+    assert "\n## How to connect it\n\n1. " in text or "\n## How to connect it\n\n- " in text
+    assert "arxiv.org/abs/2210.00939" in text
+    assert "arxiv.org/abs/2212.08861" in text
+    assert documents
+    assert [name for name in documents if not (ROOT / name).exists()] == []
+    assert [link for link in LINK.findall(text) if "://" not in link] == []
 
 
 def glossary() -> list[tuple[str, str, str]]:

@@ -26,33 +26,38 @@ from .setup_host import ROOT, SetupError, host_folder
 from .template_runs import TemplateRun, TemplateRunError, run_with_twins, shortened, template
 
 FOLDER = ROOT / ".cache" / "full-size"
-TRAIN_HEAD = "Train a depth head on SD 1.5 with Depth Anything 3 labels"
-TRAIN_PRIOR = "Train a depth prior with Depth Anything 3 labels"
+TRAIN_HEAD = "20 Train a depth head on SD 1.5 with Depth Anything 3 labels"
+TRAIN_PRIOR = "21 Train a depth prior with Depth Anything 3 labels"
 # The folders in which trainings save, where the other templates find it.
 SAVED_IN = {TRAIN_HEAD: "depth_heads", TRAIN_PRIOR: "depth_priors"}
 SD15 = (
     TRAIN_HEAD,
     TRAIN_PRIOR,
-    "SAG on SD 1.5",
-    "SAG + hires fix",
-    "Depth of an image from SD 1.5",
-    "Watch depth form",
-    "See what SD 1.5 sees",
-    "Depth-aware guidance on SD 1.5",
-    "Depth-locked restyle",
-    "DAG + SAG",
+    "11 SAG on SD 1.5",
+    "13 SAG + hires fix",
+    "16 Depth of an image from SD 1.5",
+    "15 Watch depth form",
+    "14 See what SD 1.5 sees",
+    "18 Depth-aware guidance on SD 1.5",
+    "17 Depth-locked restyle",
+    "19 DAG + SAG",
 )
-SDXL = ("SAG on SDXL",)
+SDXL = ("12 SAG on SDXL",)
 SHORT: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "InnerTrainDepthHead": {"steps": 2, "batch_size": 1},
     "InnerTrainDepthPrior": {"steps": 20, "batch_size": 2},
     "InnerDepthEstimate": {"ensemble": 1},
+    "InnerLoadDepthHead": {"name": "sd15_depth_00001_.safetensors"},  # the trained one, not the public one
 }
 # One step of SAG tells; DAG has a window for each loss, and a film of depth is made of steps.
-SHORTER = {name: {"KSampler": {"steps": 1}} for name in ("SAG on SD 1.5", "SAG + hires fix", *SDXL)}
+SHORTER = {name: {"KSampler": {"steps": 1}} for name in ("11 SAG on SD 1.5", "13 SAG + hires fix", *SDXL)}
 SIZES = ("width", "height", "largest_size", "resolution")
-PICTURES = ("Demo - Depth of an image", "Demo - Self-Attention Guidance", "Demo - Train a depth head")
+PICTURES = (
+    "04 Demo - Depth of an image",
+    "01 Demo - Self-Attention Guidance",
+    "09 Demo - Train a depth head",
+)
 
 
 def main() -> None:
@@ -103,8 +108,8 @@ def furnish(base: Path) -> None:
     folder = base / "input" / "depth_training"
     folder.mkdir(parents=True)
     for name in PICTURES:
-        shutil.copy(ROOT / "workflows" / f"{name}.jpg", folder)
-    Image.open(ROOT / "workflows" / f"{PICTURES[0]}.jpg").save(base / "input" / "example.png")
+        shutil.copy(ROOT / "example_workflows" / f"{name}.jpg", folder)
+    Image.open(ROOT / "example_workflows" / f"{PICTURES[0]}.jpg").save(base / "input" / "example.png")
 
 
 def halved(prompt: Prompt) -> Prompt:

@@ -11,19 +11,19 @@ SHORT = {
     "InnerTrainDepthHead": {"steps": 20},
     "InnerTrainDepthPrior": {"steps": 20},
 }
-GUIDED = "Demo - DAG + SAG"
-RECORDED = "Demo - See what the model sees"
+GUIDED = "07 Demo - DAG + SAG"
+RECORDED = "02 Demo - See what the model sees"
 NAMES = (
     GUIDED,
     RECORDED,
-    "Demo - Self-Attention Guidance",
-    "Demo - Depth-Aware Guidance",
-    "Demo - Depth-locked restyle",
-    "Demo - Classifier guidance + SAG",
-    "Demo - Depth of an image",
-    "Demo - Watch depth form",
-    "Demo - Train a depth head",
-    "Demo - Train a depth prior",
+    "01 Demo - Self-Attention Guidance",
+    "06 Demo - Depth-Aware Guidance",
+    "05 Demo - Depth-locked restyle",
+    "08 Demo - Classifier guidance + SAG",
+    "04 Demo - Depth of an image",
+    "03 Demo - Watch depth form",
+    "09 Demo - Train a depth head",
+    "10 Demo - Train a depth prior",
 )
 
 

@@ -88,7 +88,7 @@ class Packed(torch.Tensor):
 
 
 def test_quantised_weights_are_refused_before_anything_is_sampled():
-    model = tiny.root.__wrapped__("small", "EPS", 0)  # of its own
+    model = tiny.root.__wrapped__("small", "EPS", 0, torch.float32)  # of its own
     layer = model.model.diffusion_model.time_embed[0]
     layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Packed), requires_grad=False)
     watched = tiny.watch(model)

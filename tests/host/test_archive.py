@@ -18,7 +18,7 @@ folder = sys.argv.pop()
 assert asyncio.run(nodes.load_custom_node(folder))
 demo = nodes.NODE_CLASS_MAPPINGS["InnerLoadDemoModel"]
 for family in ("UNet", "transformer"):
-    assert len(demo.execute(family).result) == 6
+    assert len(demo.execute(family).result) == 7
 pack = [name for name in nodes.NODE_CLASS_MAPPINGS if name.startswith("Inner")]
 assert not any(str(ROOT / "host") in str(module) for module in sys.modules.values())
 print(len(pack), "nodes")

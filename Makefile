@@ -34,7 +34,7 @@ format: setup
 	$(VENV) -m ruff check --fix
 	$(VENV) -m ruff format
 
-workflows: setup    ## the API twins in example_workflows/api/ from the workflow files
+workflows: setup    ## the API twins in workflows/api/ from the workflow files
 	@$(VENV) -m tools.api_twins
 
 models: setup    ## docs/models.md, which node works with which model

@@ -1,4 +1,4 @@
-"""Writes the API twin of every workflow: example_workflows/*.json -> example_workflows/api/.
+"""Writes the API twin of every workflow: workflows/*.json -> workflows/api/.
 
     make workflows
 
@@ -14,7 +14,7 @@ from typing import Any
 from .host_server import HostServer, HostServerError, Prompt
 from .setup_host import ROOT, SetupError, host_folder
 
-WORKFLOWS = ROOT / "example_workflows"
+WORKFLOWS = ROOT / "workflows"
 NOTES = frozenset({"Note", "MarkdownNote"})
 BYPASSED = 4
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
@@ -87,7 +87,7 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
 
 
 def main() -> None:
-    """Rewrite example_workflows/api from example_workflows."""
+    """Rewrite workflows/api from workflows."""
     with HostServer(host_folder(), ROOT, log=ROOT / ".cache" / "server.log") as server:
         object_info = server.object_info()
     for path in sorted(WORKFLOWS.glob("*.json")):

@@ -82,7 +82,7 @@ def main() -> None:
     """Draw all scenes, write the pictures and the sheet, print where they are."""
     start = time.monotonic()
     workflows = [
-        json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         for name in WORKFLOWS
     ]
     OUTPUT.mkdir(exist_ok=True)

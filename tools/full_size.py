@@ -108,8 +108,8 @@ def furnish(base: Path) -> None:
     folder = base / "input" / "depth_training"
     folder.mkdir(parents=True)
     for name in PICTURES:
-        shutil.copy(ROOT / "example_workflows" / f"{name}.jpg", folder)
-    Image.open(ROOT / "example_workflows" / f"{PICTURES[0]}.jpg").save(base / "input" / "example.png")
+        shutil.copy(ROOT / "workflows" / f"{name}.jpg", folder)
+    Image.open(ROOT / "workflows" / f"{PICTURES[0]}.jpg").save(base / "input" / "example.png")
 
 
 def halved(prompt: Prompt) -> Prompt:

@@ -76,7 +76,7 @@ class TemplateRun:
 
 def template(name: str) -> Prompt:
     """A workflow of the pack, in the API's format."""
-    return json.loads((ROOT / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def shortened(prompt: Prompt, inputs: Mapping[str, Mapping[str, Any]]) -> Prompt:

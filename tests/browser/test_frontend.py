@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 LOAD = "async workflow => { await window.app.loadGraphData(workflow); }"
 SHOWN = "type => window.app.graph.nodes.some(node => node.type === type && node.imgs?.length)"

@@ -41,7 +41,7 @@ def test_the_archive_has_what_an_artist_needs_and_no_more(archived, root):
 
     assert not folders & {"tests", "benchmarks", "experiments", "tools", ".github", ".ci"}
     assert {"README.md", "LICENSE", "pyproject.toml", "__init__.py"} <= archived
-    assert {"web", "locales", "example_workflows", "subgraphs", "nodes", "demo", "docs"} <= folders
+    assert {"web", "locales", "workflows", "subgraphs", "nodes", "demo", "docs"} <= folders
     assert sum((root / name).stat().st_size for name in archived) < 40e6
 
 

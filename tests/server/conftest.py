@@ -25,7 +25,7 @@ def drawn(server: HostServer, root: Path) -> Callable[[str], dict[str, list[byte
     @functools.cache
     def run(name: str) -> dict[str, list[bytes]]:
         return server.run(
-            json.loads((root / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+            json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
         )
 
     return run

@@ -16,9 +16,7 @@ PLAIN, GUIDED = "Without guidance", "With Self-Attention Guidance"
 @pytest.fixture
 def workflow(root):
     return json.loads(
-        (root / "example_workflows" / "api" / "01 Demo - Self-Attention Guidance.json").read_text(
-            encoding="utf-8"
-        )
+        (root / "workflows" / "api" / "01 Demo - Self-Attention Guidance.json").read_text(encoding="utf-8")
     )
 
 
@@ -55,7 +53,7 @@ def test_steps_that_the_host_had_in_its_cache_count_as_done(server, workflow):
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflows_of_the_sheet_take_prompt_and_seed(name, root):
     prompt = for_scene(
-        json.loads((root / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")),
+        json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")),
         "red sphere",
         7,
     )

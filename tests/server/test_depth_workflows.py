@@ -17,9 +17,7 @@ SAVED_PRIOR = "demo_depth_prior_00001_.safetensors"
 @pytest.fixture(scope="session")
 def workflow(root):
     """The API form of a workflow, by name."""
-    return lambda name: json.loads(
-        (root / "example_workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")
-    )
+    return lambda name: json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows" / "api"
+FOLDER = Path(__file__).resolve().parents[2] / "workflows" / "api"
 NAMES = sorted(path.stem for path in FOLDER.glob("*Depth lock*.json"))
 DEMO = {"class_type": "InnerLoadDemoModel", "inputs": {"family": "transformer"}}
 SCENES = {"class_type": "InnerDemoScenes", "inputs": {"first_seed": 1_140_000, "count": 6, "size": 128}}

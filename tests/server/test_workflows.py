@@ -10,7 +10,7 @@ from PIL import Image
 
 from inner_guidance.tools.api_twins import to_api
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.name for path in FOLDER.glob("*.json"))
 TWINS = {
     path.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("api/*.json"))

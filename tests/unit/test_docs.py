@@ -28,7 +28,6 @@ FOLDERS = tuple(
         "demo",
         "depth_head",
         "docs",
-        "example_workflows",
         "experiments",
         "guidance",
         "host",
@@ -38,6 +37,7 @@ FOLDERS = tuple(
         "tests",
         "tools",
         "web",
+        "workflows",
     )
 )
 PLACEHOLDER = re.compile(r"[<>*]")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 FILES = sorted(FOLDER.glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
 MODEL_FILES = (".safetensors", ".ckpt", ".pth", ".pt")

@@ -52,16 +52,7 @@ ZIMAGE = LUMINA | {
     "pad_tokens_multiple": 32,
     "time_scale": 1000.0,
 }
-MAGE = {
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 3,
-    "attention_head_dim": 24,
-    "num_attention_heads": 2,
-    "joint_attention_dim": CONTEXT,
-    "axes_dims_rope": (8, 8, 8),
-    "dtype": torch.float32,
-}
+MAGE = QWEN | {"in_channels": 16}
 KREA2 = {
     "features": 48,
     "tdim": 32,

@@ -1,59 +1,24 @@
 """depth_head/training.py on features that hold the depth, more noisily the later the time."""
 
-import copy
-
 import pytest
 import torch
 
-from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.fitting import decay
-from inner_guidance.depth_head.metrics import DepthRange, fit_to_label
+from inner_guidance.depth_head.metrics import fit_to_label
 from inner_guidance.depth_head.training import (
     LAST_TIME,
     LEVELS,
-    TrainingSettings,
     draw,
     loss_of,
     train,
 )
-
-COUNT, SIZE = 20, (6, 6)
-RANGE = DepthRange(1.5, 12.0)
+from inner_guidance.tests.support.head_training import COUNT, SIZE, depth_labels, network, settings, world
 
 
 @pytest.fixture
 def labels():
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(COUNT, 1, 3, 3, generator=generator)
-    return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
-
-
-def world(labels, noise=0.5):
-    """Features as a UNet's: clear (o1) and blurred (o0), with noise that grows with the time."""
-
-    def features(rows, time, seeds):
-        clear = []
-        for row, t, seed in zip(rows.tolist(), time.tolist(), seeds.tolist(), strict=True):
-            generator = torch.Generator().manual_seed(seed)
-            eps = torch.randn(8, *SIZE, generator=generator)
-            clear.append(labels[row] * torch.linspace(-3, 3, 8).view(8, 1, 1) + noise * t / 1000 * eps)
-        clear = torch.stack(clear)
-        blurred = torch.nn.functional.avg_pool2d(clear, 2)
-        return {"o0": blurred, "o1": clear, "r0": blurred, "r1": clear, "time": time[:, None].expand(-1, 16)}
-
-    return features
-
-
-def network(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return PixelMLP({"o0": 8, "o1": 8}, strong=("o0", "o1"), weak=("o0",), widths=(16,))
-
-
-def settings(**changed):
-    defaults = {"steps": 150, "batch_size": 4, "learning_rate": 0.01, "seed": 0, "depth_range": RANGE}
-    return TrainingSettings(**defaults | changed)
+    return depth_labels()
 
 
 def run(labels, trained=None, on_step=lambda done, losses: None, **changed):
@@ -142,96 +107,6 @@ def test_two_pairs_are_enough(labels):
     _, result = run(labels[:2], steps=5)
     assert len(result.held_out) == 1
     assert result.estimates.shape == (1, len(LEVELS), *SIZE)
-
-
-class Pressed(BaseException):
-    """As the host's in 0.30.0: no Exception."""
-
-
-class Interrupted:
-    """A training of 150 steps, checked after every 15, during which the user presses Cancel at one place.
-
-    place: "on_step", "training" or "held out" (a pass for either). count: of these calls before it.
-    """
-
-    def __init__(self, labels, place, count):
-        self.read, self.place, self.count = world(labels), place, count
-        self.network, self.losses, self.states = network(), [], {}
-        self.result = train(self.network, self.features, labels, settings(), self.on_step, Pressed)
-
-    def at(self, place):
-        self.states[len(self.losses)] = copy.deepcopy(self.network.state_dict())
-        if place == self.place:
-            self.count -= 1
-            if self.count == -1:
-                raise Pressed
-
-    def on_step(self, done, losses):
-        assert len(losses) == done
-        self.losses = losses
-        self.at("on_step")
-
-    def features(self, rows, time, seeds):
-        self.at("held out" if set(time.tolist()) <= set(LEVELS) else "training")
-        return self.read(rows, time, seeds)
-
-
-@pytest.mark.parametrize(
-    ("place", "count", "steps", "kept"),
-    [
-        ("on_step", 1, 1, {1}),
-        ("on_step", 100, 100, {60, 75, 90}),
-        ("training", 1, 1, {1}),
-        ("training", 100, 100, {60, 75, 90}),
-        ("held out", 0, 15, {15}),
-        ("held out", 3, 15, {15}),
-        ("held out", 4, 30, {15}),
-        ("held out", 4 * 6 + 2, 105, {60, 75, 90}),
-    ],
-)
-def test_an_interruption_anywhere_keeps_the_best_so_far(labels, place, count, steps, kept):
-    """A check takes four passes, one a level."""
-    run = Interrupted(labels, place, count)
-    state = run.network.state_dict()
-
-    assert run.result.interrupted
-    assert len(run.result.losses) == steps
-    assert run.result.best_step in kept
-    expected = run.states[run.result.best_step]
-    assert all(torch.equal(value, expected[name]) for name, value in state.items())
-    assert set(run.result.figures["strong"]) == set(LEVELS)
-    assert not run.network.training
-    assert not any(parameter.requires_grad for parameter in run.network.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [40, 46])
-def test_an_interruption_of_the_last_measurement_keeps_the_head_without_figures(labels, count):
-    """Ten checks of four passes, then four passes for the figures and eight for the readings."""
-    run = Interrupted(labels, "held out", count)
-    whole = Interrupted(labels, "held out", 52)
-
-    assert run.result.interrupted
-    assert not whole.result.interrupted
-    assert (run.result.figures, run.result.shown, run.result.readings) == ({}, [], {})
-    assert run.result.estimates.shape == (0, len(LEVELS), *SIZE)
-    expected = whole.network.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in run.network.state_dict().items())
-
-
-@pytest.mark.parametrize("place", ["on_step", "training"])
-def test_an_interruption_before_the_first_step_is_passed_on(labels, place):
-    with pytest.raises(Pressed):
-        Interrupted(labels, place, 0)
-
-
-def test_another_error_is_passed_on(labels):
-    def on_step(done, losses):
-        if done == 20:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        train(network(), world(labels), labels, settings(), on_step, Pressed)
 
 
 def test_the_best_state_is_kept_not_the_last(labels):

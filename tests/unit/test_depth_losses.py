@@ -1,0 +1,143 @@
+"""The losses of guidance/depth_aware.py against references written from the paper, and finite differences."""
+
+import numpy as np
+import pytest
+import torch
+
+from inner_guidance.guidance import depth_aware as dag
+from inner_guidance.tests.support.depth_references import curved, depth, finite_differences, heads, random
+
+
+class TestLosses:
+    def test_consistency_is_the_mean_squared_difference_of_each_image(self):
+        strong, weak = depth(3, 1, 4, 5), depth(3, 1, 4, 5, seed=1)
+        expected = [np.mean((s - w) ** 2) for s, w in zip(strong.numpy(), weak.numpy(), strict=True)]
+
+        torch.testing.assert_close(dag.consistency_loss(strong, weak), torch.tensor(expected))
+
+    def test_consistency_stops_the_gradient_at_the_strong_branch(self):
+        x = random(2, 2, 3, 4)
+        fixed = heads(x)[0]
+        expected = finite_differences(lambda x: ((fixed - heads(x)[1]) ** 2).mean((1, 2, 3)).sum(), x)
+
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(dag.consistency_loss(*heads(leaf)).sum(), leaf)
+
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("abar", [0.98, 0.5, 0.05])
+    def test_prior_is_the_error_of_the_predicted_noise_and_differentiates_the_prior(self, abar):
+        x, eta = random(2, 2, 3, 4), random(2, 1, 3, 4, seed=2)
+
+        def reference(x):
+            noised = np.sqrt(abar) * heads(x)[0].numpy() + np.sqrt(1 - abar) * eta.numpy()
+            error = eta.numpy() - curved(torch.from_numpy(noised)).numpy()
+            return (error**2).mean((1, 2, 3))
+
+        leaf = x.clone().requires_grad_()
+        loss = dag.prior_loss(heads(leaf)[0], eta, abar, curved)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        torch.testing.assert_close(loss.detach(), torch.from_numpy(reference(x)))
+        expected = finite_differences(lambda x: reference(x).sum(), x)
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    @pytest.mark.parametrize("abar", [0.98, 0.5])
+    def test_denoised_prior_is_the_distance_to_the_map_without_its_noise(self, abar):
+        d, etas = random(2, 1, 3, 4), random(3, 2, 1, 3, 4, seed=2)
+        label = np.zeros(d.shape)
+        for eta in etas:
+            noised = np.sqrt(abar) * d.numpy() + np.sqrt(1 - abar) * eta.numpy()
+            predicted = curved(torch.from_numpy(noised)).numpy()
+            label += (noised - np.sqrt(1 - abar) * predicted) / np.sqrt(abar) / 3
+
+        leaf = d.clone().requires_grad_()
+        loss = dag.denoised_prior_loss(leaf, etas, abar, curved)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        difference = d - torch.from_numpy(label)
+        torch.testing.assert_close(loss.detach(), difference.square().mean((1, 2, 3)))
+        torch.testing.assert_close(gradient, 2 * difference / 12)
+
+    @pytest.mark.parametrize("abar", [0.98, 0.5, 0.05])
+    def test_denoised_prior_of_a_gaussian_pulls_straight_to_its_mean(self, abar):
+        mean, variance, d, eta = (
+            random(2, 1, 3, 4, seed=3),
+            0.3,
+            random(2, 1, 3, 4),
+            random(2, 1, 3, 4, seed=2),
+        )
+
+        def eps_phi(noised):
+            # -sqrt(1 - abar) times the score of N(sqrt(abar) mean, abar variance + 1 - abar).
+            means = mean.repeat(len(noised) // 2, 1, 1, 1)
+            return (1 - abar) ** 0.5 * (noised - abar**0.5 * means) / (abar * variance + 1 - abar)
+
+        leaf = d.clone().requires_grad_()
+        loss = dag.denoised_prior_loss(leaf, torch.stack([eta, -eta]), abar, eps_phi)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        share = (1 - abar) / (abar * variance + 1 - abar)
+        torch.testing.assert_close(gradient, 2 * share * (d - mean) / 12)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_target_is_aligned_by_least_squares(self, masked):
+        target = depth(2, 1, 6, 7)
+        d = 1.3 * target - 0.2 + 0.05 * random(2, 1, 6, 7, seed=3)
+        mask = (depth(2, 1, 6, 7, seed=4) > 0.4).double() if masked else None
+
+        aligned = dag.fit_target(target, d, mask)
+
+        for i in range(2):
+            inside = mask[i].bool().numpy() if masked else np.ones((1, 6, 7), bool)
+            t, y = target[i].numpy(), d[i].numpy()
+            columns = np.stack([t[inside], np.ones(inside.sum())], axis=1)
+            (a, b), *_ = np.linalg.lstsq(columns, y[inside], rcond=None)
+            np.testing.assert_allclose(aligned[i].numpy(), a * t + b)
+            expected = ((y - a * t - b)[inside] ** 2).mean() / y[inside].var()
+            np.testing.assert_allclose(dag.target_loss(d, target, mask)[i], expected)
+
+    @pytest.mark.parametrize(("slope", "scale"), [(-1.0, 0.5), (0.0, 0.5), (9.0, 2.0)])
+    def test_an_alignment_neither_flattens_nor_inverts_the_target(self, slope, scale):
+        target = depth(1, 1, 6, 7)
+        aligned = dag.fit_target(target, slope * target + 0.1)
+
+        torch.testing.assert_close(aligned - aligned.mean(), scale * (target - target.mean()))
+        torch.testing.assert_close(aligned.mean(), (slope * target + 0.1).mean())
+
+    def test_target_asks_nothing_of_what_fits_and_nothing_outside_the_mask(self):
+        target, mask = depth(1, 1, 6, 7), torch.zeros(1, 1, 6, 7, dtype=torch.float64)
+        mask[..., :3] = 1
+        d = (1.5 * target + 0.2 + (1 - mask)).requires_grad_()
+
+        (gradient,) = torch.autograd.grad(dag.target_loss(d, target, mask).sum(), d)
+
+        torch.testing.assert_close(gradient, torch.zeros_like(d), rtol=0, atol=1e-12)
+
+    def test_the_gradient_of_the_target_loss_is_that_of_its_optimum(self):
+        # The optimal a and b are constants in fit_target; at an optimum that is no approximation.
+        target, d = depth(1, 1, 3, 4), depth(1, 1, 3, 4, seed=5) * 0.2 + depth(1, 1, 3, 4)
+        expected = finite_differences(lambda d: dag.target_loss(d, target).sum(), d)
+
+        leaf = d.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(dag.target_loss(leaf, target).sum(), leaf)
+
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
+
+    def test_the_target_does_not_ask_for_flatter_or_nearer_depth(self):
+        target = depth(2, 1, 6, 7)
+        d = (0.7 * target + 0.1 * random(2, 1, 6, 7, seed=3)).requires_grad_()
+
+        (gradient,) = torch.autograd.grad(dag.target_loss(d, target).sum(), d)
+
+        for asked, shape in zip(gradient, d.detach(), strict=True):
+            assert asked.abs().max() > 1e-3
+            torch.testing.assert_close(asked.sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-12)
+            torch.testing.assert_close((asked * shape).sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("flat", [0.0, 0.7])
+    def test_flat_targets_and_empty_masks_stay_finite(self, flat):
+        target, d = torch.full((1, 1, 4, 4), flat), torch.rand(1, 1, 4, 4)
+
+        assert dag.target_loss(d, target).isfinite().all()
+        assert dag.target_loss(d, d, torch.zeros(1, 1, 4, 4)) == 0

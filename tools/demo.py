@@ -30,12 +30,12 @@ WORKFLOWS = (
     "05 Demo - Depth-locked restyle",
 )
 SCENES = (
-    ("red sphere, blue box, grey checker floor, white wall", 16),
-    ("green cylinder, yellow sphere, brown striped floor, beige wall", 2),
-    ("purple box, orange cylinder, plain grey floor, blue wall", 3),
+    ("red sphere, blue box, grey checker floor, white wall", 7),
+    ("green cylinder, yellow sphere, brown striped floor, beige wall", 9),
+    ("purple box, orange cylinder, plain grey floor, blue wall", 2),
     ("cyan sphere, pink sphere, blue checker floor, grey wall", 4),
-    ("white cylinder, black box, red striped floor, green wall", 10),
-    ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 6),
+    ("white cylinder, black box, red striped floor, green wall", 0),
+    ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 3),
 )
 
 

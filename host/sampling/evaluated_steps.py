@@ -20,7 +20,9 @@ class EvaluatedSteps:
 
         -(sigma - sigma_next) / sigma_mid * (1 - sigma_mid / sigma) s,
 
-    away from where s points, and in long steps several times as far.
+    away from where s points, and in long steps several times as far. For the same reason Depth-Aware Guidance
+    takes one gradient in a step and uses it in each of its evaluations: with fresh ones, four steps of
+    DPM-Solver-2 ancestral end farther from a target than without guidance (docs/compatibility.md).
     """
 
     def __init__(self) -> None:

@@ -110,7 +110,11 @@ def noise_share(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
 
 
 def denoise_mask_at(
-    guider: Any, denoise_mask: Tensor | None, timestep: Tensor, model_options: dict[str, Any]
+    guider: Any,
+    denoise_mask: Tensor | None,
+    timestep: Tensor,
+    model_options: dict[str, Any],
+    sample_sigmas: Tensor,
 ) -> Tensor | float:
     """1 where the sampler keeps what the model predicts, 0 where it pastes the given latent back."""
     if denoise_mask is None:
@@ -118,8 +122,7 @@ def denoise_mask_at(
     of_sigma = model_options.get("denoise_mask_function")
     if of_sigma is None:
         return denoise_mask
-    sigmas = model_options["transformer_options"]["sample_sigmas"]
-    return of_sigma(timestep, denoise_mask, extra_options={"model": guider, "sigmas": sigmas})
+    return of_sigma(timestep, denoise_mask, extra_options={"model": guider, "sigmas": sample_sigmas})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ evaluation and passes all others through unchanged.
 """
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from ...pictures.live import depth_picture
 from ..depth.heads import reads_latents, require_head_fits
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
-from ..sampling.schedule import next_sigma, step_of
+from ..sampling.schedule import TOLERANCE, next_sigma, step_of
 from .dag_feature_step import DepthFeatureStep
 from .dag_latent_step import LatentStep
 from .dag_losses import ROBUST, DepthAwareSettings, Networks
@@ -66,8 +67,8 @@ class DepthAwareGuidance:
 class DepthAwareRun(GuidedRun):
     """The state of a run: the last gradient, the loss scale, head and prior on the model's device.
 
-    last: the gradient and its scales, for each size of the latent, because some samplers (Euler SMEA Dyn)
-    evaluate it at a second size within a step.
+    last: the gradient, its scales and its sigma, for each size of the latent, because some samplers (Euler
+    SMEA Dyn) evaluate it at a second size within a step.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class DepthAwareRun(GuidedRun):
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.renoises_estimate = renoises_estimate(sampler)
         self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
-        self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...]]] = {}
+        self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...], float]] = {}
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
         """The settings, without the losses that do not act at this sigma."""
@@ -115,11 +116,16 @@ class DepthAwareRun(GuidedRun):
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
         sigma = float(timestep.max())
-        settings = self.acting_at(self.start_of_step(x, sigma, model_options))
+        start = self.start_of_step(x, sigma, model_options)
+        settings = self.acting_at(start)
         if not settings.acts:
             return executor(x, timestep, model_options, seed)
-        schedule = model_options["transformer_options"]["sample_sigmas"]
-        last, last_scales = self.last.get(x.shape, (None, ()))
+        schedule = self.schedule(model_options)
+        following = next_sigma(sigma, schedule)
+        last, last_scales, last_sigma = self.last.get(x.shape, (None, (), math.inf))
+        # Later evaluations of a step take the gradient of the one at its start: see EvaluatedSteps.
+        at_start = math.isclose(sigma, start, rel_tol=TOLERANCE)
+        later = not at_start and math.isclose(last_sigma, start, rel_tol=TOLERANCE)
         step = self.new_step(
             settings=settings,
             networks=self.networks,
@@ -129,8 +135,9 @@ class DepthAwareRun(GuidedRun):
             previous=last,
             fresh=last is None
             or last_scales != settings.scales
-            or self.is_nth_step(sigma, schedule, settings.every_n_steps),
-            share=1 - next_sigma(sigma, schedule) / sigma if self.renoises_estimate else 1.0,
+            or (not later and self.is_nth_step(sigma, schedule, settings.every_n_steps)),
+            following=following,
+            share=1 - following / sigma if self.renoises_estimate else 1.0,
             not_of_sampler=self.not_of_sampler,
             own_lists=self.own_lists,
         )
@@ -138,7 +145,7 @@ class DepthAwareRun(GuidedRun):
         if step.own_lists is not None:
             denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
         if step.fresh:
-            self.last[x.shape] = step.gradient, settings.scales
+            self.last[x.shape] = step.gradient, settings.scales, sigma
         depth = step.depth
         if depth is not None:
             self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(depth))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...guidance import depth_aware as dag
-from ..sampling.schedule import next_sigma, noise_share
+from ..sampling.schedule import noise_share
 from .dag_losses import ROBUST, DepthAwareSettings, Networks
 from .shift_step import ShiftStep
 
@@ -15,17 +15,24 @@ from .shift_step import ShiftStep
 class DepthAwareStep(ShiftStep):
     """The guidance of one evaluation by depth.
 
-    seed: for the noises of the prior's loss. share: the part of the shift that is added, 1 for most samplers.
-    further: arguments of every ShiftStep.
+    seed: for the noises of the prior's loss. following: the next sigma of the schedule. share: the part of
+    the shift that is added, 1 for most samplers. further: arguments of every ShiftStep.
     """
 
     def __init__(
-        self, settings: DepthAwareSettings, networks: Networks, seed: int, share: float, **further: Any
+        self,
+        settings: DepthAwareSettings,
+        networks: Networks,
+        seed: int,
+        following: float,
+        share: float,
+        **further: Any,
     ) -> None:
         super().__init__(**further)
         self.settings = settings
         self.networks = networks
         self.seed = seed
+        self.following = following
         self.share = share
         self.depth: Tensor | None = None
 
@@ -45,7 +52,5 @@ class DepthAwareStep(ShiftStep):
         if self.settings.mode == ROBUST:
             share = noise_share(model.model_sampling, sigma, estimate.ndim)
             return self.share * dag.robust_shift(gradient, estimate, share)
-        now = float(sigma.max())
-        following = next_sigma(now, model_options["transformer_options"]["sample_sigmas"])
         flow = isinstance(model.model_sampling, comfy.model_sampling.CONST)
-        return self.share * dag.paper_shift(gradient, now, following, flow)
+        return self.share * dag.paper_shift(gradient, float(sigma.max()), self.following, flow)

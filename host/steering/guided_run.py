@@ -55,6 +55,7 @@ class GuidedRun:
         self.model_sampling = guider.model_patcher.get_model_object("model_sampling")
         self.counted_from = counted_from(self.model_sampling, noise, latent_image, sigmas)
         self.is_part = is_part(self.model_sampling, noise, sigmas)
+        self.sample_sigmas = sigmas
         self.steps = sigmas[:-1].tolist()
         self.percentages = PercentRange("start_percent", start_percent, "end_percent", end_percent)
         self.within = self.sigmas(self.percentages)
@@ -99,16 +100,21 @@ class GuidedRun:
             return
         logging.warning("%s: no effect of %s in this run: %s", self.node, " and ".join(inputs), why)
 
+    def schedule(self, model_options: dict[str, Any]) -> Tensor:
+        """The sigmas of the sampler, or those of this run if another node's options lack them."""
+        return model_options["transformer_options"].get("sample_sigmas", self.sample_sigmas)
+
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""
-        return denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options)
+        sample_sigmas = self.schedule(model_options)
+        return denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options, sample_sigmas)
 
     def start_of_step(self, x: Tensor, sigma: float, model_options: dict[str, Any]) -> float:
         """The sigma at which the step of this evaluation starts; that decides whether the guidance acts.
 
         Evaluations at another size (Euler SMEA Dyn) are counted apart.
         """
-        return self.evaluated[x.shape].start(sigma, model_options["transformer_options"]["sample_sigmas"])
+        return self.evaluated[x.shape].start(sigma, self.schedule(model_options))
 
     def is_nth_step(self, sigma: float, sample_sigmas: Tensor, n: int) -> bool:
         """Whether the step of sigma is the first that is guided, or the n-th, 2n-th, ... after it."""

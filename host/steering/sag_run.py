@@ -96,7 +96,7 @@ class SelfAttentionRun(GuidedRun):
         sigma = float(timestep.max())
         if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
-        schedule = model_options["transformer_options"]["sample_sigmas"]
+        schedule = self.schedule(model_options)
         step = SelfAttentionStep(
             self.settings,
             self.mask_at(timestep, model_options),

@@ -1,24 +1,28 @@
-"""docs/compatibility.md says what happens, for every node of the host that changes a run."""
+"""docs/compatibility.md says what happens, for the host's nodes that change a run and for its samplers."""
 
+import comfy.samplers
 import pytest
 
+from inner_guidance.tests.support import sampler_table
 from inner_guidance.tests.support.compatibility import PAGE, row, row_with_more
 from inner_guidance.tests.support.model_patching_nodes import tried_nodes
 from inner_guidance.tests.support.nodes_with_more import NODES
 
-ROWS, ROWS_WITH_MORE = (
+SAMPLERS = comfy.samplers.KSampler.SAMPLERS
+ROWS, ROWS_WITH_MORE, SAMPLER_ROWS = (
     {
         line.split("|")[1].strip(): line
         for line in part.splitlines()
-        if line.startswith("| ") and not line.startswith("| node ")
+        if line.startswith("| ") and not line.startswith(("| node ", "| sampler "))
     }
     for part in PAGE.read_text(encoding="utf-8").split("\n## ")
 )
 
 
-def test_the_page_names_every_node_and_no_fault(host):
+def test_the_page_names_every_node_and_sampler_and_no_fault(host):
     assert sorted(ROWS) == sorted(tried_nodes(host)), "run `make compatibility`"
     assert list(ROWS_WITH_MORE) == list(NODES), "run `make compatibility`"
+    assert list(SAMPLER_ROWS) == list(SAMPLERS), "run `make compatibility`"
     assert "FAULT" not in PAGE.read_text(encoding="utf-8")
 
 
@@ -32,3 +36,18 @@ def test_the_row_of_the_page_is_what_happens(host, name):
 @pytest.mark.parametrize("name", NODES)
 def test_the_row_of_a_node_that_needs_more_is_what_happens(name):
     assert row_with_more(name) == ROWS_WITH_MORE[name], "run `make compatibility`"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_target_is_followed_as_with_euler(sampler):
+    guided = sampler_table.guided_distance(sampler)
+
+    assert guided < sampler_table.FARTHEST
+    assert guided < sampler_table.plain_distance(sampler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_sag_acts_with_dag_and_a_second_run_is_the_same(sampler):
+    assert sampler_table.change_by_sag(sampler) > sampler_table.LEAST

@@ -1,4 +1,4 @@
-"""Depth-Aware Guidance of the demo model, with its own head and prior, in every sampler and scheduler."""
+"""Depth-Aware Guidance of the demo model, with its own head and prior, in every scheduler."""
 
 import comfy.samplers
 import pytest
@@ -18,8 +18,6 @@ from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.node_defaults import defaults, execute
 
 KSAMPLER = comfy.samplers.KSampler
-LATE = pytest.mark.xfail(strict=True, reason="follows in 12 steps, not in 8")
-SAMPLERS = [pytest.param(name, marks=[LATE] * (name == "dpm_fast")) for name in KSAMPLER.SAMPLERS]
 PROMPT = "red sphere, blue box, grey checker floor, white wall"
 TARGET = depth.target()
 
@@ -88,14 +86,6 @@ def assert_drawn_to_target(drawn, plain, likeness):
     assert drawn.isfinite().all()
     assert drawn.std() < 2.5
     assert likeness(drawn) > likeness(plain) + 0.05
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_draws_depth_to_the_target(sample, toward_target, plain, likeness, sampler):
-    # In four steps, multistep samplers have hardly begun to follow.
-    settings = {"sampler": sampler, "steps": 8}
-    assert_drawn_to_target(sample(toward_target, **settings), plain(**settings), likeness)
 
 
 @pytest.mark.slow

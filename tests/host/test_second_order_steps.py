@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.sampling.evaluated_steps import EvaluatedSteps
 from inner_guidance.host.steering import classifier_guidance, dag_run
@@ -42,6 +43,41 @@ def test_gradients_are_taken_in_both(monkeypatch, guide, module, step, sampler):
     tiny.sample(guide(tiny.patcher()), steps=4, sampler=sampler)
 
     assert len(made) == 4
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fresh"),
+    [
+        ("euler", [True] * 4),
+        ("dpm_2", [True, False] * 3 + [True]),  # its last step is Euler's
+        ("dpm_2_ancestral", [True, True, True, False, True, False, True]),
+        ("heun", [True, True, True, False, True, False, True]),  # the first step is told as two
+        ("dpm_fast", [True, False, True, True]),  # its steps are not the schedule's
+    ],
+)
+def test_evaluations_of_a_step_share_a_gradient(monkeypatch, sampler, fresh):
+    """DPM-Solver-2 enlarges what changes within a step, which ends away from the target."""
+    made, original = [], dag_run.DepthFeatureStep
+    monkeypatch.setattr(
+        dag_run, "DepthFeatureStep", lambda **given: made.append(given["fresh"]) or original(**given)
+    )
+
+    tiny.sample(depth.depth_guided(tiny.patcher()), steps=4, sampler=sampler)
+
+    assert made == fresh
+
+
+@pytest.mark.parametrize("guide", [tiny.guided, depth.depth_guided, classifier_guided])
+def test_a_sampler_may_drop_the_hosts_schedule(guide):
+    def without_schedule(executor, guider, sigmas, extra_args, *args, **kwargs):
+        del extra_args["model_options"]["transformer_options"]["sample_sigmas"]
+        return executor(guider, sigmas, extra_args, *args, **kwargs)
+
+    model = guide(tiny.patcher())
+    dropped = model.clone()
+    dropped.add_wrapper(WrappersMP.SAMPLER_SAMPLE, without_schedule)
+
+    assert torch.equal(tiny.sample(dropped), tiny.sample(model))
 
 
 @pytest.mark.parametrize(

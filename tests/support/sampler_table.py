@@ -1,0 +1,106 @@
+"""Every sampler of the host with the guidances: a table of docs/compatibility.md."""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+import nodes as stock
+from inner_guidance.guidance.depth_aware import target_loss
+from inner_guidance.nodes.demo_model import InnerLoadDemoModel
+from inner_guidance.nodes.demo_scenes import InnerDemoScenes
+from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+from inner_guidance.tests.support import depth_models as depth
+from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.node_defaults import execute
+
+PROMPT = "red sphere, blue box, grey checker floor, white wall"
+SIZE, IMAGES, STEPS, SCHEDULER, CFG, SEED = 128, 4, 4, "karras", 1.5, 3
+FARTHEST = 1.3  # of Euler's distance
+LEAST = 1e-3  # of the norm, as in compatibility.py
+
+
+@cache
+def demo():
+    """The outputs of Load Demo Model."""
+    return InnerLoadDemoModel.execute().args
+
+
+@cache
+def prompts():
+    """The positive and the negative."""
+    return [stock.CLIPTextEncode().encode(demo()[1], text)[0] for text in (PROMPT, "")]
+
+
+@cache
+def target():
+    """The depth map of a scene that is new to the demo model, with other objects than the prompt's."""
+    return execute(InnerDemoScenes, first_seed=1_000_001, count=1, size=SIZE)[1]
+
+
+@cache
+def drawn_to_target():
+    """The demo model, guided to the target alone."""
+    model, _, _, head, *_ = demo()
+    alone = {"consistency_scale": 0.0, "prior_scale": 0.0, "target_scale": 1.0}
+    return execute(InnerDepthAwareGuidance, model=model, depth_head=head, target_depth=target(), **alone)[0]
+
+
+def drawn(model, sampler):
+    """The latents that KSampler draws."""
+    latent = stock.EmptyLatentImage().generate(SIZE, SIZE, IMAGES)[0]
+    settings = (SEED, STEPS, CFG, sampler, SCHEDULER)
+    return stock.KSampler().sample(model, *settings, *prompts(), latent, 1.0)[0]["samples"]
+
+
+def distance(latents):
+    """sqrt(L_target) of the depth that the head reads of finished latents; the mean over the images."""
+    model, _, _, head, *_ = demo()
+    given = {"model": model, "depth_head": head, "latent": {"samples": latents}, "positive": prompts()[1]}
+    found = execute(InnerDepthEstimate, ensemble=1, **given)[2].reshape(IMAGES, 1, 16, 16)
+    wanted = F.interpolate(target()[..., 0].unsqueeze(1), (16, 16), mode="area")
+    return float(target_loss(found, wanted.expand_as(found)).sqrt().mean())
+
+
+@cache
+def distance_of_euler():
+    """With guidance."""
+    return distance(drawn(drawn_to_target(), "euler"))
+
+
+def guided_distance(sampler):
+    """The distance to the target with guidance, in units of Euler's."""
+    return distance(drawn(drawn_to_target(), sampler)) / distance_of_euler()
+
+
+def plain_distance(sampler):
+    """The distance to the target without guidance, in the same units."""
+    return distance(drawn(demo()[0], sampler)) / distance_of_euler()
+
+
+def change_by_sag(sampler):
+    """By how much SAG, with DAG, changes the samples of a tiny model, as a share of their norm.
+
+    Zero if they are not finite, or a second run gives others.
+    """
+
+    def run(guide):
+        torch.manual_seed(0)
+        return tiny.sample(guide(tiny.patcher()), sampler=sampler, scheduler=SCHEDULER, steps=STEPS)
+
+    both, again = (run(lambda model: depth.depth_guided(tiny.guided(model))) for _ in range(2))
+    if not both.isfinite().all() or not torch.equal(both, again):
+        return 0.0
+    return float((both - run(depth.depth_guided)).norm() / both.norm())
+
+
+def row(sampler):
+    """The line of the table."""
+    plain, guided, sag = plain_distance(sampler), guided_distance(sampler), change_by_sag(sampler)
+    cells = [
+        f"{plain:.2f}",
+        f"{guided:.2f}" if guided < min(FARTHEST, plain) else f"FAULT: {guided:.2f}",
+        "FAULT" if sag < LEAST else f"{sag:.2f}",
+    ]
+    return f"| {sampler} | {' | '.join(cells)} |"

@@ -10,6 +10,7 @@ FILES = sorted(FOLDER.glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
 MODEL_FILES = (".safetensors", ".ckpt", ".pth", ".pt")
 TITLE, HEADING, SPARE = 30, 40, 40  # pixels: a node's title, a group's heading, what stays free below a node
+SCREEN, FIT = (1600, 1000), 0.75  # pixels of a page, and how much of them the page fills with a template
 
 
 @pytest.fixture(params=FILES, ids=lambda path: path.stem)
@@ -93,9 +94,13 @@ def test_groups_hold_their_nodes_and_do_not_overlap(workflow):
             assert lowest - bottom >= SPARE
 
 
-def test_workflow_is_no_wider_than_a_screen(workflow):
-    left = min(node["pos"][0] for node in workflow["nodes"])
-    assert max(node["pos"][0] + node["size"][0] for node in workflow["nodes"]) - left <= 2000
+def test_workflow_opens_as_large_as_its_nodes_allow(workflow):
+    """The page shows all of a template when it opens it: a graph taller or wider than the screen is small."""
+    lefts, tops, rights, bottoms = zip(*map(box, workflow["nodes"]), strict=True)
+    width, height = max(rights) - min(lefts), max(bottoms) - min(tops)
+
+    zoom = FIT * min(SCREEN[0] / width, SCREEN[1] / height)
+    assert zoom > (0.35 if len(workflow["nodes"]) < 25 else 0.32)
 
 
 def test_notes_name_inputs_in_bold(workflow):

@@ -38,6 +38,11 @@ SCENES = (
     ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 3),
 )
 
+LOOK_FOR = (
+    'Look for "Depth that came out", which follows "Depth to keep" while "Depth without guidance" does not; '
+    "some objects merge on the way."
+)
+
 
 def node_titled(prompt: Prompt, title: str) -> dict[str, Any]:
     """The inputs of the one node with this title."""
@@ -101,7 +106,7 @@ def main() -> None:
     sheet = OUTPUT / "contact-sheet.png"
     contact_sheet([f"{text} (seed {seed})" for text, seed in SCENES], rows).save(sheet)
     print(f"{sum(map(len, rows.values()))} images in {time.monotonic() - start:.0f} seconds: {OUTPUT}")
-    print(f"Side by side: {sheet}")
+    print(f"Side by side: {sheet}\n{LOOK_FOR}")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from inner_guidance.tools.demo import SCENES, WORKFLOWS, draw, for_scene, node_titled, steps_of
+from inner_guidance.tools.demo import LOOK_FOR, SCENES, WORKFLOWS, draw, for_scene, node_titled, steps_of
 
 PLAIN, GUIDED = "Without guidance", "With Self-Attention Guidance"
 
@@ -62,6 +63,23 @@ def test_workflows_of_the_sheet_take_prompt_and_seed(name, root):
     assert "red sphere" in values
     assert 7 in values
     assert any(node["class_type"] == "SaveImage" for node in prompt.values())
+
+
+def test_rows_that_the_reader_is_sent_to_are_in_the_sheet(root):
+    prompts = [
+        json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in WORKFLOWS
+    ]
+    rows = {
+        node["_meta"]["title"]
+        for prompt in prompts
+        for node in prompt.values()
+        if node["class_type"] == "SaveImage"
+    }
+
+    named = re.findall(r'"(.+?)"', LOOK_FOR)
+    assert named
+    assert set(named) <= rows
 
 
 def test_scale_zero_draws_the_plain_picture(server, workflow):

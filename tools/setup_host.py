@@ -43,6 +43,10 @@ OURS = (
     "ruff==0.17.6",
     "mypy==2.4.1",
     "comfy-import-guard==1.3.0",
+    # Clients that the templates are tried with.
+    "comfy-api-simplified==1.6.0",
+    "comfy-cli==1.23.0",
+    "comfy-lint==0.1.0",
 )
 
 

@@ -5,7 +5,7 @@ VENV := .venv/bin/python
 WORKERS ?= 2
 PYTEST = $(VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
-.PHONY: setup demo test quick lint format workflows models interface compatibility hosts bench full-size gpu-check experiments
+.PHONY: setup demo test page quick lint format workflows models interface compatibility hosts bench full-size gpu-check experiments
 
 setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COMFYUI_PATH)
 	@$(PYTHON) tools/setup_host.py
@@ -13,9 +13,13 @@ setup:    ## the Python packages in .venv, ComfyUI in .comfyui (or your own: COM
 demo: setup    ## images without and with guidance, from a real server, into .demo/
 	@$(VENV) -m tools.demo
 
-test: lint    ## every test, in the real host and its page
+test: lint    ## every test but those of `make page`, in the real host and its page
 	@$(VENV) -m tools.setup_chromium
-	$(PYTEST)
+	$(PYTEST) -m "not every_template"
+
+page: setup    ## every template in the real page, also in Nodes 2.0 and in Chinese; two minutes
+	@$(VENV) -m tools.setup_chromium
+	$(VENV) -m pytest -n 0 tests/browser
 
 quick: setup    ## ruff and the tests that need no server and no long run, in under 3 minutes: for every change
 	$(VENV) -m ruff check

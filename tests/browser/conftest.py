@@ -1,9 +1,9 @@
-"""The real frontend in a headless Chromium, with a page for all tests of this folder."""
+"""The real frontend in a headless Chromium, with pages for all tests of this folder."""
 
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from inner_guidance.tools.host_server import HostServer
 from inner_guidance.tools.setup_chromium import find_chromium
@@ -19,18 +19,42 @@ ARGUMENTS = (
 )
 STARTED = "() => window.app?.graph && LiteGraph.registered_node_types.InnerLoadDemoModel"
 START_MILLISECONDS = 120_000
+VIEWPORT = {"width": 1600, "height": 1000}
+
+
+# Without the first the page opens with the template browser, which asks for the host's own templates.
+SETTINGS = {"Comfy.TutorialCompleted": True}
+CHINESE_NODES_2 = SETTINGS | {"Comfy.Locale": "zh", "Comfy.VueNodes.Enabled": True}
 
 
 @pytest.fixture(scope="session")
-def page(server: HostServer) -> Iterator[Page]:
-    """ComfyUI's page, ready."""
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
     chromium = find_chromium()
     if chromium is None:
         pytest.skip("there is no Chromium: install chromium to run the browser tests")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.goto(f"http://127.0.0.1:{server.port}/")
-        page.wait_for_function(STARTED, timeout=START_MILLISECONDS)
-        yield page
+        yield browser
         browser.close()
+
+
+def opened(browser: Browser, server: HostServer, settings: dict[str, object]) -> Page:
+    """ComfyUI's page, ready. The settings are the page's alone; the server's are not touched."""
+    page = browser.new_page(viewport=VIEWPORT)
+    page.route("**/api/settings", lambda route: route.fulfill(json=settings))
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    page.wait_for_function(STARTED, timeout=START_MILLISECONDS)
+    return page
+
+
+@pytest.fixture(scope="session")
+def page(browser: Browser, server: HostServer) -> Page:
+    """The page as a new user has it."""
+    return opened(browser, server, SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def chinese_page(browser: Browser, server: HostServer) -> Page:
+    """The page in Chinese and with Nodes 2.0."""
+    return opened(browser, server, CHINESE_NODES_2)

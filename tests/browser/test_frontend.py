@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from inner_guidance.tests.support.page_checks import errors_of, overlaps
+
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 LOAD = "async workflow => { await window.app.loadGraphData(workflow); }"
@@ -40,10 +42,12 @@ def wiring(prompt):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_opens_as_it_was_written(name, page):
     written = read(name)
-    page.evaluate(LOAD, written)
+    with errors_of(page) as errors:
+        page.evaluate(LOAD, written)
+        opened = page.evaluate("() => window.app.graph.serialize()")
 
-    opened = page.evaluate("() => window.app.graph.serialize()")
-
+    assert not errors
+    assert not overlaps(page, nodes_2=False)
     assert not page.evaluate(
         "() => window.app.graph.nodes.map(node => node.type).filter(t => !LiteGraph.registered_node_types[t])"
     )

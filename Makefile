@@ -68,6 +68,9 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.prior_size
 	@$(VENV) -m tools.run experiments.dag_experiment sweep
 	@$(VENV) -m tools.run experiments.dag_experiment compare
+	@$(VENV) -m tools.run experiments.dag_experiment hinge
+	@$(VENV) -m tools.run experiments.dag_experiment screen
+	@$(VENV) -m tools.run experiments.dag_experiment objects
 	@$(VENV) -m tools.run experiments.sag_experiment sweep
 	@$(VENV) -m tools.run experiments.sag_experiment compare
 	@$(VENV) -m tools.run experiments.classifier_experiment

@@ -3,21 +3,26 @@
     python -m tools.run experiments.dag_experiment sweep      writes depth_aware_guidance_sweep.md
     python -m tools.run experiments.dag_experiment compare    writes depth_aware_guidance.md
     python -m tools.run experiments.dag_experiment hinge      writes calibrated_losses.md
+    python -m tools.run experiments.dag_experiment screen     writes targets_screened.md
     python -m tools.run experiments.dag_experiment objects    writes targets_that_keep_objects.md
 
-`compare` draws reporting seeds, the others tuning seeds (docs/results/protocol.md). All rows of a table draw
-the same ones with the demo model, through the node. A depth network estimates the depth of the pictures; it
-was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more rows frame the figures:
-renders after the autoencoder, without the UNet's faults, and the same renders bent, with broken geometry.
+`sweep` and `screen` draw tuning seeds, the others reporting seeds (docs/results/protocol.md). All rows of a
+table draw the same ones with the demo model, through the node. A depth network estimates the depth of the
+pictures; it was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more rows frame
+the figures: renders after the autoencoder, without the UNet's faults, and the same renders bent, with broken
+geometry.
 
-Pictures are kept in the work folder and measured from there, so a second call resumes an interrupted one. Two
-processes share the work if one of them runs with --backwards.
+Pictures and what the judges see in them are kept in the work folder, so a second call resumes an interrupted
+one. All rows of a table grow together, and a table has as many pictures as every row has. Two processes share
+the work with --part 0/2 and --part 1/2, which write no table.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,21 +35,24 @@ from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
 from .dag_rows import NONE, Group, compared, hinged, swept
 from .dag_table import LEGEND, table
-from .target_rows import kept
+from .seeds import TUNING
+from .target_rows import kept, screened
 
 COMMAND = "python -m tools.run experiments.dag_experiment"
-GROUPS = {"sweep": swept, "compare": compared, "hinge": hinged, "objects": kept}
+GROUPS = {"sweep": swept, "compare": compared, "hinge": hinged, "screen": screened, "objects": kept}
 TITLES = {
     "sweep": "Strength of depth-aware guidance",
     "compare": "Does depth guidance help?",
     "hinge": "Should guidance stop at the level of real images?",
-    "objects": "Can a target keep the objects of the prompt?",
+    "screen": "Which target keeps the objects of the prompt?",
+    "objects": "Does a target keep the objects of the prompt?",
 }
-TABLES = {
-    "sweep": ROOT / "docs" / "results" / "depth_aware_guidance_sweep.md",
-    "compare": ROOT / "docs" / "results" / "depth_aware_guidance.md",
-    "hinge": ROOT / "docs" / "results" / "calibrated_losses.md",
-    "objects": ROOT / "docs" / "results" / "targets_that_keep_objects.md",
+FILES = {
+    "sweep": "depth_aware_guidance_sweep",
+    "compare": "depth_aware_guidance",
+    "hinge": "calibrated_losses",
+    "screen": "targets_screened",
+    "objects": "targets_that_keep_objects",
 }
 
 
@@ -59,8 +67,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="pictures in each row, instead of the table's own")
     parser.add_argument("--steps", type=int, help="sampling steps, instead of the table's own")
     parser.add_argument(
-        "--backwards", action="store_true", help="draw from the end and write no table: for a second process"
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="precision of the model"
     )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no longer than this")
+    parser.add_argument("--part", default="0/1", help="such as 0/2: draw every second batch, write no table")
     parser.add_argument("--work", type=Path, default=Path(".cache/depth_aware_guidance"))
     parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
     options = parser.parse_args()
@@ -83,34 +93,62 @@ def main() -> None:
         for name, group in groups.items()
         if name in (options.groups or groups)
     }
-    work = options.work.resolve()
     with torch.inference_mode():
-        drawings = Drawings(work)
-        jobs = [
-            (group, row, first)
-            for group in groups.values()
-            for row in group.rows
-            for first in group.batches(BATCH)
-        ]
-        for job in tqdm(jobs[::-1] if options.backwards else jobs, desc="drawing", unit="batch"):
-            drawings.draw(*job)
-        if options.backwards:
+        judges = Judges(Drawings(options.work.resolve(), getattr(torch, options.dtype)))
+        part, parts = map(int, options.part.split("/"))
+        draw(judges, [*groups.values()], part, parts, options.minutes)
+        if parts > 1:
             return
-        judges = Judges(drawings)
+        complete = {name: as_far_as_drawn(judges, group) for name, group in groups.items()}
+        groups = {name: group for name, group in complete.items() if group.samples > 0}
+        if not groups:
+            raise SystemExit("No row without guidance has a batch yet: call it again.")
         lines = heading(options, judges, max(groups.values(), key=lambda group: group.samples))
         for name, group in groups.items():
-            lines += table(judges, group, drawings.seconds(group) if options.command == "compare" else {})
+            lines += table(judges, group)
             judges.write_sheets(f"{options.command}-{name}", group)
-    out = options.out or TABLES[options.command]
+    out = options.out or ROOT / "docs" / "results" / f"{FILES[options.command]}.md"
     out.write_text("\n".join(lines), encoding="utf-8")
     print(out.read_text(encoding="utf-8"))
+
+
+def draw(judges: Judges, groups: Sequence[Group], part: int, parts: int, minutes: float) -> None:
+    """Draws and judges what is missing, the first batch of every row, then the second, until time is up."""
+    jobs = [
+        (group, row, group.seeds[offset])
+        for offset in range(0, max(group.samples for group in groups), BATCH)
+        for group in groups
+        if offset < group.samples
+        for row in group.rows
+    ]
+    ends = time.monotonic() + 60 * minutes
+    for job in tqdm(jobs[part::parts], desc="drawing", unit="batch"):
+        if time.monotonic() > ends:
+            return
+        judges.batch(*job)
+
+
+def as_far_as_drawn(judges: Judges, group: Group) -> Group:
+    """The group with the rows that have begun, and with as many pictures as each of them has."""
+    drawn = {name: judges.drawn(group, name) for name in group.rows}
+    begun = {name: count for name, count in drawn.items() if count > 0}
+    return replace(
+        group,
+        rows={name: row for name, row in group.rows.items() if name in begun},
+        samples=min(begun.values()) if NONE in begun else 0,
+    )
 
 
 def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list[str]:
     """Title, command and legend of the tables, and how well the judge does on the largest group's renders."""
     judged = judges.judge_accuracy(largest.seeds, largest.samples)
-    files = ("unet", "depth_head", "depth_prior", "depth_judge")
-    trial = [f"--{name} {getattr(options, name)}" for name in ("samples", "steps") if getattr(options, name)]
+    tunes = largest.seeds == TUNING
+    files = ("unet", "depth_head", "latent_head", "depth_prior", "depth_judge", "recogniser")
+    trial = [
+        f"--{name} {getattr(options, name)}"
+        for name in ("samples", "steps", "dtype")
+        if getattr(options, name) not in (None, "bfloat16")
+    ]
     for name in ("groups", "rows"):
         if getattr(options, name):
             trial += [f"--{name}", *(shlex.quote(value) for value in getattr(options, name))]
@@ -121,6 +159,7 @@ def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list
         + ", ".join(f"{name} begins {judges.drawings.checksums[name]}" for name in files)
         + ".",
         "",
+        *(["**Tuning seeds:** this chooses a setting and reports none.", ""] if tunes else []),
         *LEGEND,
         "",
         f"The judge on {largest.samples} renders that it never saw: "

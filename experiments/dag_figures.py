@@ -6,9 +6,6 @@ axis, so 1 / depth of a plane is affine in the image plane, and so is relative i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,20 +17,6 @@ SURE = 0.8
 """Least probability at which a cell counts as showing a surface."""
 LEAST_CELLS = 20
 """Cells that a plane needs to count."""
-
-Distance = Callable[[Tensor, Tensor], float]
-"""A distance between two sets of features, (N, D) and (M, D)."""
-
-
-class Change(NamedTuple):
-    """A figure, its difference from the baseline's at the same seeds, and that difference's deviation."""
-
-    value: float
-    change: float
-    deviation: float
-
-
-Cell = Change | float | str
 
 
 def depth_features(depth: Tensor, side: int) -> Tensor:
@@ -80,36 +63,6 @@ def abs_rel_after_alignment(estimate: Tensor, truth: Tensor, near: float, far: f
     return ((z - expected).abs() / expected).mean((1, 2, 3))
 
 
-def change_of_mean(values: Tensor, baseline: Tensor) -> Change:
-    """Change of the mean of a figure of each image (N,), paired; images where either is nan do not count."""
-    both = ~(values.isnan() | baseline.isnan())
-    values, difference = values[both].double(), (values - baseline)[both].double()
-    return Change(
-        values.mean().item(), difference.mean().item(), difference.std().item() / len(difference) ** 0.5
-    )
-
-
-def change_of_distance(
-    features: Tensor, baseline: Tensor, reference: Tensor, distance: Distance, resamples: int
-) -> Change:
-    """Change of a distance between features (N, D) and a reference (M, D); row i of both sets has one seed.
-
-    The deviation is that of a bootstrap: each resample draws the same images from both sets, and draws from
-    the reference too.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count: int) -> Tensor:
-        return torch.randint(count, (count,), generator=generator)
-
-    changes = []
-    for _ in range(resamples):
-        rows, others = draw(len(features)), reference[draw(len(reference))]
-        changes.append(distance(features[rows], others) - distance(baseline[rows], others))
-    value = distance(features, reference)
-    return Change(value, value - distance(baseline, reference), torch.tensor(changes).std().item())
-
-
 def warp(pictures: Tensor, strength: float, seed: int) -> Tensor:
     """Pictures (N, H, W, 3) in uint8, warped smoothly, on average by `strength` of their side."""
     shape = (len(pictures), 2, 5, 5)
@@ -135,14 +88,3 @@ def fidelity(objects: Tensor, present: Tensor, main: Tensor) -> tuple[Tensor, Te
     """
     found = (objects > 0.5).float()
     return found[torch.arange(len(main)), main], (found * present).sum(1) / present.sum(1)
-
-
-def cell_text(cell: Cell, plain: bool) -> str:
-    """A cell as the tables show it; plain: without the change from the baseline."""
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, float):
-        return f"{cell:.3f}"
-    digits = 4 if abs(cell.value) < 10 else 2
-    value = f"{cell.value:.{digits}f}"
-    return value if plain else f"{value} ({cell.change:+.{digits}f} ± {cell.deviation:.{digits}f})"

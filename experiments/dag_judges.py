@@ -1,13 +1,13 @@
 """Judges the pictures of dag_pictures.py by independent networks, and by head and prior.
 
 Depth judge and recogniser were trained on renders alone; the guidance does not know them. Their results are
-kept next to the pictures.
+kept next to the pictures, batch by batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -23,8 +23,9 @@ from ..demo.sheet import save_sheet
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .dag_figures import warp
-from .dag_pictures import BATCH, Drawings, read_prior, save
+from .dag_pictures import BATCH, Drawings, read_prior
 from .dag_rows import Group
+from .kept_files import save
 from .prior_losses import literal_loss
 from .seeds import REFERENCES
 
@@ -56,6 +57,11 @@ class Seen:
     prior: Tensor
     """(N,), L_dp of `head`."""
 
+    @classmethod
+    def of(cls, batches: Sequence[Seen], count: int) -> Seen:
+        """The first `count` pictures of batches."""
+        return cls(**{f.name: torch.cat([getattr(b, f.name) for b in batches])[:count] for f in fields(cls)})
+
 
 class Judges:
     """Depth judge and recogniser, and the depth head and prior that guide."""
@@ -68,24 +74,29 @@ class Judges:
         self.recogniser = Recogniser().eval()
         self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
 
-    def seen(self, group: Group, name: str) -> Seen | None:
-        """The outputs for a row's pictures; None while some are missing."""
-        batches = self.drawings.batches(group, name)
-        if batches is None:
-            return None
-        pictures, latents = (
-            torch.cat([batch[kind] for batch in batches])[: group.samples] for kind in ("pictures", "latents")
-        )
-        return self.look(self.drawings.folder(group, name), pictures, lambda: latents)
+    def batch(self, group: Group, name: str, first: int) -> Seen:
+        """The outputs for BATCH pictures of a row, which are drawn if they are missing."""
+        drawn = self.drawings.draw(group, name, first)
+        return self.look(self.drawings.folder(group, name) / f"{first}", drawn["pictures"], drawn["latents"])
 
-    def look(self, folder: Path, pictures: Tensor, latents: Callable[[], Tensor]) -> Seen:
-        """The outputs for pictures (N, 256, 256, 3) in uint8; kept in the folder."""
+    def drawn(self, group: Group, name: str) -> int:
+        """How many of a row's pictures have been drawn without a gap."""
+        firsts = group.batches(BATCH)
+        missing = (first for first in firsts if not self.drawings.path(group, name, first).exists())
+        return min(next(missing, firsts.stop) - firsts.start, group.samples)
+
+    def seen(self, group: Group, name: str) -> Seen:
+        """The outputs for a row's pictures."""
+        return Seen.of([self.batch(group, name, first) for first in group.batches(BATCH)], group.samples)
+
+    def look(self, batch: Path, pictures: Tensor, latents: Tensor) -> Seen:
+        """The outputs for pictures (BATCH, 256, 256, 3) in uint8, kept in a file whose name begins so."""
         names = ("depth_judge", "recogniser", "unet", "depth_head", "depth_prior")
         judges = "".join(self.drawings.checksums[name][:4] for name in names)
-        path = folder / f"seen-{len(pictures)}-{judges}.safetensors"
+        path = batch.parent / f"{batch.name}-seen-{judges}.safetensors"
         if not path.exists():
             judged, recognised = judge(self.depth_judge, pictures), recognise(self.recogniser, pictures)
-            head, consistency = self.read_depth(latents())
+            head, consistency = self.read_depth(latents)
             save(
                 path,
                 depth=judged.depth,
@@ -133,30 +144,27 @@ class Judges:
 
     def reference(self, seeds: range, count: int) -> Seen:
         """Renders of other scenes than `seeds` after the autoencoder; Frechet distances are to them."""
-        others = REFERENCES[seeds]
-        pictures, latents = (
-            self.drawings.scene_tensor(name, others, count) for name in ("pictures", "latents")
-        )
-        folder = self.drawings.scene_folder / f"reference-{others.start}"
-        return self.look(folder, pictures, lambda: latents)
+        return self.renders(REFERENCES[seeds], count)
 
-    def renders(self, seeds: range, count: int) -> dict[str, Seen]:
-        """The scenes themselves after the autoencoder, as they are and bent."""
-        pictures, latents = (
-            self.drawings.scene_tensor(name, seeds, count) for name in ("pictures", "latents")
-        )
-        bent = warp(pictures, BENT, seed=0)
+    def renders(self, seeds: range, count: int) -> Seen:
+        """The scenes themselves after the autoencoder."""
+        batches = []
+        for first in seeds[:count:BATCH]:
+            scenes = self.drawings.scenes(first)
+            folder = self.drawings.scene_folder / f"{first}"
+            batches.append(self.look(folder, scenes["pictures"], scenes["latents"]))
+        return Seen.of(batches, count)
 
-        def encode_bent() -> Tensor:
-            return torch.cat(
-                [self.drawings.vae.encode(batch.float() / 255).cpu() for batch in bent.split(BATCH)]
+    def bent(self, seeds: range, count: int) -> Seen:
+        """The same, bent."""
+        batches = []
+        for first in seeds[:count:BATCH]:
+            pictures = warp(self.drawings.scenes(first)["pictures"], BENT, seed=first)
+            latents = self.drawings.vae.encode(pictures.float() / 255).cpu()
+            batches.append(
+                self.look(self.drawings.scene_folder / f"{first}-bent-{BENT:g}", pictures, latents)
             )
-
-        folder = self.drawings.scene_folder
-        return {
-            "renders": self.look(folder / f"renders-{seeds.start}", pictures, lambda: latents),
-            "renders, bent": self.look(folder / f"bent-{BENT:g}-{seeds.start}", bent, encode_bent),
-        }
+        return Seen.of(batches, count)
 
     def truth(self, seeds: range, count: int) -> Tensor:
         """Depth of the scenes, (N, 1, 32, 32)."""
@@ -186,17 +194,15 @@ class Judges:
         """Writes the first pictures of each complete row, with the judge's depth of them below."""
         tiles = []
         for row in group.rows:
-            seen, batches = self.seen(group, row), self.drawings.batches(group, row)
-            if seen is None or batches is None:
-                continue
-            pictures = torch.cat([batch["pictures"] for batch in batches])
+            seen = self.seen(group, row)
+            drawn = [self.drawings.draw(group, row, first) for first in group.batches(BATCH)]
+            pictures = torch.cat([batch["pictures"] for batch in drawn])
             pictures = pictures[:SHEET_PICTURES].movedim(-1, 1).float() / 255
             depth = seen.depth[: len(pictures)].expand(-1, 3, -1, -1)
             for kind in (pictures, depth):
                 resized = F.interpolate(kind, (SHEET_SIZE, SHEET_SIZE), mode="bilinear", antialias=True)
                 tiles.append(resized.movedim(1, -1))
-        if tiles:
-            save_sheet(torch.cat(tiles), self.drawings.work / f"{name}.png", columns=len(tiles[0]))
+        save_sheet(torch.cat(tiles), self.drawings.work / f"{name}.png", columns=len(tiles[0]))
 
 
 def seeded_noise(*shape: int) -> Tensor:

@@ -21,7 +21,7 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import VAE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..demo import model as demo
@@ -36,15 +36,15 @@ from ..depth_head.prior_files import load_depth_prior
 from ..guidance import depth_aware
 from ..host.depth.heads import HostedDepthHead
 from ..host.depth.priors import make_unet
-from ..host.steering import dag_gradient, dag_losses
+from ..host.steering import dag_gradient, dag_latent_step, dag_losses
 from ..host.steering.dag_losses import DepthAwareSettings, Networks
 from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from .dag_rows import Group, Row, Terms
+from .kept_files import checksum, save
 from .recurrence import recurrent
+from .starting_noise import closest_noise, starting_noises
 
 BATCH = 10
-TURNS = 3
-"""Times that each row is timed."""
 CONSTANTS = (
     "PAPER_WEIGHT",
     "ROBUST_STEP",
@@ -59,12 +59,18 @@ CONSTANTS = (
 class Drawings:
     """The demo model with its depth head and prior, and the work folder of its pictures."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, dtype: torch.dtype = torch.float32) -> None:
         self.work = work
+        self.dtype = dtype
         self.checksums = {path.stem: checksum(path) for path in demo.WEIGHTS.glob("*.safetensors")}
         self.scene_folder = work / f"scenes-{self.checksums['autoencoder']}"
         self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS)
-        self.head = HostedDepthHead.of(load_depth_head(demo.WEIGHTS / demo.DEPTH_HEAD_FILE))
+        network: Any = self.model.get_model_object("diffusion_model").to(dtype)
+        network.dtype = dtype  # by which the host casts the inputs
+        self.head, self.latent_head = (
+            HostedDepthHead.of(load_depth_head(demo.WEIGHTS / file))
+            for file in (demo.DEPTH_HEAD_FILE, demo.LATENT_HEAD_FILE)
+        )
         self.prior_file = demo.WEIGHTS / demo.DEPTH_PRIOR_FILE
 
     def scenes(self, first: int) -> dict[str, Tensor]:
@@ -92,18 +98,29 @@ class Drawings:
         parts = [self.scenes(seed)[name] for seed in seeds[:count:BATCH]]
         return torch.cat(parts)[:count]
 
-    def draw(self, group: Group, name: str, first: int) -> None:
-        """Draws BATCH pictures of a row unless they exist."""
-        path = self.folder(group, name) / f"{first}.safetensors"
+    def draw(self, group: Group, name: str, first: int) -> dict[str, Tensor]:
+        """BATCH pictures of a row (BATCH, 256, 256, 3) in uint8, their latents, and seconds, drawn once."""
+        path = self.path(group, name, first)
         if not path.exists():
+            started = time.process_time()
             latents = self.sample(group, name, first)
-            save(path, pictures=decode(self.vae, latents), latents=latents)
+            seconds = torch.tensor((time.process_time() - started) / BATCH)
+            save(path, pictures=decode(self.vae, latents), latents=latents, seconds=seconds)
+        return load_file(path)
+
+    def path(self, group: Group, name: str, first: int) -> Path:
+        """The file of BATCH pictures of a row."""
+        return self.folder(group, name) / f"{first}.safetensors"
 
     def sample(self, group: Group, name: str, first: int) -> Tensor:
         """The latents (BATCH, 4, 32, 32) of BATCH pictures of a row."""
         latent, row = torch.zeros(BATCH, 4, 32, 32), group.rows[name]
         noise = comfy.sample.prepare_noise(latent, first)
-        conditions = self.prompts(group, first), self.conditioning([""]), latent
+        prompts = self.prompts(group, first)
+        if row.noises > 1:
+            target = self.scenes(first)["depth"].float()[:, None]
+            noise = closest_noise(self.model, prompts, self.head, starting_noises(noise, row.noises), target)
+        conditions = prompts, self.conditioning([""]), latent
         given: dict[str, Any] = {"seed": first, "disable_pbar": True}
         with self.guided_model(row, first) as model:
             if row.repeats == 1:
@@ -116,15 +133,11 @@ class Drawings:
                 model, noise, group.cfg, sampler, sigmas, *conditions, **given
             ).cpu()
 
-    def seconds(self, group: Group) -> dict[str, float]:
-        """Seconds that sampling a picture takes in each row, median of TURNS. The rows take turns."""
-        measured: dict[str, list[float]] = {name: [] for name in group.rows}
-        for turn in range(TURNS):
-            for name in group.rows:
-                started = time.perf_counter()
-                self.sample(group, name, group.seeds.start + turn * BATCH)
-                measured[name].append((time.perf_counter() - started) / BATCH)
-        return {name: statistics.median(of_row) for name, of_row in measured.items()}
+    def seconds(self, group: Group, name: str) -> float:
+        """Median seconds of CPU that sampling a picture of a row took."""
+        return statistics.median(
+            self.draw(group, name, first)["seconds"].item() for first in group.batches(BATCH)
+        )
 
     def prompts(self, group: Group, first: int) -> list[list[Any]]:
         """The positive conditioning of a batch."""
@@ -152,14 +165,15 @@ class Drawings:
         if inputs["target_scale"] != 0:
             depth = self.scenes(first)["depth"].float()
             inputs["target_depth"] = depth[..., None].expand(-1, -1, -1, 3)
-        head = self.head
+        head = self.latent_head if row.latent_head else self.head
         if not row.calibrated:
             head = replace(head, head=replace(head.head, calibration=None))
         with contextlib.ExitStack() as stack:
             for name, value in (*row.constants.items(), *row.losses.items()):
                 stack.enter_context(mock.patch.object(depth_aware, name, value))
             if row.terms is not None:
-                stack.enter_context(mock.patch.object(dag_gradient, "losses", with_terms(row.terms)))
+                for step in (dag_gradient, dag_latent_step):
+                    stack.enter_context(mock.patch.object(step, "losses", with_terms(row.terms)))
             (model,) = InnerDepthAwareGuidance.execute(
                 self.model, head, depth_prior=read_prior(row.prior or self.prior_file), **inputs
             ).result
@@ -190,7 +204,8 @@ class Drawings:
                 del constants["ROBUST_STEP"]
             if inputs["target_scale"] == 0:
                 del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
-            made_by |= {"inputs": inputs, "constants": constants, "head": self.checksums["depth_head"]}
+            head = self.checksums["latent_head" if row.latent_head else "depth_head"]
+            made_by |= {"inputs": inputs, "constants": constants, "head": head}
             if inputs["prior_scale"] != 0:
                 made_by["prior"] = checksum(row.prior or self.prior_file)
             if not row.calibrated:
@@ -201,14 +216,13 @@ class Drawings:
                 made_by["losses"] = {name: loss.__name__ for name, loss in row.losses.items()}
         if row.repeats > 1:
             made_by["repeats"] = row.repeats
+        if row.noises > 1:
+            made_by["noises"] = row.noises, self.checksums["depth_head"]
+        if self.dtype != torch.float32:
+            made_by["dtype"] = str(self.dtype)
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         return self.work / f"{plain}-{digest}"
-
-    def batches(self, group: Group, name: str) -> list[dict[str, Tensor]] | None:
-        """A row's files: pictures (BATCH, 256, 256, 3) in uint8, and latents. None while one is missing."""
-        paths = [self.folder(group, name) / f"{first}.safetensors" for first in group.batches(BATCH)]
-        return [load_file(path) for path in paths] if all(path.exists() for path in paths) else None
 
 
 def with_terms(changed: Terms) -> Callable[..., Iterator[depth_aware.Term]]:
@@ -228,19 +242,6 @@ def read_prior(path: Path) -> DepthPrior:
     return load_depth_prior(path, make_unet)
 
 
-def checksum(path: Path) -> str:
-    """The first 12 digits of a file's SHA-256."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-
-
 def decode(vae: VAE, latents: Tensor) -> Tensor:
     """Pictures (N, 256, 256, 3) in uint8."""
     return pictures_to_uint8(vae.decode(latents))
-
-
-def save(path: Path, **tensors: Tensor) -> None:
-    """Writes a file of the work folder. An interruption leaves no file under that name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{time.monotonic_ns()}")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, unfinished)
-    unfinished.replace(path)

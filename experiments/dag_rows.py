@@ -34,6 +34,8 @@ class Row:
     """Value for ROBUST_STEP; the node's scales are multiplied by its ratio to the constant."""
     prior: Path | None = None
     """File of a depth prior; None: the demo model's own."""
+    latent_head: bool = False
+    """Whether depth is read from the clean estimate, the result of CFG, instead of the UNet's features."""
     losses: Mapping[str, Callable[..., Tensor]] = field(default_factory=dict)
     """Functions that replace losses, or the slope of the hinge, of guidance/depth_aware.py, by name."""
     calibrated: bool = True
@@ -42,6 +44,8 @@ class Row:
     """Replaces each term of the losses; None: as they are."""
     repeats: int = 1
     """How often each step of the first 40 % is taken, with fresh noise in between; 1: the group's sampler."""
+    noises: int = 1
+    """Starting noises, of which an image takes the one whose first estimate is closest to its target."""
     steps: int | None = None
     """Sampling steps; None: the group's."""
 
@@ -143,7 +147,7 @@ def hinged() -> dict[str, Group]:
             f"{name}, hinge": Row(only(loss, 0.5)),
             f"{name}, sharp hinge": Row(only(loss, 0.5), losses={"hinge_slope": hard_slope}),
         }
-    empty = Group("Empty prompt, CFG 1", rows, 200, TUNING, steps=12)
+    empty = Group("Empty prompt, CFG 1", rows, 200, REPORTING, steps=12)
     return {
         "empty": empty,
         "captions": replace(empty, title="Captions, CFG 3", cfg=3.0, captions=True),

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from torch import Tensor
 
-from ..demo.measures import frechet_distance
 from ..demo.scenes import FAR, NEAR
 from . import markdown
 from .dag_figures import (
-    Cell,
-    Change,
     abs_rel_after_alignment,
-    cell_text,
-    change_of_distance,
-    change_of_mean,
     depth_features,
     distance_after_alignment,
     fidelity,
     planarity,
 )
 from .dag_judges import BENT, Judges, Seen
-from .dag_pictures import BATCH, TURNS
+from .dag_pictures import BATCH
 from .dag_rows import NONE, Group
+from .paired_bootstrap import LEVEL, Bootstrapped, bootstrap, cell, mean, resamples
+from .set_figures import frechet_to
 
-RESAMPLES = 100
+RENDERS, BENT_RENDERS = "renders", "renders, bent"
 
 LEGEND = (
-    "In brackets: the change from the row without guidance at the same seeds, ± its standard deviation "
-    f"(Frechet distances: {RESAMPLES} resamplings of pictures and reference; other figures: over the "
-    "pictures).",
+    f"In brackets: the change from the row without guidance and its {LEVEL:.0%} interval, from a bootstrap "
+    "over the seeds; bold where it excludes 0.",
     "",
     "- dFID: Frechet distance between the judge's depth maps and those of renders of as many other scenes, "
     "after the autoencoder. Image Frechet: the same for the recogniser's features.",
@@ -41,80 +36,80 @@ LEGEND = (
     "after scale and shift; head off the target: the same for the head's depth.",
     "- branches differ: mean |d_S - d_W|, which DCG lowers; prior's loss: L_dp, which DPG lowers. Both of "
     "the finished picture.",
-    "- depth moved: mean difference between the judge's depth and that without guidance. s/image, where "
-    f"given: seconds to sample a picture, in batches of {BATCH}, median of {TURNS}; the rows take turns.",
+    "- main object, objects found: of those that the prompt names, by the recogniser. sure of objects: "
+    "its mean probability of them, which is certain sooner.",
+    "- depth moved: mean difference between the judge's depth and that without guidance. CPU s: median "
+    f"seconds of one thread to sample a picture, in batches of {BATCH}.",
     "- renders: the scenes themselves, after the autoencoder. renders, bent: the same, warped by "
     f"{BENT:.0%} of their side, which shows how the figures respond to broken geometry.",
 )
 
 
-def table(judges: Judges, group: Group, seconds: Mapping[str, float]) -> list[str]:
-    """The lines of a group's table, of the rows that are complete.
-
-    seconds: seconds that sampling a picture takes, by row, where measured.
-    """
+def table(judges: Judges, group: Group) -> list[str]:
+    """The lines of a group's table. Every row has all pictures of the group."""
     count = group.samples
-    rows = {name: seen for name in group.rows if (seen := judges.seen(group, name)) is not None}
-    if NONE not in rows:
-        return []
-    reference, truth, shown = (
-        judges.reference(group.seeds, count),
-        judges.truth(group.seeds, count),
-        judges.shown(group.seeds, count),
-    )
-    baseline = rows[NONE]
-
-    def figures(seen: Seen) -> dict[str, Cell]:
-        def frechet(of: Callable[[Seen], Tensor]) -> Change:
-            return change_of_distance(of(seen), of(baseline), of(reference), frechet_distance, RESAMPLES)
-
-        def mean(of: Callable[[Seen], Tensor]) -> Change:
-            return change_of_mean(of(seen), of(baseline))
-
-        cells: dict[str, Cell] = {
-            "dFID": frechet(lambda s: depth_features(s.depth, group.side)),
-            "image Frechet": frechet(lambda s: s.features),
-            "head and judge differ": mean(lambda s: distance_after_alignment(s.head, s.depth)),
-            "off the planes": mean(lambda s: planarity(s.depth, s.surfaces)),
-            "off the target": mean(lambda s: distance_after_alignment(s.depth, truth)),
-            "head off the target": mean(lambda s: distance_after_alignment(s.head, truth)),
-            "AbsRel to the target": mean(lambda s: abs_rel_after_alignment(s.depth, truth, NEAR, FAR)),
-            "branches differ": mean(lambda s: s.consistency),
-            "prior's loss": mean(lambda s: s.prior),
-        }
-        if group.captions:
-            cells["main object"] = mean(lambda s: fidelity(s.objects, *shown)[0])
-            cells["objects found"] = mean(lambda s: fidelity(s.objects, *shown)[1])
-        return cells
-
-    lines = [
+    rows = {name: judges.seen(group, name) for name in group.rows}
+    reference, truth = judges.reference(group.seeds, count), judges.truth(group.seeds, count)
+    shown = judges.shown(group.seeds, count) if group.captions else None
+    framing = {RENDERS: judges.renders(group.seeds, count), BENT_RENDERS: judges.bent(group.seeds, count)}
+    figures = {
+        name: of_row(seen, rows[NONE], reference, truth, shown, group.side)
+        for name, seen in (rows | framing).items()
+    }
+    columns = list(figures[NONE])
+    cells = {
+        name: [cell(found[c], None if name in (NONE, *framing) else figures[NONE][c]) for c in columns]
+        for name, found in figures.items()
+    }
+    costs = {name: judges.drawings.seconds(group, name) for name in rows}
+    return [
         f"## {group.title}",
         "",
         f"{count} pictures per row, {group.steps} steps of {group.sampler}, {group.scheduler}, CFG "
         f"{group.cfg:g}; dFID of {group.side} x {group.side} cells.",
         "",
+        *markdown.table(columns, cells),
+        "",
+        "CPU s (as a ratio): "
+        + ", ".join(f"{name} {one:.2f} ({one / costs[NONE]:.2f})" for name, one in costs.items())
+        + ".",
+        "",
     ]
-    all_rows = {
-        name: figures(seen)
-        | {"depth moved": moved(seen, baseline)}
-        | ({"s/image": seconds[name]} if name in seconds else {})
-        for name, seen in rows.items()
-    } | {name: figures(seen) for name, seen in judges.renders(group.seeds, count).items()}
-    columns = list(all_rows[NONE])
-    cells = {
-        name: [
-            cell_text(of_row.get(column, ""), plain=name == NONE or name not in group.rows)
-            for column in columns
-        ]
-        for name, of_row in all_rows.items()
+
+
+def of_row(
+    seen: Seen,
+    baseline: Seen,
+    reference: Seen,
+    truth: Tensor,
+    shown: tuple[Tensor, Tensor] | None,
+    side: int,
+) -> dict[str, Bootstrapped]:
+    """The figures of a row, by column."""
+    drawn = resamples(len(seen.depth))
+
+    def distance(of: Callable[[Seen], Tensor]) -> Bootstrapped:
+        to = frechet_to(of(reference))
+        return bootstrap(lambda features: sum(to(features)), of(seen), drawn)
+
+    def average(values: Tensor) -> Bootstrapped:
+        return bootstrap(mean, values, drawn)
+
+    figures = {
+        "dFID": distance(lambda s: depth_features(s.depth, side)),
+        "image Frechet": distance(lambda s: s.features),
+        "head and judge differ": average(distance_after_alignment(seen.head, seen.depth)),
+        "off the planes": average(planarity(seen.depth, seen.surfaces)),
+        "off the target": average(distance_after_alignment(seen.depth, truth)),
+        "head off the target": average(distance_after_alignment(seen.head, truth)),
+        "AbsRel to the target": average(abs_rel_after_alignment(seen.depth, truth, NEAR, FAR)),
+        "branches differ": average(seen.consistency),
+        "prior's loss": average(seen.prior),
     }
-    lines += markdown.table(columns, cells)
-    missing = [name for name in group.rows if name not in rows]
-    if missing:
-        lines += ["", f"Not drawn: {'; '.join(missing)}."]
-    return [*lines, ""]
-
-
-def moved(seen: Seen, baseline: Seen) -> float:
-    """Mean absolute difference of the judge's depth from the baseline's at the same seeds."""
-    return (seen.depth - baseline.depth).abs().mean().item()
+    if shown is not None:
+        present, main = shown
+        main_found, share = fidelity(seen.objects, present, main)
+        figures["main object"], figures["objects found"] = average(main_found), average(share)
+        figures["sure of objects"] = average((seen.objects * present).sum(1) / present.sum(1))
+    figures["depth moved"] = average((seen.depth - baseline.depth).abs().mean((1, 2, 3)))
+    return figures

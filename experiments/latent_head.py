@@ -37,9 +37,11 @@ from ..host.depth.heads import HostedDepthHead
 from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from ..tools.setup_host import ROOT
 from . import markdown
-from .dag_figures import abs_rel_after_alignment, cell_text, change_of_mean, fidelity
-from .dag_pictures import checksum, decode, save
+from .dag_figures import abs_rel_after_alignment, fidelity
+from .dag_pictures import decode
 from .dag_rows import NONE, only
+from .kept_files import checksum, save
+from .paired_bootstrap import LEVEL, Bootstrapped, bootstrap, cell, mean, resamples
 from .seeds import LATENT_HEAD_TUNING
 
 COMMAND = "python -m tools.run experiments.latent_head"
@@ -170,21 +172,25 @@ def table(drawn: Mapping[str, Drawn], scenes: Sequence[Scene], seen: Sequence[Re
     present = torch.stack([scene_labels(scene, one.surface)["objects"] for scene, one in pairs])
     main_objects = torch.tensor([main_pair(scene, one.surface) for scene, one in pairs])
 
-    def figures(pictures: Tensor) -> list[Tensor]:
+    def figures(pictures: Tensor) -> list[Bootstrapped]:
         depth = judge(depth_judge, pictures).depth
         truth = F.interpolate(
             torch.stack([relative_depth(one) for one in seen])[:, None], depth.shape[-2:], mode="area"
         )
         objects = recognise(recogniser, pictures).logits["objects"].sigmoid()
-        return [abs_rel_after_alignment(depth, truth, NEAR, FAR), *fidelity(objects, present, main_objects)]
+        values = (
+            abs_rel_after_alignment(depth, truth, NEAR, FAR),
+            *fidelity(objects, present, main_objects),
+        )
+        return [bootstrap(mean, of_picture, resamples(len(scenes))) for of_picture in values]
 
     measured = {name: figures(one.pictures) for name, one in drawn.items()}
     plain = drawn[NONE].seconds
     rows = {
         name: [
             *(
-                cell_text(change_of_mean(values, baseline), plain=name == NONE)
-                for values, baseline in zip(of_row, measured[NONE], strict=True)
+                cell(found, None if name == NONE else baseline)
+                for found, baseline in zip(of_row, measured[NONE], strict=True)
             ),
             f"{drawn[name].seconds:.2f} ({drawn[name].seconds / plain:.2f})",
         ]
@@ -199,8 +205,8 @@ def table(drawn: Mapping[str, Drawn], scenes: Sequence[Scene], seen: Sequence[Re
         "",
         f"{len(scenes)} pictures a row, {STEPS} steps of {SAMPLER}, {SCHEDULER}, CFG {CFG:g}, prompts that "
         "describe the scenes whose depth is the target. In brackets: the change from the row without "
-        "guidance at the same seeds, ± its standard deviation over the pictures; behind the CPU seconds of a "
-        "picture: their ratio to that row's.",
+        f"guidance and its {LEVEL:.0%} interval, from a bootstrap over the seeds, bold where it excludes 0; "
+        "behind the CPU seconds of a picture: their ratio to that row's.",
         "",
         "These are tuning seeds, on which the latent head's form was chosen: a comparison, no figure to "
         "report.",

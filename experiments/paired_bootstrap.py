@@ -59,3 +59,24 @@ def change(row: Bootstrapped, baseline: Bootstrapped) -> Change:
 def mean(values: Tensor) -> float:
     """The mean of what is not nan."""
     return values.double().nanmean().item()
+
+
+def cell(row: Bootstrapped | None, baseline: Bootstrapped | None) -> str:
+    """A figure, and its change from the baseline's unless that is None."""
+    if row is None:
+        return ""
+    if baseline is None:
+        return format(row.value, digits(row.value))
+    return cell_of(change(row, baseline))
+
+
+def cell_of(found: Change) -> str:
+    """A changed figure as the tables show it."""
+    form = digits(found.value)
+    text = f"{found.value:{form}} ({found.change:+{form}}; {found.low:+{form}} to {found.high:+{form}})"
+    return f"**{text}**" if found.is_certain else text
+
+
+def digits(value: float) -> str:
+    """The format of a figure."""
+    return ".2f" if abs(value) >= 1 else ".3f" if abs(value) >= 0.1 else ".4f"

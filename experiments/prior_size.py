@@ -29,7 +29,7 @@ from ..nodes.demo_scenes import InnerDemoScenes
 from ..tools.setup_host import ROOT
 from . import markdown
 from .dag_judges import Judges
-from .dag_pictures import BATCH, Drawings, read_prior
+from .dag_pictures import Drawings, read_prior
 from .dag_rows import NONE, Group, Row
 from .dag_table import LEGEND, table
 from .prior_levels import cosine_to_real, real_and_broken
@@ -78,11 +78,8 @@ def main() -> None:
         priors = {training: read_prior(file) for training, file in files.items()}
         drawings = Drawings(work)
         lines = [*heading(drawings.checksums["depth_prior"]), *costs(priors), *gradients(priors)]
-        for row in rows:
-            for first in group.batches(BATCH):
-                drawings.draw(group, row, first)
         judges = Judges(drawings)
-        lines += table(judges, group, {})
+        lines += table(judges, group)
         judges.write_sheets("pictures", group)
     options.out.write_text("\n".join([*lines, *LEGEND, ""]), encoding="utf-8")
     print(options.out.read_text(encoding="utf-8"))

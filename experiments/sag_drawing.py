@@ -31,7 +31,8 @@ from ..demo.scenes import sample_scene
 from ..guidance import self_attention
 from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from .dag_figures import depth_features
-from .dag_pictures import checksum, decode, save
+from .dag_pictures import decode
+from .kept_files import checksum, save
 from .node_inputs import with_defaults
 from .sag_rows import Group, Row, Seen
 from .set_figures import detail, effective_scale

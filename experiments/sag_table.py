@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import markdown
 from .dag_figures import fidelity
-from .paired_bootstrap import LEVEL, Bootstrapped, Change, bootstrap, change, mean, resamples
+from .paired_bootstrap import LEVEL, Bootstrapped, bootstrap, cell, mean, resamples
 from .sag_rows import NONE, Seen
 from .set_figures import diversity_of, frechet_to, inside_manifold, nearest
 
@@ -108,24 +108,3 @@ def share_of_sums(counts: Tensor) -> float:
     """Sum of the first column of (N, 2) over that of the second."""
     part, whole = counts.double().sum(0).tolist()
     return part / max(whole, 1)
-
-
-def cell(row: Bootstrapped | None, baseline: Bootstrapped | None) -> str:
-    """A figure, and its change from the baseline's unless that is None."""
-    if row is None:
-        return ""
-    if baseline is None:
-        return format(row.value, digits(row.value))
-    return cell_of(change(row, baseline))
-
-
-def cell_of(found: Change) -> str:
-    """A changed figure as the tables show it."""
-    form = digits(found.value)
-    text = f"{found.value:{form}} ({found.change:+{form}}; {found.low:+{form}} to {found.high:+{form}})"
-    return f"**{text}**" if found.is_certain else text
-
-
-def digits(value: float) -> str:
-    """The format of a figure."""
-    return ".2f" if abs(value) >= 1 else ".3f" if abs(value) >= 0.1 else ".4f"

@@ -1,22 +1,17 @@
-"""experiments/dag_figures.py: planes of renders, alignment, paired changes, against references; cells."""
+"""experiments/dag_figures.py: planes of renders, alignment, objects, against references."""
 
 import numpy as np
 import pytest
 import torch
 
 from inner_guidance.demo.depth_judge import GRID, SURFACES, depth_label
-from inner_guidance.demo.measures import frechet_distance
 from inner_guidance.demo.ray_casting import FIRST_SOLID, render
 from inner_guidance.demo.renders import HELD_OUT
 from inner_guidance.demo.scenes import FAR, NEAR, sample_scene
 from inner_guidance.demo.train_depth_judge import MIXED, surface_label
 from inner_guidance.experiments import dag_figures
 from inner_guidance.experiments.dag_figures import (
-    Change,
     abs_rel_after_alignment,
-    cell_text,
-    change_of_distance,
-    change_of_mean,
     depth_features,
     distance_after_alignment,
     fidelity,
@@ -121,30 +116,6 @@ def test_abs_rel_after_alignment_is_in_metres():
         assert found[i].item() == pytest.approx((np.abs(z - expected) / expected).mean(), rel=1e-4)
 
 
-def test_change_of_mean_is_paired_and_skips_nan():
-    baseline = torch.tensor([1.0, 5.0, 9.0, torch.nan])
-    values = torch.tensor([2.0, 6.0, 10.5, 3.0])
-
-    found = change_of_mean(values, baseline)
-
-    assert found.value == pytest.approx((2 + 6 + 10.5) / 3)
-    assert found.change == pytest.approx(3.5 / 3)
-    assert found.deviation == pytest.approx(np.std([1, 1, 1.5], ddof=1) / 3**0.5)
-
-
-def test_change_of_distance_knows_a_real_change_from_none():
-    reference, baseline = random(300, 4), random(200, 4, seed=1)
-
-    same = change_of_distance(baseline, baseline, reference, frechet_distance, 30)
-    worse = change_of_distance(baseline + 0.3, baseline, reference, frechet_distance, 30)
-    shuffled = change_of_distance(random(200, 4, seed=2), baseline, reference, frechet_distance, 30)
-
-    assert (same.change, same.deviation) == (0.0, 0.0)
-    assert worse.value == pytest.approx(frechet_distance(baseline + 0.3, reference))
-    assert worse.change > 5 * worse.deviation > 0
-    assert abs(shuffled.change) < 3 * shuffled.deviation
-
-
 def test_warp_moves_by_its_strength_and_keeps_what_is_everywhere():
     flat = torch.full((2, 32, 32, 3), 77, dtype=torch.uint8)
     ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(40, 64, 64)[..., None].expand(-1, -1, -1, 3)
@@ -165,13 +136,3 @@ def test_fidelity_of_right_half_right_and_wrong_pictures():
 
     assert main.tolist() == [1, 0, 0]
     assert found.tolist() == [1, 0.5, 0]
-
-
-def test_cells():
-    change = Change(0.12345, -0.01, 0.002)
-
-    assert cell_text(change, plain=True) == "0.1235"
-    assert cell_text(change, plain=False) == "0.1235 (-0.0100 ± 0.0020)"
-    assert cell_text(Change(12.345, 0.5, 0.25), plain=False) == "12.35 (+0.50 ± 0.25)"
-    assert cell_text(0.5, plain=False) == "0.500"
-    assert cell_text("", plain=True) == ""

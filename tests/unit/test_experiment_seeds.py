@@ -3,7 +3,7 @@
 from itertools import combinations
 
 from inner_guidance.demo.renders import HELD_OUT
-from inner_guidance.experiments import dag_rows, sag_rows, seeds
+from inner_guidance.experiments import sag_rows, seeds
 
 RANGES = {name: value for name, value in vars(seeds).items() if isinstance(value, range)}
 
@@ -18,8 +18,6 @@ def test_sweeps_tune_and_comparisons_report():
     for transformer in (False, True):
         assert {group.seeds for group in sag_rows.swept(transformer).values()} == {seeds.TUNING}
         assert {group.seeds for group in sag_rows.reported(transformer).values()} == {seeds.REPORTING}
-    assert {group.seeds for group in dag_rows.swept().values()} == {seeds.TUNING}
-    assert {group.seeds for group in dag_rows.compared().values()} == {seeds.REPORTING}
 
 
 def test_every_group_of_sag_has_its_baseline_first():

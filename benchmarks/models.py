@@ -17,10 +17,11 @@ from comfy.model_base import ModelType
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
+from ..depth_head.architectures import LATENT
 from ..depth_head.head import DepthHead
 from ..depth_head.prior import DEFAULT_SIZE, DepthPrior
 from ..host.depth.head_training import AUTO, new_network
-from ..host.depth.heads import HostedDepthHead, model_family
+from ..host.depth.heads import HostedDepthHead, latent_space, model_family
 from ..host.depth.priors import make_unet
 
 TOKENS = 77
@@ -207,6 +208,12 @@ def depth_head(model: ModelPatcher) -> HostedDepthHead:
     """The paper's head, on the default blocks of Train Depth Head."""
     network = new_network(model, "pixel_mlp", AUTO, AUTO, seed=0).requires_grad_(False).eval()
     return HostedDepthHead.of(DepthHead(network, model_family(model)))
+
+
+def latent_head(model: ModelPatcher) -> HostedDepthHead:
+    """A head that reads the model's latents."""
+    network = new_network(model, LATENT, AUTO, AUTO, seed=0).requires_grad_(False).eval()
+    return HostedDepthHead.of(DepthHead(network, latent_space(model)))
 
 
 def depth_prior() -> DepthPrior:

@@ -12,7 +12,7 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from ..nodes.record import InnerRecordAttention, InnerRecordFeatures
 from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
-from .models import depth_head, depth_prior, target_depth
+from .models import depth_head, depth_prior, latent_head, target_depth
 from .naive_depth_guidance import naively_guided
 from .step_costs import Row
 
@@ -66,9 +66,15 @@ def rows_of(model: ModelPatcher, left_out: Iterable[str] = ()) -> dict[str, Row]
     }
 
     def dag(of: ModelPatcher = model, **settings: Any) -> ModelPatcher:
-        return InnerDepthAwareGuidance.execute(of, head, **DAG | settings).result[0]
+        return InnerDepthAwareGuidance.execute(of, **DAG | {"depth_head": head} | settings).result[0]
 
     network = head.head.network
+    latent: dict[str, Any] = {
+        "depth_head": latent_head(model),
+        "consistency_scale": 0.0,
+        "target_scale": 1.0,
+        "target_depth": target_depth(),
+    }
     recorded = InnerRecordAttention.execute(model, "m0", **RECORDING, prompt=False).result[0]
     features = InnerRecordFeatures.execute(model, "m0", branch="positive", **RECORDING).result[0]
     rows = {
@@ -82,6 +88,7 @@ def rows_of(model: ModelPatcher, left_out: Iterable[str] = ()) -> dict[str, Row]
         "dag_all": Row("DAG, consistency, prior and target", dag(**losses)),
         "dag_reused": Row(f"DAG, every_n_steps {EVERY}", dag(every_n_steps=EVERY), EVERY),
         "dag_checkpointing": Row("DAG, checkpointing", dag(checkpointing=True)),
+        "dag_latent": Row("DAG, target by a latent head", dag(**latent)),
         "nag": Row("the host's NAG", nag(model)),
         "dag_nag": Row("DAG with NAG: both prompts in the gradient", dag(nag(model))),
         "naive_dag": Row("naive DAG", naively_guided(model, network)),

@@ -26,6 +26,7 @@ GOALS = (
     Goal("sag_reused", PLAIN, 1.25),
     Goal("dag", PLAIN, 1.6),
     Goal("dag_all", PLAIN, 1.6),
+    Goal("dag_latent", PLAIN, 1.1),
     Goal("recording", PLAIN, 1.05),
 )
 DAG_MEMORY, ATTENTION_MEMORY, IMPORT_SECONDS = 1.5, 0.1, 0.1

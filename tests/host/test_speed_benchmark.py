@@ -89,6 +89,7 @@ def test_each_row_does_what_it_is_named_for(tiny_runs, monkeypatch):
         "dag_all": (1, 2, 1),
         "dag_reused": (2, 3, 1),
         "dag_checkpointing": (1, 2, 1),
+        "dag_latent": (1, 1, 0),
         "nag": (1, 1, 0),
         "dag_nag": (1, 1, 1),
         "naive_dag": (1, 2, 0),

@@ -85,13 +85,13 @@ READ, TRAINED = "Image, known depth, estimate", "Picture, known depth, what the 
 REPORT = first_of("Training report")
 
 THUMBNAILS = {
-    SAG: Thumbnail(SAG, WITH_SAG, "without and with guidance", (None, 1)),
+    SAG: Thumbnail(SAG, WITH_SAG, "without and with guidance", (None, 3)),
     SEES: Thumbnail(SEES, SEEN, "an image, attention, a word, features"),
     FORMS: Thumbnail(FORMS, FILM, "depth at each step"),
     DEPTH: Thumbnail(DEPTH, image_over_depth(READ, (0, 1)), "images, and the depth that is read"),
     LOCK: Thumbnail(LOCK, LOCKED, "without and with a depth to keep"),
     DAG: Thumbnail(DAG, WITH_DAG, "without and with guidance"),
-    BOTH: Thumbnail(BOTH, WITH_BOTH, "without and with both guidances", (None, 1)),
+    BOTH: Thumbnail(BOTH, WITH_BOTH, "without and with both guidances", (None, 3)),
     CLASSIFIER: Thumbnail(
         CLASSIFIER,
         first_of(
@@ -109,15 +109,15 @@ THUMBNAILS = {
         ),
         "without and with the new prior",
     ),
-    "11 SAG on SD 1.5": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (1, 3)),
-    "12 SAG on SDXL": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (2, 4)),
+    "11 SAG on SD 1.5": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (2, 3)),
+    "12 SAG on SDXL": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (4, 5)),
     "13 SAG + hires fix": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (0, 5)),
     "14 See what SD 1.5 sees": Thumbnail(SEES, SEEN, "here of the demo model", (1,)),
     "15 Watch depth form": Thumbnail(FORMS, FILM, "depth at each step, here of the demo model", (1,)),
     "16 Depth of an image from SD 1.5": Thumbnail(
         DEPTH, image_over_depth(READ, (2, 3)), "depth that is read, here by the demo model"
     ),
-    "17 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (5,)),
+    "17 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
     "18 Depth-aware guidance on SD 1.5": Thumbnail(DAG, WITH_DAG, "DAG, here on the demo model", (1,)),
     "19 DAG + SAG": Thumbnail(BOTH, WITH_BOTH, "DAG + SAG, here on the demo model", (2, 3)),
     "20 Train a depth head on SD 1.5 with Depth Anything 3 labels": Thumbnail(
@@ -126,7 +126,7 @@ THUMBNAILS = {
     "21 Train a depth prior with Depth Anything 3 labels": Thumbnail(
         PRIOR, REPORT, "training report, here on demo scenes"
     ),
-    "22 Depth lock + SAG on Z-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (0,)),
+    "22 Depth lock + SAG on Z-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
     "23 Depth lock + SAG on Qwen-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (1,)),
     "24 Depth lock + SAG on FLUX.2 Klein": Thumbnail(
         LOCK, LOCKED, "depth lock, here on the demo model", (2,)

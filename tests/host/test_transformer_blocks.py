@@ -48,7 +48,7 @@ def test_figures_are_kept(trial):
     head = Head(("b1",), token_norm=False, seed=2)
     path = figures_file(trial.folder, trial.steps, head)
     path.parent.mkdir()
-    path.write_text('{"50": 0.5}')
+    path.write_text('{"50": 0.5}', encoding="utf-8")
 
     assert trial.figures(head) == {"50": 0.5}
     others = [head._replace(token_norm=True), head._replace(seed=0), head._replace(blocks=("b0",))]

@@ -53,7 +53,6 @@ def test_pictures_fill_a_square(number):
     assert sum(picture.convert("L").point(lambda value: value > 250).getdata()) > SIDE * SIDE / 4
 
 
-@pytest.mark.xfail(strict=False, reason="drawn with the weights of the next demo model")
 @pytest.mark.parametrize("name", NAMES)
 def test_thumbnail_is_a_small_square(name):
     file = FOLDER / f"{name}.jpg"

@@ -1,8 +1,8 @@
 """Draws the same scenes without and with guidance in the real ComfyUI: `make demo`.
 
 Runs demo workflows on six prompts. In these workflows the node titled "Prompt" holds the text, the one titled
-"Seed" the seed, and the title of a SaveImage node says what the first of its pictures shows: one title, one
-picture, whichever workflow draws it.
+"Seed" the seed, "The image that gives the depth" the scene whose depth is kept, and the title of a SaveImage
+node says what the first of its pictures shows: one title, one picture, whichever workflow draws it.
 """
 
 import copy
@@ -21,6 +21,7 @@ from .host_server import HostServer, HostServerError, Prompt
 from .setup_host import ROOT, SetupError, host_folder
 
 OUTPUT = ROOT / ".demo"
+DEPTH_GIVEN = "The image that gives the depth"
 # Neighbours draw the same picture without guidance, which the host then draws once.
 WORKFLOWS = (
     "02 Demo - See what the model sees",
@@ -29,18 +30,20 @@ WORKFLOWS = (
     "06 Demo - Depth-Aware Guidance",
     "05 Demo - Depth-locked restyle",
 )
+# Prompt, seed, and the demo scene whose depth is kept. It has the shapes that the prompt names, because two
+# solids do not fit into the depth of one: they merge, or one is missing.
 SCENES = (
-    ("red sphere, blue box, grey checker floor, white wall", 7),
-    ("green cylinder, yellow sphere, brown striped floor, beige wall", 9),
-    ("purple box, orange cylinder, plain grey floor, blue wall", 2),
-    ("cyan sphere, pink sphere, blue checker floor, grey wall", 4),
-    ("white cylinder, black box, red striped floor, green wall", 0),
-    ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 3),
+    ("red sphere, blue box, grey checker floor, white wall", 7, 1_100_032),
+    ("green cylinder, yellow sphere, brown striped floor, beige wall", 9, 1_100_012),
+    ("purple box, orange cylinder, plain grey floor, blue wall", 2, 1_100_014),
+    ("cyan sphere, pink sphere, blue checker floor, grey wall", 4, 1_100_006),
+    ("white cylinder, black box, red striped floor, green wall", 0, 1_100_117),
+    ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 3, 1_100_066),
 )
 
 LOOK_FOR = (
     'Look for "Depth that came out", which follows "Depth to keep" while "Depth without guidance" does not; '
-    "some objects merge on the way."
+    "some colours land on the wrong solid."
 )
 
 
@@ -50,12 +53,15 @@ def node_titled(prompt: Prompt, title: str) -> dict[str, Any]:
     return node["inputs"]
 
 
-def for_scene(workflow: Prompt, text: str, seed: int) -> Prompt:
-    """A demo workflow with this prompt and seed set in it."""
+def for_scene(workflow: Prompt, text: str, seed: int, depth_of: int) -> Prompt:
+    """A demo workflow with this prompt and seed. depth_of: the scene whose depth it keeps, if any."""
     prompt = copy.deepcopy(workflow)
     inputs = node_titled(prompt, "Prompt")  # CLIPTextEncode's, or those of a text that several nodes read
     inputs["text" if "text" in inputs else "value"] = text
     node_titled(prompt, "Seed")["value"] = seed
+    for node in prompt.values():
+        if node["_meta"]["title"] == DEPTH_GIVEN:
+            node["inputs"]["first_seed"] = depth_of
     return prompt
 
 
@@ -96,15 +102,15 @@ def main() -> None:
     with HostServer(host_folder(), ROOT, log=OUTPUT / "server.log") as server:
         total = len(SCENES) * sum(sum(steps_of(workflow).values()) for workflow in workflows)
         with tqdm(total=total, unit="step", desc="Sampling") as bar:
-            for text, seed in SCENES:
+            for text, seed, depth_of in SCENES:
                 pictures: dict[str, bytes] = {}
                 for workflow in workflows:
-                    pictures |= draw(server, for_scene(workflow, text, seed), bar)
+                    pictures |= draw(server, for_scene(workflow, text, seed, depth_of), bar)
                 for title, png in pictures.items():
                     (OUTPUT / f"{seed} {title}.png").write_bytes(png)
                     rows[title].append(Image.open(io.BytesIO(png)).convert("RGB"))
     sheet = OUTPUT / "contact-sheet.png"
-    contact_sheet([f"{text} (seed {seed})" for text, seed in SCENES], rows).save(sheet)
+    contact_sheet([f"{text} (seed {seed})" for text, seed, _ in SCENES], rows).save(sheet)
     print(f"{sum(map(len, rows.values()))} images in {time.monotonic() - start:.0f} seconds: {OUTPUT}")
     print(f"Side by side: {sheet}\n{LOOK_FOR}")
 

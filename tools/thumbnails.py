@@ -126,12 +126,12 @@ THUMBNAILS = {
     "21 Train a depth prior with Depth Anything 3 labels": Thumbnail(
         PRIOR, REPORT, "training report, here on demo scenes"
     ),
-    "22 Depth lock + SAG on Z-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
+    "22 Depth lock + SAG on Z-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (0,)),
     "23 Depth lock + SAG on Qwen-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (1,)),
     "24 Depth lock + SAG on FLUX.2 Klein": Thumbnail(
-        LOCK, LOCKED, "depth lock, here on the demo model", (2,)
+        LOCK, LOCKED, "depth lock, here on the demo model", (3,)
     ),
-    "25 Depth lock + SAG on Krea 2": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (3,)),
+    "25 Depth lock + SAG on Krea 2": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
 }
 """Template -> its thumbnail."""
 

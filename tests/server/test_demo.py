@@ -25,6 +25,10 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
 
 
+def titles(prompt):
+    return {node["_meta"]["title"] for node in prompt.values()}
+
+
 def sag_node(prompt):
     (node,) = (node for node in prompt.values() if node["class_type"] == "InnerSelfAttentionGuidance")
     return node["inputs"]
@@ -57,11 +61,13 @@ def test_workflows_of_the_sheet_take_prompt_and_seed(name, root):
         json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")),
         "red sphere",
         7,
+        1_234_567,
     )
 
     values = [value for node in prompt.values() for value in node["inputs"].values()]
     assert "red sphere" in values
     assert 7 in values
+    assert (1_234_567 in values) == ("Depth to keep" in titles(prompt))
     assert any(node["class_type"] == "SaveImage" for node in prompt.values())
 
 
@@ -92,11 +98,11 @@ def test_scale_zero_draws_the_plain_picture(server, workflow):
 
 
 def test_seed_and_prompt_reach_the_picture(server, workflow):
-    text, seed = SCENES[0]
+    text, seed, depth_of = SCENES[0]
     with tqdm(disable=True) as bar:
         first, other_seed, other_text = (
             pixels(draw(server, for_scene(workflow, *scene), bar)[PLAIN])
-            for scene in ((text, seed), (text, seed + 1), (SCENES[1][0], seed))
+            for scene in ((text, seed, depth_of), (text, seed + 1, depth_of), (SCENES[1][0], seed, depth_of))
         )
 
     assert np.abs(first - other_seed).mean() > 2

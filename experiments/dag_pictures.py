@@ -41,6 +41,7 @@ from ..host.steering.dag_losses import DepthAwareSettings, Networks
 from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from .dag_rows import Group, Row, Terms
 from .kept_files import checksum, save
+from .node_inputs import with_defaults
 from .recurrence import recurrent
 from .starting_noise import closest_noise, starting_noises
 
@@ -155,7 +156,7 @@ class Drawings:
         if row.settings is None:
             yield self.model
             return
-        inputs = self.node_inputs(row)
+        inputs = with_defaults(InnerDepthAwareGuidance, **row.settings)
         if row.step is not None:
             inputs |= {
                 name: row.step / depth_aware.ROBUST_STEP * value
@@ -179,15 +180,6 @@ class Drawings:
             ).result
             yield model
 
-    def node_inputs(self, row: Row) -> dict[str, Any]:
-        """The node's defaults with the settings of a row."""
-        defaults = {
-            given.id: default
-            for given in InnerDepthAwareGuidance.define_schema().inputs
-            if (default := getattr(given, "default", None)) is not None
-        }
-        return defaults | dict(row.settings or {})
-
     def folder(self, group: Group, name: str) -> Path:
         """The folder of a row's pictures. Its name contains a digest of everything that determines them."""
         row = group.rows[name]
@@ -197,7 +189,7 @@ class Drawings:
         made_by["steps"] = row.steps or group.steps
         made_by["weights"] = [self.checksums[name] for name in ("unet", "text_encoder", "autoencoder")]
         if row.settings is not None:
-            inputs = self.node_inputs(row)
+            inputs = with_defaults(InnerDepthAwareGuidance, **row.settings)
             constants = {name: getattr(depth_aware, name) for name in CONSTANTS} | dict(row.constants)
             constants["ROBUST_STEP"] = row.step or constants["ROBUST_STEP"]
             if inputs["mode"] == "paper":

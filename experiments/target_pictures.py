@@ -31,6 +31,7 @@ from .dag_figures import abs_rel_after_alignment, fidelity
 from .dag_pictures import decode
 from .dag_rows import NONE
 from .kept_files import checksum, save
+from .node_inputs import with_defaults
 from .paired_bootstrap import LEVEL, Bootstrapped, bootstrap, cell, mean, resamples
 
 BATCH = 16
@@ -95,14 +96,14 @@ def draw(family: str, row: Row, targets: Targets) -> Drawn:
         guided = model
         if row.head is not None:
             depths = torch.stack([relative_depth(one) for one in targets.seen[first : first + BATCH]])
-            inputs: dict[str, Any] = {given.id: given.default for given in node_inputs()}
-            head = HostedDepthHead.of(load_depth_head(demo.WEIGHTS / row.head))
-            inputs |= {
-                "model": model,
-                "depth_head": head,
-                "target_depth": depths[..., None].expand(-1, -1, -1, 3),
-            }
-            (guided,) = InnerDepthAwareGuidance.execute(**inputs | dict(row.settings)).result
+            inputs = with_defaults(
+                InnerDepthAwareGuidance,
+                model=model,
+                depth_head=HostedDepthHead.of(load_depth_head(demo.WEIGHTS / row.head)),
+                target_depth=depths[..., None].expand(-1, -1, -1, 3),
+                **row.settings,
+            )
+            (guided,) = InnerDepthAwareGuidance.execute(**inputs).result
         latent = torch.zeros(BATCH, 4, 32, 32)
         seed = targets.seeds[first]
         prompts = conditioning([scene.caption for scene in targets.scenes[first : first + BATCH]])
@@ -123,12 +124,6 @@ def draw(family: str, row: Row, targets: Targets) -> Drawn:
         seconds += time.process_time() - started
         pictures.append(decode(vae, samples.cpu()))
     return Drawn(torch.cat(pictures), seconds / len(targets.seeds))
-
-
-def node_inputs() -> Sequence[Any]:
-    """The inputs of the node that have a value without a connection."""
-    inputs = InnerDepthAwareGuidance.define_schema().inputs
-    return [given for given in inputs if getattr(given, "default", None) is not None]
 
 
 def relative_depth(seen: Render) -> Tensor:

@@ -4,7 +4,7 @@
 
 Depth heads read blocks of the demo transformer on renders that it was not trained on: each block alone and
 sets of blocks, as the residual stream is and after per-token normalisation. What decides is trained from
-three seeds. All heads see the same noisy scenes.
+several seeds. All heads see the same noisy scenes.
 
 Features and figures are kept in the work folder, so a second call resumes an interrupted one.
 """

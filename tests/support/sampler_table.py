@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 
 import nodes as stock
-from inner_guidance.guidance.depth_aware import target_loss
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.demo_scenes import InnerDemoScenes
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
@@ -55,12 +54,16 @@ def drawn(model, sampler):
 
 
 def distance(latents):
-    """sqrt(L_target) of the depth that the head reads of finished latents; the mean over the images."""
+    """sqrt(1 - r^2), r the correlation of the target with the depth that the head reads of finished latents.
+
+    The mean over the images.
+    """
     model, _, _, head, *_ = demo()
     given = {"model": model, "depth_head": head, "latent": {"samples": latents}, "positive": prompts()[1]}
-    found = execute(InnerDepthEstimate, ensemble=1, **given)[2].reshape(IMAGES, 1, 16, 16)
-    wanted = F.interpolate(target()[..., 0].unsqueeze(1), (16, 16), mode="area")
-    return float(target_loss(found, wanted.expand_as(found)).sqrt().mean())
+    found = execute(InnerDepthEstimate, ensemble=1, **given)[2].reshape(IMAGES, -1)
+    wanted = F.interpolate(target()[..., 0].unsqueeze(1), (16, 16), mode="area").flatten()
+    correlations = [torch.corrcoef(torch.stack([depth, wanted]))[0, 1] for depth in found]
+    return float((1 - torch.stack(correlations).square()).sqrt().mean())
 
 
 @cache

@@ -8,7 +8,13 @@ import nodes as stock
 from inner_guidance.tests.support.tiny_models import result_of
 
 # They need files or several GPUs, or compile.
-LEFT_OUT = {"HypernetworkLoader", "LoraLoaderBypassModelOnly", "TorchCompileModel", "MultiGPU_WorkUnits"}
+LEFT_OUT = {
+    "HypernetworkLoader",
+    "LoraLoaderBypassModelOnly",
+    "LoraLoaderModelOnly",
+    "MultiGPU_WorkUnits",
+    "TorchCompileModel",
+}
 # Values for which a node acts on a tiny model, in its first step; all else is at its default.
 VALUES = {
     "ContextWindowsManual": {"context_length": 2, "context_overlap": 1},

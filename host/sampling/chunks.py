@@ -115,11 +115,7 @@ class Evaluation:
 
         If a wrapper evaluates a part twice, the first evaluation counts.
         """
-        recorded = [
-            (label, uuid)
-            for label, uuid in conditions_of(transformer_options)
-            if uuid in self.placements.get(label, ())
-        ]
+        recorded = conditions_of(transformer_options, self.placements)
         if not recorded:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.evaluated.update(recorded)

@@ -8,6 +8,7 @@ scaled or noised equals no part of the latent, so its place is unknown.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -44,8 +45,7 @@ def crops_of(
     """
     known = {
         (label, uuid): placements[label][uuid]
-        for label, uuid in conditions_of(transformer_options)
-        if uuid in placements.get(label, ())
+        for label, uuid in conditions_of(transformer_options, placements)
     }
     asked = [
         Crop(condition, image, box_of(placement.area, latent))
@@ -54,7 +54,8 @@ def crops_of(
     ]
     latent = latent.to(x)
     in_place, same_prompts = _as_asked(x, prompt, asked, latent, known)
-    if in_place and same_prompts:
+    in_order = _in_order(transformer_options, placements)
+    if in_place and same_prompts and in_order:
         return asked
     if in_place:
         found = [[(crop.image, crop.box)] for crop in asked]
@@ -74,7 +75,9 @@ def crops_of(
         of_row = [
             crop for (number, crop), told in zip(candidates, same, strict=True) if told and number == row
         ]
-        if in_place and not of_row:  # another node changed the prompt, not the order
+        if not in_order and len({crop.condition for crop in of_row}) > 1:
+            return [None] * len(x)
+        if in_place and in_order and not of_row:  # another node changed the prompt, not the order
             of_row = [asked[row]]
         free = [crop for crop in of_row if crop not in crops]
         if of_row and not free:
@@ -83,36 +86,62 @@ def crops_of(
     return crops
 
 
-def evaluates_whole(
-    condition: Condition,
+def whole_chunks(
     x: Tensor,
     prompt: Tensor | None,
     transformer_options: Mapping[str, Any],
     latent: Tensor,
     placements: Mapping[int, Mapping[Any, Placement]],
-) -> bool:
-    """Whether a pass evaluates the chunks that the host put together, a condition's for the whole latent.
+) -> list[Condition]:
+    """The conditions of a pass, chunk by chunk; none unless each chunk holds what the host asked for.
 
     The arguments are those of `crops_of`.
     """
-    crops = [crop for crop in crops_of(x, prompt, transformer_options, latent, placements) if crop]
-    chunks = conditions_of(transformer_options)
-    asked = [(chunk, image) for chunk in chunks for image in range(len(latent))]
-    if len(crops) < len(x) or [crop[:2] for crop in crops] != asked:
-        return False
-    return all(crop.box == box_of(None, latent) for crop in crops if crop.condition == condition)
+    crops = crops_of(x, prompt, transformer_options, latent, placements)
+    chunks = [crop.condition for crop in crops[:: len(latent)] if crop]
+    asked = [
+        Crop((label, uuid), image, box_of(placements[label][uuid].area, latent))
+        for label, uuid in chunks
+        for image in range(len(latent))
+    ]
+    return chunks if crops == asked else []
 
 
-def conditions_of(transformer_options: Mapping[str, Any]) -> list[Condition]:
-    """The condition of each chunk of a pass: the number of its list, and its uuid.
+def conditions_of(
+    transformer_options: Mapping[str, Any], placements: Mapping[int, Mapping[Any, Placement]]
+) -> list[Condition]:
+    """The conditions that a pass may hold, out of placements: chunk by chunk, if its labels tell.
 
-    If a wrapper split the batch and gave only the labels of the parts, all possible pairs; some of them do
-    not exist.
+    If a wrapper dropped the labels, or split the batch and gave only those of the parts, all possible pairs.
     """
-    labels, uuids = transformer_options["cond_or_uncond"], transformer_options["uuids"]
-    if len(labels) == len(uuids):
-        return list(zip(labels, uuids, strict=True))
-    return [(label, uuid) for label in labels for uuid in uuids]
+    labels, uuids = _labels(transformer_options, placements)
+    pairs = zip(labels, uuids, strict=True) if len(labels) == len(uuids) else product(labels, uuids)
+    return [(label, uuid) for label, uuid in pairs if uuid in placements.get(label, ())]
+
+
+def _labels(
+    transformer_options: Mapping[str, Any], placements: Mapping[int, Mapping[Any, Placement]]
+) -> tuple[Sequence[int], Sequence[Any]]:
+    """The numbers of the lists, and the uuids, of a pass: all that there may be, if nothing tells them.
+
+    If a wrapper dropped one of the two, the other tells it.
+    """
+    numbers = {uuid: label for label, of_list in placements.items() for uuid in of_list}
+    labels, uuids = transformer_options.get("cond_or_uncond"), transformer_options.get("uuids")
+    if labels is None and uuids is not None:
+        uuids = [uuid for uuid in uuids if uuid in numbers]
+        return [numbers[uuid] for uuid in uuids], uuids
+    if labels is not None and uuids is None and all(len(placements.get(label, ())) == 1 for label in labels):
+        return labels, [next(iter(placements[label])) for label in labels]
+    return list(placements) if labels is None else labels, list(numbers) if uuids is None else uuids
+
+
+def _in_order(
+    transformer_options: Mapping[str, Any], placements: Mapping[int, Mapping[Any, Placement]]
+) -> bool:
+    """Whether the labels of a pass tell the condition of each chunk."""
+    labels, uuids = _labels(transformer_options, placements)
+    return len(labels) == len(uuids) and bool(transformer_options.keys() & {"cond_or_uncond", "uuids"})
 
 
 def places(part: Tensor, latent: Tensor) -> list[tuple[int, Box]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..gradients.forward import Features, Products, evaluate_with_gradient
 from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor
-from ..sampling.crops import conditions_of, evaluates_whole
+from ..sampling.crops import conditions_of, whole_chunks
 from ..sampling.inner_latent import InnerLatent
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Placement
@@ -129,14 +129,19 @@ class GradientPass:
         **kwargs: Any,
     ) -> Tensor:
         """APPLY_MODEL wrapper: one forward pass."""
-        chunks, batch = conditions_of(transformer_options), len(self.latent)
-        if self.done or self.chunk not in chunks:
+        if self.done or self.chunk not in conditions_of(transformer_options, self.placements):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        if not evaluates_whole(self.chunk, x, c_crossattn, transformer_options, self.latent, self.placements):
-            for reader in self.readers:
-                reader.problem = NOT_WHOLE
+        chunks = whole_chunks(x, c_crossattn, transformer_options, self.latent, self.placements)
+        if self.chunk not in chunks:
+            if not chunks:
+                for reader in self.readers:
+                    reader.problem = NOT_WHOLE
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         self.done = True
+        # Wrappers of other nodes may have dropped the labels.
+        labels, uuids = map(list, zip(*chunks, strict=True))
+        transformer_options = transformer_options | {"cond_or_uncond": labels, "uuids": uuids}
+        batch = len(self.latent)
         start = chunks.index(self.chunk) * batch
         rows = range(start, start + batch)
         model = executor.class_obj

@@ -102,7 +102,7 @@ class GuidedRun:
 
     def schedule(self, model_options: dict[str, Any]) -> Tensor:
         """The sigmas of the sampler, or those of this run if another node's options lack them."""
-        return model_options["transformer_options"].get("sample_sigmas", self.sample_sigmas)
+        return model_options.get("transformer_options", {}).get("sample_sigmas", self.sample_sigmas)
 
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""

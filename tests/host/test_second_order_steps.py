@@ -67,10 +67,14 @@ def test_evaluations_of_a_step_share_a_gradient(monkeypatch, sampler, fresh):
     assert made == fresh
 
 
+@pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("guide", [tiny.guided, depth.depth_guided, classifier_guided])
-def test_a_sampler_may_drop_the_hosts_schedule(guide):
+def test_a_sampler_may_drop_the_hosts_schedule(guide, everything):
     def without_schedule(executor, guider, sigmas, extra_args, *args, **kwargs):
-        del extra_args["model_options"]["transformer_options"]["sample_sigmas"]
+        options = extra_args["model_options"]
+        del (options if everything else options["transformer_options"])[
+            "transformer_options" if everything else "sample_sigmas"
+        ]
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 
     model = guide(tiny.patcher())

@@ -1,0 +1,47 @@
+"""The help page of every node, as the page shows it: its text, its links and its picture."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+FOLDER = Path(__file__).resolve().parents[2] / "web" / "docs"
+ALONE = """type => {
+    window.app.graph.clear();
+    const node = LiteGraph.createNode(type);
+    window.app.graph.add(node);
+    window.app.canvas.selectNode(node);
+}"""
+ADDRESSES = "links => links.map(link => link.getAttribute('href'))"
+# The widths of the pictures once all are loaded; 0 is a picture that is not there.
+WIDTHS = """async pictures => {
+    const ended = picture => new Promise(end => { picture.onload = picture.onerror = end; });
+    await Promise.all(pictures.map(picture => picture.complete || ended(picture)));
+    return pictures.map(picture => picture.naturalWidth);
+}"""
+MILLISECONDS = 20_000
+
+
+def assert_help_is_shown(page, node):
+    written = (FOLDER / f"{node}.md").read_text(encoding="utf-8")
+
+    page.evaluate(ALONE, node)
+    page.get_by_test_id("info-button").click()
+
+    shown = page.locator(".node-help-content")
+    headings = shown.locator("h1, h2, h3")
+    expect(headings).to_have_text(re.findall(r"^#+ (.+)$", written, re.MULTILINE), timeout=MILLISECONDS)
+    assert re.findall(r"\]\((https://[^)]+)\)", written) == shown.locator("a").evaluate_all(ADDRESSES)
+    widths = shown.locator("img").evaluate_all(WIDTHS)
+    assert len(widths) == written.count("![")
+    assert all(width > 200 for width in widths)
+
+
+@pytest.mark.parametrize("node", sorted(path.stem for path in FOLDER.glob("*.md")))
+def test_help_page_is_shown_whole(node, page):
+    assert_help_is_shown(page, node)
+
+
+def test_help_page_is_shown_in_nodes_2(chinese_page):
+    assert_help_is_shown(chinese_page, "InnerSelfAttentionGuidance")

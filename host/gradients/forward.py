@@ -25,9 +25,10 @@ from ..keys import ModelExecutor
 from ..taps.blocks import FeatureLayer
 from ..taps.feature_tap import FeatureTap
 from ..taps.joint_models import joint_model
+from ..taps.uncompiled import uncompiled
 from .attention import DifferentiableAttention
 from .checkpointing import checkpointed
-from .kernels import training_kernels, uncompiled
+from .kernels import training_kernels
 from .normal_tensors import normal
 from .patches import differentiable_forwards, differentiable_patches
 from .weights import differentiable_weights
@@ -66,7 +67,8 @@ def evaluate_with_gradient(
     if len(rows) == count or not apart:
         return differentiate(executor, rows, layers, constant, products, inputs, checkpointing)
     others = [i for i in range(count) if i not in rows]
-    out_of_others = call(executor, of_rows(inputs, others))
+    with uncompiled():  # its options may be those of the readers
+        out_of_others = call(executor, of_rows(inputs, others))
     out_of_rows, gradients = differentiate(
         executor, range(len(rows)), layers, constant, products, of_rows(inputs, rows), checkpointing
     )

@@ -1,8 +1,7 @@
 """Replaces kernels without a backward pass, for one differentiated pass."""
 
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
@@ -10,6 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..taps.joint_models import joint_model
+from ..taps.uncompiled import can_run_uncompiled
 
 
 @contextmanager
@@ -44,19 +44,12 @@ def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str)
         )
 
 
-def uncompiled() -> AbstractContextManager[Any]:
-    """Context in which compiled modules run uncompiled, because weights and taps change inside it."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
-
-
 def refuse_uncontrollable_compiler(
     model: torch.nn.Module, transformer_options: dict[str, Any], node: str
 ) -> None:
     """Raise ValueError for a compiled model if PyTorch is older than 2.6 and cannot run it uncompiled."""
     compiled = "torch.compile" in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if hasattr(torch.compiler, "set_stance") or not (
+    if can_run_uncompiled() or not (
         compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
     ):
         return

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..keys import ModelExecutor
+from ..taps.uncompiled import uncompiled
 from .crops import Condition, Crop, conditions_of, crops_of
 from .guiders import uuids_of
 from .inner_latent import InnerLatent
@@ -125,7 +126,7 @@ class Evaluation:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         forward = ForwardPass(executor.class_obj, x, t, c_crossattn, transformer_options)
         inner = InnerLatent()
-        with self.reader.reading(forward, list(wanted)) as (options, maps):
+        with uncompiled(), self.reader.reading(forward, list(wanted)) as (options, maps):
             out = executor(x, t, c_concat, c_crossattn, control, inner.options(options), **kwargs)
         if inner.changed:
             return out

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..keys import TAG, WRAPPER_KEY, ModelExecutor, add_wrapper, drop_ours
 from ..taps.named_features import NamedFeatures
+from ..taps.uncompiled import uncompiled
 from .inner_latent import InnerLatent
 from .schedule import sigma_at
 
@@ -103,7 +104,7 @@ class TruncatedPasses:
         self.rows += len(x)
         features, inner = NamedFeatures(executor.class_obj.diffusion_model, self.names), InnerLatent()
         options = inner.options(features.options(transformer_options))
-        with features.reading(x, c_crossattn, stop=True):
+        with uncompiled(), features.reading(x, c_crossattn, stop=True):
             executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if inner.changed:
             raise ValueError(CHANGED)

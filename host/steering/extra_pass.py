@@ -11,6 +11,7 @@ from ..gradients.rows import lists_are_independent
 from ..keys import CALC_COND_BATCH_FUNCTION, TAG, drop_ours
 from ..sampling.placements import Conditions
 from ..sampling.random_state import drawing_from
+from ..taps.uncompiled import uncompiled
 
 
 def extra_pass(
@@ -38,7 +39,7 @@ def extra_pass(
         # The host evaluates nothing for None.
         lists = [own if i == label else None for i, own in enumerate(lists)]
     function = options.get(CALC_COND_BATCH_FUNCTION)
-    with drawing_from(random_state, x.device):
+    with uncompiled(), drawing_from(random_state, x.device):
         if function is None:
             return comfy.samplers.calc_cond_batch(model, lists, x, sigma, options)[label]  # type: ignore[arg-type]
         args = {"conds": lists, "input": x, "sigma": sigma, "model": model, "model_options": options}

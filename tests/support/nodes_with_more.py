@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 import nodes as stock
 from inner_guidance.tests.support import tiny_configs as configs
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.compiled_models import compiled
 
 RANK = 2
 LORA_LAYERS = ("attn1.to_q", "attn1.to_v", "attn2.to_k", "ff.net.2")
@@ -161,6 +162,14 @@ def with_hooks(run):
     return run._replace(positive=set_properties(run.positive, 1.0, "default", hooks=made)[0])
 
 
+@cache
+def once_compiled():
+    """A compiled model that has sampled without guidance: a compiler may miss what comes later."""
+    model = compiled(tiny.patcher())
+    tiny.sample(model)
+    return model
+
+
 # By the node's id, or what it is set to do.
 NODES = {
     "ConditioningAverage": on_positive(stock.ConditioningAverage().addWeighted, OTHER, 0.5),
@@ -191,7 +200,10 @@ NODES = {
     "ModelMergeBlocks": on_model(with_blocks_merged),
     "ModelMergeSimple": merged(merging.ModelMergeSimple().merge, 0.5),
     "ModelMergeSubtract": merged(merging.ModelSubtract().merge, 1.0),
+    "TorchCompileModel": on_model(lambda _: once_compiled()),
     "UNETLoader (fp8_e4m3fn)": on_model(lambda _: tiny.patcher(weights=torch.float8_e4m3fn)),
 }
 # They make the model, so no node can be before them.
-LOADERS = {"UNETLoader (fp8_e4m3fn)"}
+LOADERS = {"TorchCompileModel", "UNETLoader (fp8_e4m3fn)"}
+# They are to change the speed alone.
+SAME_RESULT = {"TorchCompileModel"}

@@ -2,6 +2,7 @@
 
 import copy
 
+import comfy.model_base
 import comfy.model_management
 import pytest
 import torch
@@ -173,6 +174,8 @@ def test_a_host_without_training_kernels_is_refused_by_name(monkeypatch):
     [("ernie", "FLOW", "Ernie Image"), ("cosmos", "FLOW_COSMOS", "Cosmos-Predict2")],
 )
 def test_kernels_that_cannot_be_replaced_are_refused_by_name(kind, model_type, name):
+    if not hasattr(comfy.model_base, tiny.KINDS[kind][1]):
+        pytest.skip(f"this host has no {name}")
     with pytest.raises(
         ValueError, match=f"needs gradients, which {name} does not give: connect a depth head"
     ):

@@ -26,23 +26,23 @@ from .setup_host import ROOT, SetupError, host_folder
 from .template_runs import TemplateRun, TemplateRunError, run_with_twins, shortened, template
 
 FOLDER = ROOT / ".cache" / "full-size"
-TRAIN_HEAD = "20 Train a depth head on SD 1.5 with Depth Anything 3 labels"
-TRAIN_PRIOR = "21 Train a depth prior with Depth Anything 3 labels"
+TRAIN_HEAD = "22 Train a depth head on SD 1.5 with Depth Anything 3 labels"
+TRAIN_PRIOR = "23 Train a depth prior with Depth Anything 3 labels"
 # The folders in which trainings save, where the other templates find it.
 SAVED_IN = {TRAIN_HEAD: "depth_heads", TRAIN_PRIOR: "depth_priors"}
 SD15 = (
     TRAIN_HEAD,
     TRAIN_PRIOR,
-    "11 SAG on SD 1.5",
-    "13 SAG + hires fix",
-    "16 Depth of an image from SD 1.5",
-    "15 Watch depth form",
-    "14 See what SD 1.5 sees",
-    "18 Depth-aware guidance on SD 1.5",
-    "17 Depth-locked restyle",
-    "19 DAG + SAG",
+    "13 SAG on SD 1.5",
+    "15 SAG + hires fix",
+    "18 Depth of an image from SD 1.5",
+    "17 Watch depth form",
+    "16 See what SD 1.5 sees",
+    "20 Depth-aware guidance on SD 1.5",
+    "19 Depth-locked restyle",
+    "21 DAG + SAG",
 )
-SDXL = ("12 SAG on SDXL",)
+SDXL = ("14 SAG on SDXL",)
 SHORT: dict[str, dict[str, Any]] = {
     "KSampler": {"steps": 2},
     "InnerTrainDepthHead": {"steps": 2, "batch_size": 1},
@@ -51,7 +51,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "InnerLoadDepthHead": {"name": "sd15_depth_00001_.safetensors"},  # the trained one, not the public one
 }
 # One step of SAG tells; DAG has a window for each loss, and a film of depth is made of steps.
-SHORTER = {name: {"KSampler": {"steps": 1}} for name in ("11 SAG on SD 1.5", "13 SAG + hires fix", *SDXL)}
+SHORTER = {name: {"KSampler": {"steps": 1}} for name in ("13 SAG on SD 1.5", "15 SAG + hires fix", *SDXL)}
 SIZES = ("width", "height", "largest_size", "resolution")
 PICTURES = (
     "04 Demo - Depth of an image",

@@ -72,6 +72,8 @@ BOTH = "07 Demo - DAG + SAG"
 CLASSIFIER = "08 Demo - Classifier guidance + SAG"
 HEAD = "09 Demo - Train a depth head"
 PRIOR = "10 Demo - Train a depth prior"
+CLASSES = "11 Demo - Train a classifier head"
+TRANSFORMER = "12 Demo - Depth lock on a transformer"
 
 WITH_SAG = first_of("Without guidance", "With Self-Attention Guidance")
 WITH_BOTH = first_of("Without guidance", "With both guidances")
@@ -109,29 +111,35 @@ THUMBNAILS = {
         ),
         "without and with the new prior",
     ),
-    "11 SAG on SD 1.5": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (2, 3)),
-    "12 SAG on SDXL": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (4, 5)),
-    "13 SAG + hires fix": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (0, 5)),
-    "14 See what SD 1.5 sees": Thumbnail(SEES, SEEN, "here of the demo model", (1,)),
-    "15 Watch depth form": Thumbnail(FORMS, FILM, "depth at each step, here of the demo model", (1,)),
-    "16 Depth of an image from SD 1.5": Thumbnail(
+    CLASSES: Thumbnail(
+        CLASSES,
+        first_of("Without guidance", "Towards red", "Towards yellow"),
+        "without, and towards classes of the new head",
+    ),
+    TRANSFORMER: Thumbnail(TRANSFORMER, LOCKED, "without and with a depth to keep"),
+    "13 SAG on SD 1.5": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (2, 3)),
+    "14 SAG on SDXL": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (4, 5)),
+    "15 SAG + hires fix": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (0, 5)),
+    "16 See what SD 1.5 sees": Thumbnail(SEES, SEEN, "here of the demo model", (1,)),
+    "17 Watch depth form": Thumbnail(FORMS, FILM, "depth at each step, here of the demo model", (1,)),
+    "18 Depth of an image from SD 1.5": Thumbnail(
         DEPTH, image_over_depth(READ, (2, 3)), "depth that is read, here by the demo model"
     ),
-    "17 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
-    "18 Depth-aware guidance on SD 1.5": Thumbnail(DAG, WITH_DAG, "DAG, here on the demo model", (1,)),
-    "19 DAG + SAG": Thumbnail(BOTH, WITH_BOTH, "DAG + SAG, here on the demo model", (2, 3)),
-    "20 Train a depth head on SD 1.5 with Depth Anything 3 labels": Thumbnail(
+    "19 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
+    "20 Depth-aware guidance on SD 1.5": Thumbnail(DAG, WITH_DAG, "DAG, here on the demo model", (1,)),
+    "21 DAG + SAG": Thumbnail(BOTH, WITH_BOTH, "DAG + SAG, here on the demo model", (2, 3)),
+    "22 Train a depth head on SD 1.5 with Depth Anything 3 labels": Thumbnail(
         HEAD, REPORT, "training report, here of the demo model"
     ),
-    "21 Train a depth prior with Depth Anything 3 labels": Thumbnail(
+    "23 Train a depth prior with Depth Anything 3 labels": Thumbnail(
         PRIOR, REPORT, "training report, here on demo scenes"
     ),
-    "22 Depth lock + SAG on Z-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (0,)),
-    "23 Depth lock + SAG on Qwen-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (1,)),
-    "24 Depth lock + SAG on FLUX.2 Klein": Thumbnail(
+    "24 Depth lock + SAG on Z-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (0,)),
+    "25 Depth lock + SAG on Qwen-Image": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model", (1,)),
+    "26 Depth lock + SAG on FLUX.2 Klein": Thumbnail(
         LOCK, LOCKED, "depth lock, here on the demo model", (3,)
     ),
-    "25 Depth lock + SAG on Krea 2": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
+    "27 Depth lock + SAG on Krea 2": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
 }
 """Template -> its thumbnail."""
 

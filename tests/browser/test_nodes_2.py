@@ -9,7 +9,7 @@ from inner_guidance.tests.support.page_checks import errors_of, overlaps
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-ALWAYS = ("01 Demo - Self-Attention Guidance", "18 Depth-aware guidance on SD 1.5")
+ALWAYS = ("01 Demo - Self-Attention Guidance", "20 Depth-aware guidance on SD 1.5")
 TEXTS = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
 AS_TEMPLATE = """async workflow => {
     await window.app.loadGraphData(workflow, true, true, null, { openSource: "template" });

@@ -10,6 +10,7 @@ SHORT = {
     "InnerDepthEstimate": {"ensemble": 1},
     "InnerTrainDepthHead": {"steps": 20},
     "InnerTrainDepthPrior": {"steps": 20},
+    "InnerTrainClassifierHead": {"steps": 20},
 }
 GUIDED = "07 Demo - DAG + SAG"
 RECORDED = "02 Demo - See what the model sees"
@@ -24,6 +25,8 @@ NAMES = (
     "03 Demo - Watch depth form",
     "09 Demo - Train a depth head",
     "10 Demo - Train a depth prior",
+    "11 Demo - Train a classifier head",
+    "12 Demo - Depth lock on a transformer",
 )
 
 

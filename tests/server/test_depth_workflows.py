@@ -142,8 +142,9 @@ def test_guidance_changes_the_picture_and_its_depth_of_the_same_seed(pictures):
         assert shown[title].std() > 0.1
 
 
-def test_depth_follows_that_of_the_other_image(pictures):
-    shown = pictures("05 Demo - Depth-locked restyle")
+@pytest.mark.parametrize("name", ["05 Demo - Depth-locked restyle", "12 Demo - Depth lock on a transformer"])
+def test_depth_follows_that_of_the_other_image(name, pictures):
+    shown = pictures(name)
 
     target, free, locked = (
         shown[title] for title in ("Depth to keep", "Depth without guidance", "Depth that came out")

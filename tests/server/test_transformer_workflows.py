@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows" / "api"
-NAMES = sorted(path.stem for path in FOLDER.glob("*Depth lock*.json"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*Depth lock + SAG*.json"))
 DEMO = {"class_type": "InnerLoadDemoModel", "inputs": {"family": "transformer"}}
 SCENES = {"class_type": "InnerDemoScenes", "inputs": {"first_seed": 1_140_000, "count": 6, "size": 128}}
 OTHER_SCENE = {"class_type": "InnerDemoScenes", "inputs": {"first_seed": 1_150_000, "count": 1, "size": 128}}

@@ -15,7 +15,7 @@ def run_of(sampler, plain, guided, picture=RAMP):
 
 
 def test_a_guided_sampler_gets_a_twin_on_the_loaders_model():
-    prompt, twins = with_twins(template("13 SAG + hires fix"))
+    prompt, twins = with_twins(template("15 SAG + hires fix"))
 
     # The second sampler continues the first one's latent.
     (pair,) = twins
@@ -29,17 +29,17 @@ def test_a_guided_sampler_gets_a_twin_on_the_loaders_model():
 
 
 def test_recording_is_no_guidance():
-    _, (pair,) = with_twins(template("14 See what SD 1.5 sees"))
+    _, (pair,) = with_twins(template("16 See what SD 1.5 sees"))
 
     assert not pair.guided
 
 
 def test_the_template_is_left_as_it_was():
-    prompt = template("19 DAG + SAG")
+    prompt = template("21 DAG + SAG")
 
     with_twins(prompt)
 
-    assert prompt == template("19 DAG + SAG")
+    assert prompt == template("21 DAG + SAG")
 
 
 @pytest.mark.parametrize(

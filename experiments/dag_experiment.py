@@ -7,10 +7,10 @@
     python -m tools.run experiments.dag_experiment objects    writes targets_that_keep_objects.md
 
 `sweep` and `screen` draw tuning seeds, the others reporting seeds (docs/results/protocol.md). All rows of a
-table draw the same ones with the demo model, through the node. A depth network estimates the depth of the
-pictures; it was trained on renders alone (demo/depth_judge.py) and never saw the UNet. Two more rows frame
-the figures: renders after the autoencoder, without the UNet's faults, and the same renders bent, with broken
-geometry.
+table draw the same ones with a demo model, through the node: the UNet or, with --family, the transformer. A
+depth network estimates the depth of the pictures; it was trained on renders alone (demo/depth_judge.py) and
+never saw either model. Two more rows frame the figures: renders after the autoencoder, without the model's
+faults, and the same renders bent, with broken geometry.
 
 Pictures and what the judges see in them are kept in the work folder, so a second call resumes an interrupted
 one. All rows of a table grow together, and a table has as many pictures as every row has. Two processes share
@@ -30,6 +30,7 @@ import torch
 from comfy.model_management import get_torch_device
 from tqdm import tqdm
 
+from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
@@ -62,6 +63,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=GROUPS)
+    parser.add_argument("--family", choices=demo.FAMILIES, default=demo.UNET)
     parser.add_argument("--groups", nargs="+", help="tables; all by default")
     parser.add_argument("--rows", nargs="+", help="rows besides that without guidance; all by default")
     parser.add_argument("--samples", type=int, help="pictures in each row, instead of the table's own")
@@ -75,6 +77,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
     options = parser.parse_args()
     groups = GROUPS[options.command]()
+    if options.family != demo.UNET:
+        scheduler = demo.FAMILIES[options.family].scheduler
+        groups = {name: replace(group, scheduler=scheduler) for name, group in groups.items()}
     unknown = {*(options.groups or ())} - {*groups}
     unknown |= {*(options.rows or ())} - {name for group in groups.values() for name in group.rows}
     if unknown:
@@ -94,7 +99,7 @@ def main() -> None:
         if name in (options.groups or groups)
     }
     with torch.inference_mode():
-        judges = Judges(Drawings(options.work.resolve(), getattr(torch, options.dtype)))
+        judges = Judges(Drawings(options.work.resolve(), getattr(torch, options.dtype), options.family))
         part, parts = map(int, options.part.split("/"))
         draw(judges, [*groups.values()], part, parts, options.minutes)
         if parts > 1:
@@ -107,7 +112,8 @@ def main() -> None:
         for name, group in groups.items():
             lines += table(judges, group)
             judges.write_sheets(f"{options.command}-{name}", group)
-    out = options.out or ROOT / "docs" / "results" / f"{FILES[options.command]}.md"
+    suffix = "" if options.family == demo.UNET else f"_{options.family}"
+    out = options.out or ROOT / "docs" / "results" / f"{FILES[options.command]}{suffix}.md"
     out.write_text("\n".join(lines), encoding="utf-8")
     print(out.read_text(encoding="utf-8"))
 
@@ -143,8 +149,11 @@ def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list
     """Title, command and legend of the tables, and how well the judge does on the largest group's renders."""
     judged = judges.judge_accuracy(largest.seeds, largest.samples)
     tunes = largest.seeds == TUNING
-    files = ("unet", "depth_head", "latent_head", "depth_prior", "depth_judge", "recogniser")
-    trial = [
+    drawings = judges.drawings
+    read = drawings.model_name, drawings.head_name
+    files = (*read, "latent_head", "depth_prior", "depth_judge", "recogniser")
+    family = [] if options.family == demo.UNET else ["--family", options.family]
+    trial = family + [
         f"--{name} {getattr(options, name)}"
         for name in ("samples", "steps", "dtype")
         if getattr(options, name) not in (None, "bfloat16")
@@ -156,7 +165,7 @@ def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list
         f"# {TITLES[options.command]}",
         "",
         f"`{' '.join([COMMAND, options.command, *trial])}` on {get_torch_device()}; SHA-256 of "
-        + ", ".join(f"{name} begins {judges.drawings.checksums[name]}" for name in files)
+        + ", ".join(f"{name} begins {drawings.checksums[name]}" for name in files)
         + ".",
         "",
         *(["**Tuning seeds:** this chooses a setting and reports none.", ""] if tunes else []),

@@ -91,7 +91,8 @@ class Judges:
 
     def look(self, batch: Path, pictures: Tensor, latents: Tensor) -> Seen:
         """The outputs for pictures (BATCH, 256, 256, 3) in uint8, kept in a file whose name begins so."""
-        names = ("depth_judge", "recogniser", "unet", "depth_head", "depth_prior")
+        read = self.drawings.model_name, self.drawings.head_name
+        names = ("depth_judge", "recogniser", *read, "depth_prior")
         judges = "".join(self.drawings.checksums[name][:4] for name in names)
         path = batch.parent / f"{batch.name}-seen-{judges}.safetensors"
         if not path.exists():
@@ -114,13 +115,13 @@ class Judges:
         hosted = self.drawings.head
         network = hosted.head.network
 
-        def work(unet: FrozenModel) -> tuple[Tensor, Tensor]:
+        def work(model: FrozenModel) -> tuple[Tensor, Tensor]:
             strong, difference = [], []
             for batch in latents.split(BATCH):
-                at = torch.full((len(batch),), READ_AT, device=unet.device)
+                at = torch.full((len(batch),), READ_AT, device=model.device)
                 maps = []
                 for noise in seeded_noise(READ_NOISES, *batch.shape[1:]):
-                    features = unet.features(list(network.taps), batch, noise.expand_as(batch), at)
+                    features = model.features(list(network.taps), batch, noise.expand_as(batch), at)
                     maps.append(
                         torch.stack(network.branches(features, at, batch.shape[-2:], ("strong", "weak")))
                     )

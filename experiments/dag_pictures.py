@@ -58,19 +58,21 @@ CONSTANTS = (
 
 
 class Drawings:
-    """The demo model with its depth head and prior, and the work folder of its pictures."""
+    """A demo model with its depth head and prior, and the work folder of its pictures."""
 
-    def __init__(self, work: Path, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, work: Path, dtype: torch.dtype = torch.float32, family: str = demo.UNET) -> None:
+        files = demo.FAMILIES[family]
         self.work = work
         self.dtype = dtype
+        self.model_name, self.head_name = Path(files.model).stem, Path(files.depth_head).stem
         self.checksums = {path.stem: checksum(path) for path in demo.WEIGHTS.glob("*.safetensors")}
         self.scene_folder = work / f"scenes-{self.checksums['autoencoder']}"
-        self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS)
+        self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS, family)
         network: Any = self.model.get_model_object("diffusion_model").to(dtype)
         network.dtype = dtype  # by which the host casts the inputs
         self.head, self.latent_head = (
             HostedDepthHead.of(load_depth_head(demo.WEIGHTS / file))
-            for file in (demo.DEPTH_HEAD_FILE, demo.LATENT_HEAD_FILE)
+            for file in (files.depth_head, demo.LATENT_HEAD_FILE)
         )
         self.prior_file = demo.WEIGHTS / demo.DEPTH_PRIOR_FILE
 
@@ -103,9 +105,10 @@ class Drawings:
         """BATCH pictures of a row (BATCH, 256, 256, 3) in uint8, their latents, and seconds, drawn once."""
         path = self.path(group, name, first)
         if not path.exists():
-            started = time.process_time()
-            latents = self.sample(group, name, first)
-            seconds = torch.tensor((time.process_time() - started) / BATCH)
+            with self.guided_model(group.rows[name], first) as model:
+                started = time.process_time()  # the node has measured the prior's levels: once for all runs
+                latents = self.sample(model, group, name, first)
+                seconds = torch.tensor((time.process_time() - started) / BATCH)
             save(path, pictures=decode(self.vae, latents), latents=latents, seconds=seconds)
         return load_file(path)
 
@@ -113,8 +116,8 @@ class Drawings:
         """The file of BATCH pictures of a row."""
         return self.folder(group, name) / f"{first}.safetensors"
 
-    def sample(self, group: Group, name: str, first: int) -> Tensor:
-        """The latents (BATCH, 4, 32, 32) of BATCH pictures of a row."""
+    def sample(self, model: ModelPatcher, group: Group, name: str, first: int) -> Tensor:
+        """The latents (BATCH, 4, 32, 32) of BATCH pictures of a row, drawn by its guided model."""
         latent, row = torch.zeros(BATCH, 4, 32, 32), group.rows[name]
         noise = comfy.sample.prepare_noise(latent, first)
         prompts = self.prompts(group, first)
@@ -123,16 +126,15 @@ class Drawings:
             noise = closest_noise(self.model, prompts, self.head, starting_noises(noise, row.noises), target)
         conditions = prompts, self.conditioning([""]), latent
         given: dict[str, Any] = {"seed": first, "disable_pbar": True}
-        with self.guided_model(row, first) as model:
-            if row.repeats == 1:
-                schedule = row.steps or group.steps, group.cfg, group.sampler, group.scheduler
-                return comfy.sample.sample(model, noise, *schedule, *conditions, **given).cpu()
-            sampling = model.get_model_object("model_sampling")
-            sigmas = comfy.samplers.calculate_sigmas(sampling, group.scheduler, group.steps)
-            sampler = recurrent(row.repeats)
-            return comfy.sample.sample_custom(
-                model, noise, group.cfg, sampler, sigmas, *conditions, **given
-            ).cpu()
+        if row.repeats == 1:
+            schedule = row.steps or group.steps, group.cfg, group.sampler, group.scheduler
+            return comfy.sample.sample(model, noise, *schedule, *conditions, **given).cpu()
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, group.scheduler, group.steps)
+        sampler = recurrent(row.repeats)
+        return comfy.sample.sample_custom(
+            model, noise, group.cfg, sampler, sigmas, *conditions, **given
+        ).cpu()
 
     def seconds(self, group: Group, name: str) -> float:
         """Median seconds of CPU that sampling a picture of a row took."""
@@ -187,7 +189,9 @@ class Drawings:
             name: getattr(group, name) for name in ("sampler", "scheduler", "cfg", "captions")
         }
         made_by["steps"] = row.steps or group.steps
-        made_by["weights"] = [self.checksums[name] for name in ("unet", "text_encoder", "autoencoder")]
+        made_by["weights"] = [
+            self.checksums[name] for name in (self.model_name, "text_encoder", "autoencoder")
+        ]
         if row.settings is not None:
             inputs = with_defaults(InnerDepthAwareGuidance, **row.settings)
             constants = {name: getattr(depth_aware, name) for name in CONSTANTS} | dict(row.constants)
@@ -196,7 +200,7 @@ class Drawings:
                 del constants["ROBUST_STEP"]
             if inputs["target_scale"] == 0:
                 del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
-            head = self.checksums["latent_head" if row.latent_head else "depth_head"]
+            head = self.checksums["latent_head" if row.latent_head else self.head_name]
             made_by |= {"inputs": inputs, "constants": constants, "head": head}
             if inputs["prior_scale"] != 0:
                 made_by["prior"] = checksum(row.prior or self.prior_file)
@@ -209,7 +213,7 @@ class Drawings:
         if row.repeats > 1:
             made_by["repeats"] = row.repeats
         if row.noises > 1:
-            made_by["noises"] = row.noises, self.checksums["depth_head"]
+            made_by["noises"] = row.noises, self.checksums[self.head_name]
         if self.dtype != torch.float32:
             made_by["dtype"] = str(self.dtype)
         digest = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:12]

@@ -126,12 +126,26 @@ def compared() -> dict[str, Group]:
         "target, to 40 %": Row(only("target") | {"target_end_percent": 0.4}),
     }
     with_captions = defaults | {EQUAL_COST: Row(None, steps=17)}
-    captions = Group(
-        "Robust mode, captions, CFG 3", with_captions, 500, REPORTING, cfg=3.0, captions=True, steps=12
+    in_few_steps = {name: row for name, row in defaults.items() if name != "target"}
+    empty = Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, REPORTING, steps=12)
+    captions = replace(
+        empty, title="Robust mode, captions, CFG 3", rows=with_captions, cfg=3.0, captions=True
     )
     return {
-        "empty": Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, REPORTING, steps=12),
+        "empty": empty,
         "captions": captions,
+        "few": replace(
+            captions,
+            title="Few steps: captions, CFG 3",
+            rows=in_few_steps | {EQUAL_COST: Row(None, steps=9)},
+            steps=6,
+        ),
+        "few-empty": replace(
+            empty,
+            title="Few steps: empty prompt, CFG 1",
+            rows=in_few_steps | {EQUAL_COST: Row(None, steps=12)},
+            steps=6,
+        ),
         "target": replace(
             captions, title="A target with captions, by strength and window", rows=of_target, samples=200
         ),

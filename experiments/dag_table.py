@@ -29,7 +29,7 @@ LEGEND = (
     "",
     "- dFID: Frechet distance between the judge's depth maps and those of renders of as many other scenes, "
     "after the autoencoder. Image Frechet: the same for the recogniser's features.",
-    "- head and judge differ: mean difference, after scale and shift, between the depth that the UNet's head "
+    "- head and judge differ: mean difference, after scale and shift, between the depth that the head "
     "reads from the finished picture (t = 100) and the judge's. Relative inverse depth, 0 to 1.",
     "- off the planes: RMS distance of the judge's depth from a plane through each of floor and walls.",
     "- off the target, AbsRel to the target: the judge's depth against the scene whose depth is the target, "

@@ -83,6 +83,8 @@ def screened() -> dict[str, Group]:
         "latent head": replace(target, latent_head=True),
         "half as strong": Row(only("target", 0.5)),
         "to 40 %": shorter,
+        "to 50 %": Row(only("target") | {"target_end_percent": 0.5}),
+        "in 15 steps": replace(target, steps=15),
         "each early step twice": replace(target, repeats=2),
         "falling": Row(only("target", 2.0), terms=falling),
         "rising": Row(only("target", 2.0), terms=rising),

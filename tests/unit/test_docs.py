@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from inner_guidance.tools.help_pictures import PICTURES
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     ROOT / "README.md",
@@ -97,7 +99,8 @@ def test_help_page_says_how_to_connect_the_node_and_leads_to_papers_and_document
     assert "arxiv.org/abs/2212.08861" in text
     assert documents
     assert [name for name in documents if not (ROOT / name).exists()] == []
-    assert [link for link in LINK.findall(text) if "://" not in link] == []
+    pictures = [link for link in LINK.findall(text) if "://" not in link]
+    assert pictures == ([f"{page.stem}.jpg"] if page.stem in PICTURES else [])
 
 
 def glossary() -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ make compatibility
 """
 
 import logging
-from functools import partial
+from functools import cache, partial
 
 import comfy.samplers
 import torch
@@ -95,6 +95,12 @@ def sampled(kind, *changes):
     return tiny.sample(run.model, latent, positive=run.positive, negative=run.negative, steps=3).double()
 
 
+@cache
+def unchanged(kind):
+    """The samples without any node."""
+    return sampled(kind)
+
+
 class Warnings(logging.Handler):
     """The warnings of a run."""
 
@@ -115,7 +121,7 @@ def kind_for(change):
         except (AttributeError, KeyError, TypeError, ValueError):
             continue
         taken.append((kind, plain))
-        if (plain - sampled(kind)).norm() > LEAST * plain.norm():
+        if (plain - unchanged(kind)).norm() > LEAST * plain.norm():
             return taken[-1]
     return taken[0]
 
@@ -180,7 +186,7 @@ def row_with_more(name):
     """The line of the second table, on the UNet."""
     change = NODES[name]
     plain, alone = sampled("small", change), []
-    acts = (plain - sampled("small")).norm() > LEAST * plain.norm()
+    acts = (plain - unchanged("small")).norm() > LEAST * plain.norm()
     if acts == (name in SAME_RESULT):
         return f"| {name} | FAULT: the effect of the node itself |"
     cells = [cell("small", change, of, plain, alone, behind=name not in LOADERS) for of in GUIDANCES]

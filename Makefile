@@ -17,7 +17,7 @@ test: lint    ## every test but those of `make page`, in the real host and its p
 	@$(VENV) -m tools.setup_chromium
 	$(PYTEST) -m "not every_template"
 
-page: setup    ## every template in the real page, also in Nodes 2.0 and in Chinese; two minutes
+page: setup    ## every template in the real page, also in Nodes 2.0 and in Chinese, and every demo run there; ten minutes
 	@$(VENV) -m tools.setup_chromium
 	$(VENV) -m pytest -n 0 tests/browser
 

@@ -60,8 +60,8 @@ class InnerAttentionMaps(io.ComfyNode):
                     options=list(BRANCHES),
                     default="positive",
                     tooltip=(
-                        "Which prompt's attention to show. There is attention of the negative prompt only "
-                        "if CFG is above 1."
+                        "Which prompt's attention to show. The negative prompt has attention only if "
+                        "CFG is above 1."
                     ),
                 ),
                 io.Combo.Input(

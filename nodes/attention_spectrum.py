@@ -70,8 +70,8 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     options=list(BRANCHES),
                     default="positive",
                     tooltip=(
-                        "Which prompt's attention to measure. There is attention of the negative prompt "
-                        "only if CFG is above 1."
+                        "Which prompt's attention to measure. The negative prompt has attention only "
+                        "if CFG is above 1."
                     ),
                 ),
                 io.Int.Input(

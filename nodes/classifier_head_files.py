@@ -26,9 +26,8 @@ class InnerLoadClassifierHead(io.ComfyNode):
             **search_aliases("classifier", "linear probe"),
             category="model/loaders",
             description=(
-                "Loads a classifier head: a small network that reads from a diffusion model's features which "
-                "class a noisy image belongs to. Put files from Save Classifier Head into "
-                "models/classifier_heads."
+                "Loads a classifier head: a small network that classifies a noisy image from a diffusion "
+                "model's features. Put files from Save Classifier Head into models/classifier_heads."
             ),
             inputs=[file_input(FOLDER, "A head works only with the model family it was trained on.")],
             outputs=[

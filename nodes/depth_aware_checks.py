@@ -37,5 +37,5 @@ def uncalibrated(settings: DepthAwareSettings) -> Iterator[str]:
         losses = " and ".join(name for name in acts if acts[name])
         yield (
             f"{head.name} does not say how it reads real images, so {losses} will push every image, not only "
-            "those that are worse than real ones. Train a head anew with Train Depth Head to change that."
+            "those that are worse than real ones. Train a new head with Train Depth Head to change that."
         )

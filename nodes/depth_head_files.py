@@ -32,8 +32,8 @@ class InnerLoadDepthHead(io.ComfyNode):
             inputs=[
                 file_input(
                     FOLDER,
-                    "A head works only with the model family it was trained on, a latent head with every "
-                    "model that uses its VAE.",
+                    "A head works only with the model family it was trained on; a latent head works with "
+                    "every model that uses the same VAE.",
                 )
             ],
             outputs=[

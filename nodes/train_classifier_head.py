@@ -22,9 +22,9 @@ class InnerTrainClassifierHead(io.ComfyNode):
             **search_aliases("classifier", "linear probe"),
             category="model/training",
             description=(
-                "Trains a small network to tell from a diffusion model's features which class an image "
-                "belongs to, also while it is still noise. The model itself is not changed. Use some tens of "
-                "images of each class. Interrupting keeps the best head so far."
+                "Trains a small network to classify images from a diffusion model's features, even while "
+                "they are still mostly noise. The model itself is not changed. Use a few dozen images of "
+                "each class. Interrupting keeps the best head so far."
             ),
             inputs=[
                 io.Model.Input(
@@ -60,7 +60,7 @@ class InnerTrainClassifierHead(io.ComfyNode):
                     max=100_000,
                     tooltip=(
                         "The number of training steps, each of which is one pass of the model. Higher "
-                        "values fit the images more closely; with few images there is soon no more gain."
+                        "values fit the images more closely; with few images, more steps soon stop helping."
                     ),
                 ),
                 io.Int.Input(

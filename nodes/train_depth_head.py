@@ -85,7 +85,8 @@ class InnerTrainDepthHead(io.ComfyNode):
                     tooltip=(
                         "The number of training steps, each of which is one pass of the model, or of the "
                         "head alone for latent, which needs more of them: 3000 with batch_size 16. Higher "
-                        "values fit the depth maps more closely; with few images there is soon no more gain."
+                        "values fit the depth maps more closely; with few images, more steps soon stop "
+                        "helping."
                     ),
                 ),
                 io.Int.Input(

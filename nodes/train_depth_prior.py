@@ -86,7 +86,7 @@ class InnerTrainDepthPrior(io.ComfyNode):
                         "The side length, in pixels, of the square at which the prior sees depth maps. Each "
                         "higher value sees finer detail and takes about four times as long, in training and "
                         "in every guided step. A depth head reads at an eighth of the image's size, so 64 "
-                        "covers all there is at 512 pixels."
+                        "is enough for images of 512 pixels."
                     ),
                     extra_dict=ADVANCED,
                 ),

@@ -38,7 +38,7 @@ class HostServer:
 
     It stops at the end of the block, and also when this process is killed. The log stays.
 
-    Args: host: folder of the host. pack: this checkout. log: file that receives everything the server prints.
+    Args: host, pack: their folders. log: file that receives everything the server prints.
     options: of ComfyUI's main.py; by default it runs on the CPU.
     """
 
@@ -59,7 +59,7 @@ class HostServer:
             self.process = subprocess.Popen(
                 [
                     sys.executable,
-                    str(self.pack / "tools" / "launch_host.py"),
+                    str(Path(__file__).with_name("launch_host.py")),
                     str(self.host),
                     *self.options,
                     f"--port={self.port}",

@@ -15,8 +15,10 @@ NONE = "none"
 STEPS = 12
 PERTURBED = 1.0
 """Scale of the host's Perturbed-Attention Guidance."""
-CHOSEN: Mapping[str, Any] = {"space": "v", "scale": 1.5}
-"""Inputs of the node that the sweep chose, as far as they are not its defaults."""
+SWEPT: Mapping[str, Any] = {"space": "v", "scale": 1.5}
+"""Inputs of the node from which the sweep changes one, as far as they are not its defaults."""
+CHOSEN: Mapping[str, Any] = SWEPT | {"blur_sigma": 8.0}
+"""Inputs of the node that the sweep chose."""
 
 Seen = dict[str, Tensor]
 """What the judges see in N pictures.
@@ -103,17 +105,17 @@ def swept(transformer: bool) -> dict[str, Group]:
         for kind, of_space in scales.items()
     }
     rows |= {
-        kind: {NONE: Row(), "chosen": Row(attention=CHOSEN)}
-        | {name: Row(attention={**CHOSEN, **inputs}) for name, inputs in of_kind.items()}
+        kind: {NONE: Row(), "v, 1.5": Row(attention=SWEPT)}
+        | {name: Row(attention={**SWEPT, **inputs}) for name, inputs in of_kind.items()}
         for kind, of_kind in values.items()
     }
-    rows["mask"]["square"] = Row(attention=CHOSEN, square=True)
+    rows["mask"]["square"] = Row(attention=SWEPT, square=True)
     if not transformer:
         rows["PAG"] = {NONE: Row()} | {f"PAG {s:g}": Row(perturbed=s) for s in (0.3, 1.0, 3.0)}
     groups = {
         kind: Group(f"Empty prompt, CFG 1: {kind}", of_kind, TUNING, 60) for kind, of_kind in rows.items()
     }
-    branches = {name: Row(attention={**CHOSEN, "branch": name}) for name in ("negative", "positive")}
+    branches = {name: Row(attention={**SWEPT, "branch": name}) for name in ("negative", "positive")}
     with_captions = {kind: rows[kind] for kind in ("eps", "v")} | {"branch": {NONE: Row()} | branches}
     for kind, of_kind in with_captions.items():
         groups[f"{kind}-3"] = Group(f"Captions, CFG 3: {kind}", of_kind, TUNING, 60, 3.0, captions=True)

@@ -17,7 +17,7 @@ PERTURBED = 1.0
 """Scale of the host's Perturbed-Attention Guidance."""
 SWEPT: Mapping[str, Any] = {"space": "v", "scale": 1.5}
 """Inputs of the node from which the sweep changes one, as far as they are not its defaults."""
-CHOSEN: Mapping[str, Any] = SWEPT | {"blur_sigma": 8.0}
+CHOSEN: Mapping[str, Any] = {**SWEPT, "blur_sigma": 8.0}
 """Inputs of the node that the sweep chose."""
 
 Seen = dict[str, Tensor]

@@ -58,3 +58,11 @@ def page(browser: Browser, server: HostServer) -> Page:
 def chinese_page(browser: Browser, server: HostServer) -> Page:
     """The page in Chinese and with Nodes 2.0."""
     return opened(browser, server, CHINESE_NODES_2)
+
+
+@pytest.fixture
+def own_chinese_page(browser: Browser, server: HostServer) -> Iterator[Page]:
+    """The same for one test, which leaves a panel open."""
+    page = opened(browser, server, CHINESE_NODES_2)
+    yield page
+    page.close()

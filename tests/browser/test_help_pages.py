@@ -1,5 +1,6 @@
 """The help page of every node, as the page shows it: its text, its links and its picture."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,11 +8,14 @@ import pytest
 from playwright.sync_api import expect
 
 FOLDER = Path(__file__).resolve().parents[2] / "web" / "docs"
-ALONE = """type => {
+# A page that never had a workflow shows no buttons over a selected node.
+ALONE = """async ([type, workflow]) => {
+    await window.app.loadGraphData(workflow, true, true, null, { openSource: "template" });
     window.app.graph.clear();
     const node = LiteGraph.createNode(type);
     window.app.graph.add(node);
     window.app.canvas.selectNode(node);
+    await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
 }"""
 ADDRESSES = "links => links.map(link => link.getAttribute('href'))"
 # The widths of the pictures once all are loaded; 0 is a picture that is not there.
@@ -20,13 +24,14 @@ WIDTHS = """async pictures => {
     await Promise.all(pictures.map(picture => picture.complete || ended(picture)));
     return pictures.map(picture => picture.naturalWidth);
 }"""
+WORKFLOW = json.loads(next(FOLDER.parents[1].glob("workflows/01*.json")).read_text(encoding="utf-8"))
 MILLISECONDS = 20_000
 
 
 def assert_help_is_shown(page, node):
     written = (FOLDER / f"{node}.md").read_text(encoding="utf-8")
 
-    page.evaluate(ALONE, node)
+    page.evaluate(ALONE, [node, WORKFLOW])
     page.get_by_test_id("info-button").click()
 
     shown = page.locator(".node-help-content")
@@ -43,5 +48,5 @@ def test_help_page_is_shown_whole(node, page):
     assert_help_is_shown(page, node)
 
 
-def test_help_page_is_shown_in_nodes_2(chinese_page):
-    assert_help_is_shown(chinese_page, "InnerSelfAttentionGuidance")
+def test_help_page_is_shown_in_nodes_2(own_chinese_page):
+    assert_help_is_shown(own_chinese_page, "InnerSelfAttentionGuidance")

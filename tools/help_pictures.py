@@ -20,6 +20,7 @@ from .thumbnails import (
     GAP,
     HEAD,
     LOCK,
+    LOCKED,
     PAPER,
     PRIOR,
     READ,
@@ -28,9 +29,9 @@ from .thumbnails import (
     SEES,
     WITH_SAG,
     Part,
-    draw,
     first_of,
     image_over_depth,
+    pictures_of,
 )
 
 FOLDER = ROOT / "web" / "docs"
@@ -51,11 +52,7 @@ class HelpPicture(NamedTuple):
 
 PICTURES = {
     "InnerSelfAttentionGuidance": HelpPicture(SAG, WITH_SAG, 2, (None, 3)),
-    "InnerDepthAwareGuidance": HelpPicture(
-        LOCK,
-        first_of("Without guidance", "With the depth locked", "Depth to keep", "Depth that came out"),
-        columns=2,
-    ),
+    "InnerDepthAwareGuidance": HelpPicture(LOCK, LOCKED, 2),
     "InnerClassifierGuidance": HelpPicture(
         CLASSIFIER, first_of("Without guidance", "With Classifier Guidance"), 2
     ),
@@ -101,10 +98,7 @@ def main() -> None:
     with HostServer(host_folder(), ROOT, log=ROOT / ".demo" / "server.log") as server:
         for node in nodes:
             source, parts, columns, scenes = PICTURES[node]
-            for scene in scenes:
-                if (source, scene) not in drawn:
-                    drawn[source, scene] = draw(server, source, scene)
-            pictures = [part.of(drawn[source, scene][part.title]) for scene in scenes for part in parts]
+            pictures = pictures_of(server, drawn, source, parts, scenes)
             file = FOLDER / f"{node}.jpg"
             sheet(pictures, columns).save(file, quality=QUALITY, optimize=True, progressive=True)
             print(f"{file.stat().st_size / 1e3:4.0f} KB  {file.name}", flush=True)

@@ -178,6 +178,20 @@ def draw(server: HostServer, source: str, scene: int | None) -> dict[str, Image.
     }
 
 
+def pictures_of(
+    server: HostServer,
+    drawn: dict[tuple[str, int | None], dict[str, Image.Image]],
+    source: str,
+    parts: tuple[Part, ...],
+    scenes: tuple[int | None, ...],
+) -> list[Image.Image]:
+    """Parts of what the template `source` draws, for one scene after the other; `drawn` keeps all of it."""
+    for scene in scenes:
+        if (source, scene) not in drawn:
+            drawn[source, scene] = draw(server, source, scene)
+    return [part.of(drawn[source, scene][part.title]) for scene in scenes for part in parts]
+
+
 def main() -> None:
     """Draw all thumbnails, or those of the templates with the given numbers."""
     started, numbers = time.monotonic(), tuple(sys.argv[1:])
@@ -187,10 +201,7 @@ def main() -> None:
         for name, (source, parts, caption, scenes) in THUMBNAILS.items():
             if numbers and not name.startswith(numbers):
                 continue
-            for scene in scenes:
-                if (source, scene) not in drawn:
-                    drawn[source, scene] = draw(server, source, scene)
-            pictures = [part.of(drawn[source, scene][part.title]) for scene in scenes for part in parts]
+            pictures = pictures_of(server, drawn, source, parts, scenes)
             file = FOLDER / f"{name}.jpg"
             square(pictures, caption).save(file, quality=QUALITY, optimize=True, progressive=True)
             print(f"{file.stat().st_size / 1e3:4.0f} KB  {name}", flush=True)

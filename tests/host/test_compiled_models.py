@@ -35,10 +35,12 @@ def nothing_compiled():
 
 @pytest.mark.parametrize("order", ORDERS, ids=", ".join)
 def test_each_run_is_that_of_the_uncompiled_model(order):
-    model = compiled(tiny.patcher())
+    model, plain = compiled(tiny.patcher()), tiny.sample(tiny.patcher())
 
     for name in order:
         expected = tiny.sample(NODES[name](tiny.patcher()))
+        if name != "plain":
+            tiny.assert_steered(expected, plain)
         torch.testing.assert_close(tiny.sample(NODES[name](model)), expected, rtol=1e-5, atol=1e-3)
 
 

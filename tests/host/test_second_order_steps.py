@@ -72,16 +72,19 @@ def test_evaluations_of_a_step_share_a_gradient(monkeypatch, sampler, fresh):
 def test_a_sampler_may_drop_the_hosts_schedule(guide, everything):
     def without_schedule(executor, guider, sigmas, extra_args, *args, **kwargs):
         options = extra_args["model_options"]
-        del (options if everything else options["transformer_options"])[
-            "transformer_options" if everything else "sample_sigmas"
-        ]
+        if everything:
+            del options["transformer_options"]
+        else:
+            del options["transformer_options"]["sample_sigmas"]
         return executor(guider, sigmas, extra_args, *args, **kwargs)
 
     model = guide(tiny.patcher())
     dropped = model.clone()
     dropped.add_wrapper(WrappersMP.SAMPLER_SAMPLE, without_schedule)
 
-    assert torch.equal(tiny.sample(dropped), tiny.sample(model))
+    guided = tiny.sample(dropped)
+    assert torch.equal(guided, tiny.sample(model))
+    tiny.assert_steered(guided, tiny.sample(tiny.patcher()))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,15 @@ ALONE = """async ([type, workflow]) => {
     window.app.graph.clear();
     const node = LiteGraph.createNode(type);
     window.app.graph.add(node);
-    window.app.canvas.selectNode(node);
     await window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+}"""
+# Selected again until the buttons are there: what a load or a run finishes late takes them away.
+BUTTONS = """() => {
+    const { canvas, graph } = window.app;
+    if (document.querySelector('[data-testid="info-button"]')) return true;
+    canvas.deselectAll();
+    canvas.selectNode(graph.nodes[0]);
+    return false;
 }"""
 ADDRESSES = "links => links.map(link => link.getAttribute('href'))"
 # The widths of the pictures once all are loaded; 0 is a picture that is not there.
@@ -31,8 +38,11 @@ MILLISECONDS = 20_000
 def assert_help_is_shown(page, node):
     written = (FOLDER / f"{node}.md").read_text(encoding="utf-8")
 
+    button = page.get_by_test_id("info-button")
     page.evaluate(ALONE, [node, WORKFLOW])
-    page.get_by_test_id("info-button").click()
+    expect(button).to_be_hidden()
+    page.wait_for_function(BUTTONS, polling=500, timeout=MILLISECONDS)
+    button.click()
 
     shown = page.locator(".node-help-content")
     headings = shown.locator("h1, h2, h3")

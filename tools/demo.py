@@ -1,8 +1,8 @@
 """Draws the same scenes without and with guidance in the real ComfyUI: `make demo`.
 
-Runs demo workflows on six prompts. In these workflows the node titled "Prompt" holds the text, the one titled
-"Seed" the seed, "The image that gives the depth" the scene whose depth is kept, and the title of a SaveImage
-node says what the first of its pictures shows: one title, one picture, whichever workflow draws it.
+Runs demo workflows on six prompts. In these workflows the node titled "Prompt", if there is one, holds the
+text, the one titled "Seed" the seed, "The image that gives the depth" the scene whose depth is kept, and the
+title of a SaveImage node says what its picture shows: one title, one picture, whichever workflow draws it.
 """
 
 import copy
@@ -24,8 +24,8 @@ OUTPUT = ROOT / ".demo"
 DEPTH_GIVEN = "The image that gives the depth"
 # Neighbours draw the same picture without guidance, which the host then draws once.
 WORKFLOWS = (
-    "02 Demo - See what the model sees",
     "01 Demo - Self-Attention Guidance",
+    "02 Demo - See what the model sees",
     "07 Demo - DAG + SAG",
     "06 Demo - Depth-Aware Guidance",
     "05 Demo - Depth-locked restyle",
@@ -42,6 +42,8 @@ SCENES = (
 )
 
 LOOK_FOR = (
+    'Compare "No prompt, without guidance" with "No prompt, with Self-Attention Guidance": on average solids '
+    "are sharper and more often whole. "
     'Look for "Depth that came out", which follows "Depth to keep" while "Depth without guidance" does not; '
     "some colours land on the wrong solid."
 )
@@ -54,14 +56,20 @@ def node_titled(prompt: Prompt, title: str) -> dict[str, Any]:
 
 
 def for_scene(workflow: Prompt, text: str, seed: int, depth_of: int) -> Prompt:
-    """A demo workflow with this prompt and seed. depth_of: the scene whose depth it keeps, if any."""
+    """A demo workflow that draws one image of this prompt, if it has a node "Prompt", and seed.
+
+    depth_of: the scene whose depth it keeps, if any.
+    """
     prompt = copy.deepcopy(workflow)
-    inputs = node_titled(prompt, "Prompt")  # CLIPTextEncode's, or those of a text that several nodes read
-    inputs["text" if "text" in inputs else "value"] = text
     node_titled(prompt, "Seed")["value"] = seed
     for node in prompt.values():
+        inputs = node["inputs"]
+        if node["_meta"]["title"] == "Prompt":
+            inputs["text" if "text" in inputs else "value"] = text  # "value" where several nodes read it
         if node["_meta"]["title"] == DEPTH_GIVEN:
-            node["inputs"]["first_seed"] = depth_of
+            inputs["first_seed"] = depth_of
+        if node["class_type"] == "EmptyLatentImage":
+            inputs["batch_size"] = 1
     return prompt
 
 

@@ -51,7 +51,7 @@ class HelpPicture(NamedTuple):
 
 
 PICTURES = {
-    "InnerSelfAttentionGuidance": HelpPicture(SAG, WITH_SAG, 2, (None, 3)),
+    "InnerSelfAttentionGuidance": HelpPicture(SAG, WITH_SAG, 2, (0, 1)),
     "InnerDepthAwareGuidance": HelpPicture(LOCK, LOCKED, 2),
     "InnerClassifierGuidance": HelpPicture(
         CLASSIFIER, first_of("Without guidance", "With Classifier Guidance"), 2
@@ -65,7 +65,7 @@ PICTURES = {
     "InnerTrainDepthHead": HelpPicture(HEAD, REPORT, 1),
     "InnerTrainDepthPrior": HelpPicture(PRIOR, REPORT, 1),
     "InnerTrainClassifierHead": HelpPicture(CLASSES, REPORT, 1),
-    "InnerLoadDemoModel": HelpPicture(SAG, first_of("Without guidance"), 3, (0, 1, 2, 3, 4, 5)),
+    "InnerLoadDemoModel": HelpPicture(SEES, first_of("The image"), 3, (0, 1, 2, 3, 4, 5)),
     "InnerDemoScenes": HelpPicture(
         DEPTH, tuple(Part(READ, (column, row)) for row in (0, 1) for column in (0, 1, 2)), 3
     ),

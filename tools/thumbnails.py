@@ -75,7 +75,7 @@ PRIOR = "10 Demo - Train a depth prior"
 CLASSES = "11 Demo - Train a classifier head"
 TRANSFORMER = "12 Demo - Depth lock on a transformer"
 
-WITH_SAG = first_of("Without guidance", "With Self-Attention Guidance")
+WITH_SAG = first_of("No prompt, without guidance", "No prompt, with Self-Attention Guidance")
 WITH_BOTH = first_of("Without guidance", "With both guidances")
 SEEN = first_of("The image", "Where the model looks", "Where it sees the words", "What it tells apart")
 FILM = first_of("From noise to depth")
@@ -87,7 +87,7 @@ READ, TRAINED = "Image, known depth, estimate", "Picture, known depth, what the 
 REPORT = first_of("Training report")
 
 THUMBNAILS = {
-    SAG: Thumbnail(SAG, WITH_SAG, "without and with guidance", (None, 3)),
+    SAG: Thumbnail(SAG, WITH_SAG, "without and with guidance, no prompt", (0, 1)),
     SEES: Thumbnail(SEES, SEEN, "an image, attention, a word, features"),
     FORMS: Thumbnail(FORMS, FILM, "depth at each step"),
     DEPTH: Thumbnail(DEPTH, image_over_depth(READ, (0, 1)), "images, and the depth that is read"),
@@ -117,9 +117,9 @@ THUMBNAILS = {
         "without, and towards classes of the new head",
     ),
     TRANSFORMER: Thumbnail(TRANSFORMER, LOCKED, "without and with a depth to keep"),
-    "13 SAG on SD 1.5": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (2, 3)),
-    "14 SAG on SDXL": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (4, 5)),
-    "15 SAG + hires fix": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model", (0, 5)),
+    "13 SAG on SD 1.5": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model, no prompt", (2, 3)),
+    "14 SAG on SDXL": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model, no prompt", (4, 5)),
+    "15 SAG + hires fix": Thumbnail(SAG, WITH_SAG, "SAG, here on the demo model, no prompt", (0, 5)),
     "16 See what SD 1.5 sees": Thumbnail(SEES, SEEN, "here of the demo model", (1,)),
     "17 Watch depth form": Thumbnail(FORMS, FILM, "depth at each step, here of the demo model", (1,)),
     "18 Depth of an image from SD 1.5": Thumbnail(

@@ -11,14 +11,19 @@ from tqdm import tqdm
 
 from inner_guidance.tools.demo import LOOK_FOR, SCENES, WORKFLOWS, draw, for_scene, node_titled, steps_of
 
-PLAIN, GUIDED = "Without guidance", "With Self-Attention Guidance"
+PLAIN, GUIDED = "No prompt, without guidance", "No prompt, with Self-Attention Guidance"
+
+
+WITHOUT_PROMPT = "01 Demo - Self-Attention Guidance"
+
+
+def read(root, name):
+    return json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def workflow(root):
-    return json.loads(
-        (root / "workflows" / "api" / "01 Demo - Self-Attention Guidance.json").read_text(encoding="utf-8")
-    )
+    return read(root, WITHOUT_PROMPT)
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -57,25 +62,17 @@ def test_steps_that_the_host_had_in_its_cache_count_as_done(server, workflow):
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_workflows_of_the_sheet_take_prompt_and_seed(name, root):
-    prompt = for_scene(
-        json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8")),
-        "red sphere",
-        7,
-        1_234_567,
-    )
+    prompt = for_scene(read(root, name), "red sphere", 7, 1_234_567)
 
     values = [value for node in prompt.values() for value in node["inputs"].values()]
-    assert "red sphere" in values
+    assert ("red sphere" in values) == (name != WITHOUT_PROMPT)
     assert 7 in values
     assert (1_234_567 in values) == ("Depth to keep" in titles(prompt))
     assert any(node["class_type"] == "SaveImage" for node in prompt.values())
 
 
 def test_rows_that_the_reader_is_sent_to_are_in_the_sheet(root):
-    prompts = [
-        json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in WORKFLOWS
-    ]
+    prompts = [read(root, name) for name in WORKFLOWS]
     rows = {
         node["_meta"]["title"]
         for prompt in prompts
@@ -97,11 +94,12 @@ def test_scale_zero_draws_the_plain_picture(server, workflow):
     np.testing.assert_array_equal(pixels(pictures[PLAIN]), pixels(pictures[GUIDED]))
 
 
-def test_seed_and_prompt_reach_the_picture(server, workflow):
+def test_seed_and_prompt_reach_the_picture(server, root):
+    workflow = read(root, "06 Demo - Depth-Aware Guidance")
     text, seed, depth_of = SCENES[0]
     with tqdm(disable=True) as bar:
         first, other_seed, other_text = (
-            pixels(draw(server, for_scene(workflow, *scene), bar)[PLAIN])
+            pixels(draw(server, for_scene(workflow, *scene), bar)["Without guidance"])
             for scene in ((text, seed, depth_of), (text, seed + 1, depth_of), (SCENES[1][0], seed, depth_of))
         )
 
@@ -109,7 +107,8 @@ def test_seed_and_prompt_reach_the_picture(server, workflow):
     assert np.abs(first - other_text).mean() > 2
 
 
-def test_scenes_use_words_the_model_knows(server, workflow):
+def test_scenes_use_words_the_model_knows(server, root):
+    workflow = read(root, "06 Demo - Depth-Aware Guidance")
     log = server.log.read_text(encoding="utf-8", errors="replace")
     with tqdm(disable=True) as bar:
         for scene in SCENES:

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from .schedule import TOLERANCE, step_of
+from .schedule import TOLERANCE, step_of, steps_at
 
 
 class EvaluatedSteps:
@@ -12,8 +12,8 @@ class EvaluatedSteps:
 
     Methods of second order evaluate twice in a step: at a sigma before the next one (DPM-Solver-2), or at
     the next one (Heun, DPM-Solver-2 ancestral), where the next step begins with an evaluation too. The second
-    kind is known by two evaluations in succession at one sigma, so in its first step the second one counts as
-    the next step's.
+    kind is known by two evaluations in succession at one sigma, unless the schedule has that sigma twice. So
+    in its first step the second one counts as the next step's.
 
     A guidance must act in both evaluations of a step or in none. These methods divide what changes from the
     first to the second by the smaller sigma: with a shift s of D in the first alone, DPM-Solver-2 moves x by
@@ -34,7 +34,7 @@ class EvaluatedSteps:
         """The sigma at which the step of this evaluation starts; call it once for each evaluation."""
         number = step_of(sigma, sample_sigmas)
         if math.isclose(sigma, self.last, rel_tol=TOLERANCE):
-            self.evaluates_next |= number > 0
+            self.evaluates_next |= number > 0 and len(steps_at(sigma, sample_sigmas)) == 1
         elif (
             self.evaluates_next
             and number > 0

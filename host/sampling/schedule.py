@@ -198,21 +198,27 @@ def step_of(sigma: float, sample_sigmas: Tensor) -> int:
     """The step of the schedule that an evaluation at sigma belongs to, from 0.
 
     Samplers of second order evaluate between two sigmas of the schedule; that belongs to the step that starts
-    at the earlier one. A sigma before the first is step 0. Flipped schedules (unsampling) rise.
+    at the earlier one. A sigma before the first is step 0. Flipped schedules (unsampling) rise. Of a sigma
+    that occurs twice, as where a schedule restarts, it is the last.
     """
-    tolerance = TOLERANCE * sigma
-    if rises(sample_sigmas):
-        reached = sample_sigmas <= sigma + tolerance
-    else:
-        reached = sample_sigmas >= sigma - tolerance
+    at = steps_at(sigma, sample_sigmas)
+    if at:
+        return at[-1]
+    reached = sample_sigmas <= sigma if rises(sample_sigmas) else sample_sigmas >= sigma
     return max(int(reached.sum()) - 1, 0)
+
+
+def steps_at(sigma: float, sample_sigmas: Tensor) -> list[int]:
+    """The numbers of the steps of the schedule that start at sigma."""
+    return [i for i, s in enumerate(sample_sigmas.tolist()) if abs(s - sigma) <= TOLERANCE * sigma]
 
 
 def next_sigma(sigma: float, sample_sigmas: Tensor) -> float:
     """The sigma of the schedule after an evaluation at sigma, which may be between two; 0 at the end."""
+    later = sample_sigmas[step_of(sigma, sample_sigmas) :].tolist()
     if rises(sample_sigmas):
-        return next((s for s in sample_sigmas.tolist() if s > sigma * (1 + TOLERANCE)), 0.0)
-    return next((s for s in sample_sigmas.tolist() if s < sigma * (1 - TOLERANCE)), 0.0)
+        return next((s for s in later if s > sigma * (1 + TOLERANCE)), 0.0)
+    return next((s for s in later if s < sigma * (1 - TOLERANCE)), 0.0)
 
 
 def rises(sample_sigmas: Tensor) -> bool:

@@ -30,6 +30,7 @@ from .guided_run import (
     PercentRange,
     first_loss_scale,
     require_differentiable,
+    seed_at,
 )
 
 
@@ -131,7 +132,7 @@ class DepthAwareRun(GuidedRun):
             networks=self.networks,
             x=x,
             denoise_mask=self.mask_at(timestep, model_options),
-            seed=(seed or 0) + round(sigma * 1e4),
+            seed=seed_at(sigma, seed),
             previous=last,
             fresh=last is None
             or last_scales != settings.scales

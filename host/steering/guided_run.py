@@ -131,6 +131,11 @@ class GuidedRun:
             self.warned.add(problem)
 
 
+def seed_at(sigma: float, seed: int | None) -> int:
+    """The seed of a step, from that of the run: below 2^64, as PyTorch asks."""
+    return ((seed or 0) + round(sigma * 1e4)) % 2**64
+
+
 def first_loss_scale(guider: Any) -> float:
     """The factor of a gradient in the backward pass, at the first step of a run."""
     # Not the model's own attribute, to which ModelComputeDtype's patch is applied only later.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..keys import GuiderExecutor, for_this_run
 from ..sampling.schedule import noise_to_signal
-from .guided_run import GuidedRun
+from .guided_run import GuidedRun, seed_at
 from .sag_settings import SelfAttentionSettings
 from .sag_step import SelfAttentionStep
 
@@ -100,7 +100,7 @@ class SelfAttentionRun(GuidedRun):
         step = SelfAttentionStep(
             self.settings,
             self.mask_at(timestep, model_options),
-            seed=(seed or 0) + round(sigma * 1e4),
+            seed=seed_at(sigma, seed),
             previous=self.previous(x.shape, sigma),
             fresh=x.shape not in self.last or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
             own_lists=self.own_lists,

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.oldest_host
 
 FALLING = torch.tensor([10.0, 4.0, 1.0, 0.0])
 RISING = torch.tensor([1e-4, 1.0, 4.0, 10.0])
+RESTARTED = torch.tensor([10.0, 1.0, 4.0, 1.0, 0.0])
 
 
 def flipped(steps):
@@ -56,6 +57,9 @@ def unsampled(model, steps=4, **settings):
         (RISING, 0.5, 0, 1.0),
         (RISING, 1.0, 1, 4.0),
         (RISING, 4.0, 2, 10.0),
+        (RESTARTED, 10.0, 0, 1.0),
+        (RESTARTED, 4.0, 2, 1.0),
+        (RESTARTED, 1.0, 3, 0.0),
     ],
 )
 def test_the_step_of_a_sigma_and_the_sigma_that_follows(sigmas, sigma, step, following):

@@ -1,5 +1,7 @@
 """Samplers with two evaluations in a step: guidance acts in both or in none."""
 
+import comfy.sample
+import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -100,3 +102,48 @@ def test_the_step_of_an_evaluation(evaluated, starts):
     steps = EvaluatedSteps()
 
     assert [steps.start(sigma, SCHEDULE) for sigma in evaluated] == starts
+
+
+def test_a_schedule_may_repeat_a_sigma():
+    """Euler's step between two equal sigmas does nothing."""
+    steps, repeated = EvaluatedSteps(), torch.tensor([8.0, 4.0, 4.0, 2.0, 1.0, 0.0])
+
+    assert [steps.start(sigma, repeated) for sigma in (8, 4, 4, 2, 1)] == [8, 4, 4, 2, 1]
+
+
+@pytest.mark.parametrize("guide", [tiny.guided, depth.depth_guided, classifier_guided])
+def test_a_repeated_sigma_changes_nothing(guide):
+    found = [
+        sampled_at(guide(tiny.patcher()), sigmas)
+        for sigmas in ([8.0, 4.0, 2.0, 1.0, 0.0], [8.0, 4.0, 4.0, 2.0, 1.0, 0.0])
+    ]
+
+    assert torch.equal(*found)
+    tiny.assert_steered(found[0], sampled_at(tiny.patcher(), [8.0, 4.0, 2.0, 1.0, 0.0]))
+
+
+def sampled_at(model, sigmas, seed=0):
+    """The samples of SamplerCustom."""
+    return comfy.sample.sample_custom(
+        model,
+        tiny.noise(),
+        4.0,
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor(sigmas),
+        tiny.prompt(0),
+        tiny.prompt(1),
+        torch.zeros(1, 4, 16, 16),
+        disable_pbar=True,
+        seed=seed,
+    )
+
+
+def test_the_largest_seed_of_the_host():
+    largest = 2**64 - 1
+    settings = {"depth_prior": depth.prior(), "target_scale": 0.0, "consistency_scale": 0.0}
+
+    guided, plain = (
+        sampled_at(model, [8.0, 4.0, 0.0], seed=largest)
+        for model in (depth.depth_guided(tiny.patcher(), **settings), tiny.patcher())
+    )
+    tiny.assert_steered(guided, plain)

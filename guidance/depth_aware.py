@@ -34,6 +34,8 @@ TARGET_WEIGHT = 3.0
 TARGET_STRETCH = (0.5, 2.0)
 # Variance of a depth map below which it counts as flat.
 FLAT_VARIANCE = 1e-8
+# Variance of a target in [0, 1] below which it has no shape: greys that differ by a thousandth.
+FLAT_TARGET = 1e-6
 # The levels of noise, as shares of the prior's schedule, at which the prior judges a depth map. At higher
 # levels blurred and flattened maps have a lower loss than real ones (docs/results/prior_levels.md).
 PRIOR_LEVELS = (0.01, 0.05)
@@ -124,12 +126,20 @@ def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
     """|| d - fit_target(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
 
     The share of the depth's variance that the target does not explain. Without the denominator, a flatter
-    image would have a lower loss, and guidance would drain contrast.
+    image would have a lower loss, and guidance would drain contrast. 0 where the target is flat: it has no
+    shape to follow, and the gradient would be rounding.
     """
     share = _shares(d, mask)
     unexplained = _mean((d - fit_target(target, d, mask)).square(), share)
     spread = _mean((d - _mean(d, share)).square(), share)
-    return (unexplained / spread.clamp_min(FLAT_VARIANCE)).flatten()
+    return (unexplained / spread.clamp_min(FLAT_VARIANCE)).flatten() * ~is_flat(target, mask)
+
+
+def is_flat(target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Whether a target (B, 1, h, w) is of one grey inside the mask: (B,)."""
+    share = _shares(target, mask)
+    variance = _mean((target - _mean(target, share)).square(), share)
+    return variance.flatten() < FLAT_TARGET
 
 
 def _shares(d: Tensor, mask: Tensor | None) -> Tensor:

@@ -102,9 +102,9 @@ def losses(
         tau = drawn_tau(seeded)
         loss = prior_loss(settings.mode, networks.prior, depth, tau, seeded)
         yield dag.Term(weight * settings.prior_scale, loss, prior_level(settings, time, tau))
-    if settings.target is not None and settings.uses_target:
-        target = of_batch(settings.target, depth)
-        mask = None if settings.target_mask is None else of_batch(settings.target_mask, depth)
+    found = target_of_batch(settings, depth)
+    if found is not None:
+        target, mask = found
         of_target = weight if settings.mode == PAPER else dag.TARGET_WEIGHT
         yield dag.Term(
             of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
@@ -147,6 +147,20 @@ def prior_loss(mode: str, prior: DepthPrior, depth: Tensor, tau: int, seeded: to
     if mode == PAPER:
         return lambda strong, _: dag.prior_loss(to_prior(strong, prior.size), etas[0], abar, eps)
     return lambda strong, _: dag.denoised_prior_loss(to_prior(strong, prior.size), etas, abar, eps)
+
+
+def target_of_batch(settings: DepthAwareSettings, like: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """The target and its mask for a batch like this, at its resolution; None if no target acts."""
+    if settings.target is None or not settings.uses_target:
+        return None
+    mask = None if settings.target_mask is None else of_batch(settings.target_mask, like)
+    return of_batch(settings.target, like), mask
+
+
+def flat_targets(settings: DepthAwareSettings, latent: Tensor) -> list[int]:
+    """The images of a batch of latents (B, C, ..., h, w) whose target has no shape that they could take."""
+    found = target_of_batch(settings, latent.float())
+    return [] if found is None else dag.is_flat(*found).nonzero().flatten().tolist()
 
 
 def of_batch(maps: Tensor, like: Tensor) -> Tensor:

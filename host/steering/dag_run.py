@@ -6,6 +6,7 @@ evaluation and passes all others through unchanged.
 """
 
 import copy
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from ..live_preview import LivePreview
 from ..sampling.schedule import TOLERANCE, next_sigma, step_of
 from .dag_feature_step import DepthFeatureStep
 from .dag_latent_step import LatentStep
-from .dag_losses import ROBUST, DepthAwareSettings, Networks
+from .dag_losses import ROBUST, DepthAwareSettings, Networks, flat_targets
 from .dag_step import DepthAwareStep
 from .guided_run import (
     DEPTH_AWARE,
@@ -89,6 +90,15 @@ class DepthAwareRun(GuidedRun):
         percentages = percentages_of_strengths(settings, self.percentages)
         for one in dict.fromkeys(percentages.values()):
             self.warn_unless_reached(one, [name for name, of in percentages.items() if of == one])
+        flat = ", ".join(str(image + 1) for image in flat_targets(settings, noise))
+        if flat:
+            logging.warning(
+                "%s: no effect of target_scale in image %s of the batch: within the frame of the image and "
+                "target_mask, its target_depth is of one grey. Connect a depth map with near and far there, "
+                "or enlarge target_mask.",
+                DEPTH_AWARE,
+                flat,
+            )
         self.ranges = {name: self.sigmas(of) for name, of in percentages.items()}
         self.loss_scale = first_loss_scale(guider)
         self.networks = networks_for(settings, guider.model_patcher.load_device)

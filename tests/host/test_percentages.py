@@ -221,6 +221,26 @@ def test_what_is_set_and_has_no_effect_is_named(settings, sentence, said):
     assert said() == [f"Depth-Aware Guidance: {sentence}"]
 
 
+def test_a_target_that_is_flat_where_it_applies_says_so(said):
+    """It steers as no target does."""
+    halves = torch.ones(1, 64, 64, 3)
+    halves[:, :32] = 0.0
+    mask = torch.zeros(1, 64, 64)
+    mask[:, 40:] = 1.0
+
+    found = [
+        tiny.sample(depth.depth_guided(tiny.patcher(), **settings), steps=2)
+        for settings in ({}, {"target_depth": halves, "target_mask": mask})
+    ]
+
+    assert torch.equal(*found)
+    assert said() == [
+        "Depth-Aware Guidance: no effect of target_scale in image 1 of the batch: within the frame of the "
+        "image and target_mask, its target_depth is of one grey. Connect a depth map with near and far "
+        "there, or enlarge target_mask."
+    ]
+
+
 def test_sag_above_all_attention_says_so(said):
     tiny.sample(tiny.guided(tiny.patcher(), threshold=10.0), steps=2)
 

@@ -135,6 +135,20 @@ class TestLosses:
             torch.testing.assert_close(asked.sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-12)
             torch.testing.assert_close((asked * shape).sum(), torch.tensor(0.0).double(), rtol=0, atol=1e-12)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_target_that_is_flat_inside_the_mask_asks_nothing(self, dtype):
+        """The normalised gradient would be rounding at full strength. The other image is followed."""
+        target, d, mask = (depth(2, 1, 6, 7, seed=seed).to(dtype) for seed in range(3))
+        mask[:, :, 3:] = 0
+        target[0, :, :3] = 0.3
+        term = dag.Term(1.0, lambda strong, _: dag.target_loss(strong, target, mask), None)
+
+        asked = dag.pull(d, None, [term], normalise=True)
+
+        assert dag.is_flat(target, mask).tolist() == [True, False]
+        assert asked.strong[0].eq(0).all()
+        torch.testing.assert_close(asked.size.flatten(), torch.tensor([0.0, 1.0], dtype=dtype))
+
     @pytest.mark.parametrize("flat", [0.0, 0.7])
     def test_flat_targets_and_empty_masks_stay_finite(self, flat):
         target, d = torch.full((1, 1, 4, 4), flat), torch.rand(1, 1, 4, 4)

@@ -25,9 +25,14 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     """
     if not images.numel():
         raise ValueError(f"{name} is empty: connect depth images.")
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} has {images.ndim} dimensions, and images have 4 (batch, height, width, colours): check "
+            "the node that makes the depth maps."
+        )
     channels = images.shape[-1]
-    colour = images[..., : 1 if channels < 3 else 3]
-    maps = colour.float().mean(dim=-1).unsqueeze(1)
+    colour = images[..., : 1 if channels < 3 else 3].float()
+    maps = colour.mean(dim=-1).unsqueeze(1)
     if not maps.isfinite().all():
         raise ValueError(f"{name} has values that are not finite: check the node that makes the depth maps.")
     if (colourfulness(colour) > COLOURED).any():
@@ -57,7 +62,7 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
 
 def colourfulness(images: Tensor) -> Tensor:
     """(N, h, w, C) -> (N,): the mean difference between channels, as a share of the largest value or of 1."""
-    others = images.float() - images[..., :1]
+    others = images - images[..., :1]
     return others.abs().mean(dim=(1, 2, 3)) / images.abs().amax(dim=(1, 2, 3)).clamp_min(1)
 
 

@@ -49,6 +49,14 @@ def test_labels_within_0_to_1_keep_the_scale_that_they_share(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.float16, torch.float64])
+def test_maps_of_other_types(dtype):
+    near = torch.zeros(1, 4, 4)
+    near[:, :2] = 1
+
+    assert torch.equal(read_depth_maps(image(near).to(dtype), "depths"), near[:, None])
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_alpha_is_dropped(channels):
     """Of one channel and alpha, and of three and alpha, the depth is that of the colours."""
@@ -77,6 +85,7 @@ def test_photographs_among_depth_maps_are_warned_of(scale, caplog):
     [
         (image(depth())[:0], "depths is empty"),
         (image(depth() * torch.inf), "depths has values that are not finite"),
+        (depth(), "depths has 3 dimensions, and images have 4"),
         (
             torch.cat([image(depth()), torch.full((1, 24, 32, 3), 0.5)]),
             "1 of the 3 depth maps are of one grey",

@@ -2,6 +2,8 @@
 
 import logging
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .metrics import normalise
@@ -80,3 +82,22 @@ def centre_crop(maps: Tensor, height: int, width: int) -> Tensor:
     x = min(max(0, round((old_width - old_height * width / height) / 2)), (old_width - 1) // 2)
     y = min(max(0, round((old_height - old_width * height / width) / 2)), (old_height - 1) // 2)
     return maps[..., y : old_height - y, x : old_width - x]
+
+
+def resize_antialiased(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps (N, C, h, w) at another size: bilinear, and averages where they shrink. Differentiable.
+
+    As products with matrices. PyTorch's own kernel has no backward pass on MPS, and on CUDA its backward pass
+    adds numbers in any order.
+    """
+    down, across = (
+        resizing_matrix(before, after).to(maps)
+        for before, after in zip(maps.shape[-2:], (height, width), strict=True)
+    )
+    return down @ maps @ across.T
+
+
+def resizing_matrix(before: int, after: int) -> Tensor:
+    """What PyTorch's antialiased bilinear resizing multiplies a column by: (after, before), on the CPU."""
+    columns = torch.eye(before)[None, None]
+    return F.interpolate(columns, (after, before), mode="bilinear", antialias=True)[0, 0]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .depth_maps import resize_antialiased
 from .training import Interruption
 
 SIZES = (32, 64, 128)
@@ -46,7 +47,7 @@ class DepthPrior:
 def to_prior(depth: Tensor, size: int) -> Tensor:
     """Depth in [0, 1] as the prior sees it: (B, 1, size, size) in [-1, 1]. Differentiable."""
     if depth.shape[-2:] != (size, size):
-        depth = F.interpolate(depth, (size, size), mode="bilinear", antialias=True)
+        depth = resize_antialiased(depth, size, size)
     return depth * 2 - 1
 
 

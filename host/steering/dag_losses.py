@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...depth_head.architectures import STRONG, WEAK, DepthNetwork
 from ...depth_head.calibration import LossLevels
-from ...depth_head.depth_maps import centre_crop
+from ...depth_head.depth_maps import centre_crop, resize_antialiased
 from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
 from ...guidance import depth_aware as dag
 from ...guidance.hinge import Level
@@ -170,5 +169,5 @@ def of_batch(maps: Tensor, like: Tensor) -> Tensor:
     """
     maps = centre_crop(maps.to(like), *like.shape[-2:])
     if maps.shape[-2:] != like.shape[-2:]:
-        maps = F.interpolate(maps, tuple(like.shape[-2:]), mode="bilinear", antialias=True)
+        maps = resize_antialiased(maps, *like.shape[-2:])
     return maps[torch.arange(len(like), device=maps.device) % len(maps)]

@@ -5,7 +5,12 @@ import logging
 import pytest
 import torch
 
-from inner_guidance.depth_head.depth_maps import centre_crop, read_depth_maps, read_target_depth
+from inner_guidance.depth_head.depth_maps import (
+    centre_crop,
+    read_depth_maps,
+    read_target_depth,
+    resize_antialiased,
+)
 
 
 def depth(count=2, height=24, width=32):
@@ -110,3 +115,16 @@ def test_another_aspect_is_cropped_at_the_centre(size, rows, columns):
     maps = depth()[:, None]
 
     assert torch.equal(centre_crop(maps, *size), maps[..., rows, columns])
+
+
+@pytest.mark.parametrize(("before", "after"), [((24, 40), (16, 16)), ((8, 6), (9, 12))])
+def test_maps_are_resized_as_by_pytorch_and_so_are_gradients(before, after):
+    maps = torch.rand(2, 1, *before, requires_grad=True)
+    weights = torch.rand(2, 1, *after)
+
+    found = resize_antialiased(maps, *after)
+    expected = torch.nn.functional.interpolate(maps, after, mode="bilinear", antialias=True)
+
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad((resized * weights).sum(), maps)[0] for resized in (found, expected)]
+    torch.testing.assert_close(*gradients)

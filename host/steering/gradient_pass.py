@@ -145,7 +145,9 @@ class GradientPass:
         start = chunks.index(self.chunk) * batch
         rows = range(start, start + batch)
         model = executor.class_obj
-        time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone()
+        # With several GPUs the pass may run on another one than the heads, which are where the latent is.
+        device = self.latent.device
+        time = time_at(model.model_sampling, t[rows.start : rows.stop]).clone().to(device)
         taps = {name for reader in self.readers for name in reader.taps}
         guiding_taps = {name for reader in self.readers for name in reader.guiding_taps}
         checkpointing = any(reader.checkpointing for reader in self.readers)
@@ -155,7 +157,8 @@ class GradientPass:
 
         def products_of(reader: GradientReader) -> Products:
             def products(features: Features) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-                return reader.products(named.with_time(features), time, x.shape[-2:])
+                there = {name: feature.to(device) for name, feature in named.with_time(features).items()}
+                return reader.products(there, time, x.shape[-2:])
 
             return products
 
@@ -182,7 +185,7 @@ class GradientPass:
             if inner.changed:
                 reader.problem = NOT_WHOLE
             elif gradient is not None:
-                reader.take(gradient)
+                reader.take(gradient.to(device))
         return out
 
 

@@ -87,8 +87,8 @@ def centre_crop(maps: Tensor, height: int, width: int) -> Tensor:
 def resize_antialiased(maps: Tensor, height: int, width: int) -> Tensor:
     """Maps (N, C, h, w) at another size: bilinear, and averages where they shrink. Differentiable.
 
-    As products with matrices. PyTorch's own kernel has no backward pass on MPS, and on CUDA its backward pass
-    adds numbers in any order.
+    As products with matrices: the backward pass of PyTorch's own kernel is missing in many versions on MPS,
+    and on CUDA it adds numbers in any order.
     """
     down, across = (
         resizing_matrix(before, after).to(maps)

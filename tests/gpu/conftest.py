@@ -23,6 +23,8 @@ from inner_guidance.tools.template_runs import TemplateRun, TemplateRunError, ru
 FOLDER = Path(".cache", "gpu-check")
 REPORT = pytest.StashKey[Report]()
 STATS = pytest.StashKey[dict]()
+# Their messages say what they are.
+EXPECTED = (CheckError, TemplateRunError, HostServerError)
 
 collect_ignore_glob = [] if torch.accelerator.is_available() or TRIED else ["test_*.py"]
 
@@ -72,15 +74,16 @@ def folder(root: Path) -> Path:
 
 @pytest.fixture
 def checked(report: Report) -> Callable:
-    """Run a check and add its row to the report: checked(check, what, function, *arguments)."""
+    """Run a check and add its row, whatever it raises: checked(check, what, function, *arguments)."""
 
     def run(check: str, what: str, function: Callable[..., str], *arguments: object) -> None:
         try:
-            outcome, told = PASSED, function(*arguments)
-        except (CheckError, TemplateRunError, HostServerError) as error:
-            outcome, told = FAILED, str(error)
-        report.rows.append(Row(check, what, outcome, told))
-        assert outcome == PASSED, told
+            told = function(*arguments)
+        except Exception as error:
+            said = str(error) if isinstance(error, EXPECTED) else f"{type(error).__name__}: {error}"
+            report.rows.append(Row(check, what, FAILED, said))
+            raise AssertionError(said) from error
+        report.rows.append(Row(check, what, PASSED, told))
 
     return run
 

@@ -13,11 +13,12 @@ SHORT = {
     "InnerTrainClassifierHead": {"steps": 20},
 }
 GUIDED = "07 Demo - DAG + SAG"
+SAG = "01 Demo - Self-Attention Guidance"
 RECORDED = "02 Demo - See what the model sees"
 NAMES = (
     GUIDED,
     RECORDED,
-    "01 Demo - Self-Attention Guidance",
+    SAG,
     "06 Demo - Depth-Aware Guidance",
     "05 Demo - Depth-locked restyle",
     "08 Demo - Classifier guidance + SAG",

@@ -1,6 +1,6 @@
 """A checkpoint of the user: pictures of 16 seeds without and with each guidance, and a depth head for it.
 
-CHECKPOINT: a safetensors file; without it nothing is run. DEPTH_MODEL: a file of Depth Anything 3, which
+CHECKPOINT: a safetensors file; without it nothing is drawn. DEPTH_MODEL: a file of Depth Anything 3, which
 labels the pictures; without it there is no head and no DAG. SIDE: pixels of a side (512). SEEDS, STEPS,
 TRAINING_STEPS: for a shorter trial.
 """
@@ -9,7 +9,6 @@ import io
 import os
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from inner_guidance.tests.gpu.checkpoint import PLAIN, Subject, drawing, training
@@ -57,8 +56,10 @@ def trained_head(server, subject, pictures):
     return head.name
 
 
-@pytest.mark.skipif(not CHECKPOINT, reason="there is no CHECKPOINT")
-def test_checkpoint_is_drawn(started, checked, report, folder):
+def test_checkpoint_is_drawn(started, checked, skipped, report, folder):
+    if not CHECKPOINT:
+        skipped("checkpoint", "pictures without and with guidance", "there is no CHECKPOINT=")
+
     def draw(server):
         base = Path(server.base.name)
         subject = Subject(

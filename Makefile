@@ -71,8 +71,10 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.dag_experiment sweep
 	@$(VENV) -m tools.run experiments.dag_experiment compare
 	@$(VENV) -m tools.run experiments.dag_experiment hinge
+	@for seed in 1 2; do for what in head "prior --size 32"; do \
+		$(VENV) -m tools.run demo.train_depth $$what --seed $$seed --out .cache/other_seeds/$$seed; done; done
+	@$(VENV) -m tools.run experiments.dag_experiment seeds
 	@$(VENV) -m tools.run experiments.dag_experiment screen
 	@$(VENV) -m tools.run experiments.dag_experiment objects
 	@$(VENV) -m tools.run experiments.sag_experiment sweep
 	@$(VENV) -m tools.run experiments.sag_experiment compare
-	@$(VENV) -m tools.run experiments.classifier_experiment

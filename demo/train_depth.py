@@ -2,7 +2,7 @@
 
     python -m tools.run demo.train_depth head   [--family UNet] [--scenes 1000] [--steps 3000]
     python -m tools.run demo.train_depth latent [--scenes 10000] [--steps 3000] [--work FOLDER]
-    python -m tools.run demo.train_depth prior  [--scenes 12000] [--steps 6000] [--size 32]
+    python -m tools.run demo.train_depth prior  [--scenes 12000] [--steps 6000] [--size 32] [--seed 0]
     python -m tools.run demo.train_depth calibrate
 
 Writes to demo/weights. Training starts from scratch every time. The head reads the model in demo/weights, on
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, help="labelled renders to train on")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--work", type=Path, default=Path(".cache/demo"), help="work folder of demo.train")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the batches")
     parser.add_argument("--size", type=int, default=64, help="side of the prior's depth maps in pixels")
     parser.add_argument("--out", type=Path, help="folder for the file, instead of demo/weights")
     parser.add_argument("--report", type=Path, help="PNG file for the report of the training")
@@ -90,6 +91,7 @@ def main() -> None:
                 folder / family.depth_head,
                 options.scenes or 1000,
                 options.steps or 3000,
+                options.seed,
             )
         elif options.what == "latent":
             report = train_demo_latent_head(
@@ -97,16 +99,21 @@ def main() -> None:
                 options.work / "latents",
                 options.scenes or 10_000,
                 options.steps or 3000,
+                options.seed,
             )
         else:
             report = train_demo_prior(
-                folder / demo.DEPTH_PRIOR_FILE, options.scenes or 12_000, options.steps or 6000, options.size
+                folder / demo.DEPTH_PRIOR_FILE,
+                options.scenes or 12_000,
+                options.steps or 6000,
+                options.size,
+                options.seed,
             )
     if options.report:
         Image.fromarray(pictures_to_uint8(report[0]).numpy()).save(options.report)
 
 
-def train_demo_head(model: Path, path: Path, scenes: int, steps: int) -> Tensor:
+def train_demo_head(model: Path, path: Path, scenes: int, steps: int, seed: int) -> Tensor:
     """Trains and writes a pixel MLP on the default blocks of a model; returns the report (1, H, W, 3)."""
     images, depths = rendered(scenes, SIZE)
     clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
@@ -120,7 +127,7 @@ def train_demo_head(model: Path, path: Path, scenes: int, steps: int) -> Tensor:
             "pixel_mlp",
             AUTO,
             AUTO,
-            TrainingSettings(steps, BATCH, 2e-3, 0, DepthRange(NEAR, FAR)),
+            TrainingSettings(steps, BATCH, 2e-3, seed, DepthRange(NEAR, FAR)),
             clip.encode_from_tokens_scheduled(clip.tokenize("")),
         )
     save_depth_head(path, trained.head.head)
@@ -164,16 +171,16 @@ def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[s
     return with_frozen_model(model, no_words, (BATCH, *latents.shape[1:]), read_features)
 
 
-def train_demo_latent_head(path: Path, latents: Path, scenes: int, steps: int) -> Tensor:
+def train_demo_latent_head(path: Path, latents: Path, scenes: int, steps: int, seed: int) -> Tensor:
     """Trains and writes a latent head, in half precision; returns the report (1, H, W, 3)."""
     seeds, encoded = load_latents(latents)
     encoded = encoded[:scenes]
     progress = tqdm(seeds[:scenes], desc="rendering depth", unit="scene")
     labels = torch.stack([depth_label(render(sample_scene(seed), LABEL_SIZE).depth) for seed in progress])
-    settings = TrainingSettings(steps, 16, 2e-3, 0, DepthRange(NEAR, FAR), held_out=0.02)
+    settings = TrainingSettings(steps, 16, 2e-3, seed, DepthRange(NEAR, FAR), held_out=0.02)
     space = latent_space(demo.load_model(demo.WEIGHTS / demo.UNET_FILE))
     device = get_torch_device()
-    network = random_network(LATENT, {"channels": space.channels}, 0)
+    network = random_network(LATENT, {"channels": space.channels}, seed)
     with tqdm(total=steps, desc="training", unit="step") as bar:
         result = train(
             network,
@@ -195,7 +202,7 @@ def train_demo_latent_head(path: Path, latents: Path, scenes: int, steps: int) -
     return draw_head_report(result, torch.stack(pictures), labels[result.shown], heading)[None]
 
 
-def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
+def train_demo_prior(path: Path, scenes: int, steps: int, size: int, seed: int) -> Tensor:
     """Trains and writes a depth prior; returns the report (1, H, W, 3)."""
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:
@@ -205,7 +212,7 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int) -> Tensor:
             steps=steps,
             batch_size=16,
             learning_rate=1e-3,
-            seed=0,
+            seed=seed,
             on_step=lambda done, losses: bar.update(done - bar.n),
         )
     save_depth_prior(path, prior)

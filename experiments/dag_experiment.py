@@ -3,6 +3,7 @@
     python -m tools.run experiments.dag_experiment sweep      writes depth_aware_guidance_sweep.md
     python -m tools.run experiments.dag_experiment compare    writes depth_aware_guidance.md
     python -m tools.run experiments.dag_experiment hinge      writes calibrated_losses.md
+    python -m tools.run experiments.dag_experiment seeds      writes priors_and_heads_of_other_seeds.md
     python -m tools.run experiments.dag_experiment screen     writes targets_screened.md
     python -m tools.run experiments.dag_experiment objects    writes targets_that_keep_objects.md
 
@@ -34,17 +35,25 @@ from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
-from .dag_rows import NONE, Group, compared, hinged, swept
+from .dag_rows import NONE, OTHER_SEEDS, Group, compared, hinged, of_other_seeds, swept
 from .dag_table import LEGEND, table
 from .seeds import TUNING
 from .target_rows import kept, screened
 
 COMMAND = "python -m tools.run experiments.dag_experiment"
-GROUPS = {"sweep": swept, "compare": compared, "hinge": hinged, "screen": screened, "objects": kept}
+GROUPS = {
+    "sweep": swept,
+    "compare": compared,
+    "hinge": hinged,
+    "seeds": of_other_seeds,
+    "screen": screened,
+    "objects": kept,
+}
 TITLES = {
     "sweep": "Strength of depth-aware guidance",
     "compare": "Does depth guidance help?",
     "hinge": "Should guidance stop at the level of real images?",
+    "seeds": "Do other priors and heads do the same?",
     "screen": "Which target keeps the objects of the prompt?",
     "objects": "Does a target keep the objects of the prompt?",
 }
@@ -52,6 +61,7 @@ FILES = {
     "sweep": "depth_aware_guidance_sweep",
     "compare": "depth_aware_guidance",
     "hinge": "calibrated_losses",
+    "seeds": "priors_and_heads_of_other_seeds",
     "screen": "targets_screened",
     "objects": "targets_that_keep_objects",
 }
@@ -98,6 +108,11 @@ def main() -> None:
         for name, group in groups.items()
         if name in (options.groups or groups)
     }
+    if options.command == "seeds" and not OTHER_SEEDS.exists():
+        parser.error(
+            "Train them first, for N of 1 and 2: python -m tools.run demo.train_depth prior --size 32 "
+            f"--seed N --out {OTHER_SEEDS}/N, and the same with head."
+        )
     with torch.inference_mode():
         judges = Judges(Drawings(options.work.resolve(), getattr(torch, options.dtype), options.family))
         part, parts = map(int, options.part.split("/"))

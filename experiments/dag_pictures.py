@@ -169,6 +169,8 @@ class Drawings:
             depth = self.scenes(first)["depth"].float()
             inputs["target_depth"] = depth[..., None].expand(-1, -1, -1, 3)
         head = self.latent_head if row.latent_head else self.head
+        if row.head is not None:
+            head = HostedDepthHead.of(load_depth_head(row.head))
         if not row.calibrated:
             head = replace(head, head=replace(head.head, calibration=None))
         with contextlib.ExitStack() as stack:
@@ -201,6 +203,8 @@ class Drawings:
             if inputs["target_scale"] == 0:
                 del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
             head = self.checksums["latent_head" if row.latent_head else self.head_name]
+            if row.head is not None:
+                head = checksum(row.head)
             made_by |= {"inputs": inputs, "constants": constants, "head": head}
             if inputs["prior_scale"] != 0:
                 made_by["prior"] = checksum(row.prior or self.prior_file)

@@ -91,7 +91,7 @@ def prior_file(training: PriorTraining, work: Path) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with torch.inference_mode():
-            train_demo_prior(path, SCENES, training.steps, training.size)
+            train_demo_prior(path, SCENES, training.steps, training.size, seed=0)
     return path
 
 

@@ -23,12 +23,15 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..classifier_head.head_files import load_classifier_head
 from ..demo import model as demo
 from ..demo.depth_judge import DEPTH_JUDGE_FILE, DepthJudge, judge
 from ..demo.ray_casting import render
-from ..demo.recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, scene_labels
+from ..demo.recogniser import PAIRS, RECOGNISER_FILE, Recogniser, main_pair, recognise, scene_labels
 from ..demo.scenes import sample_scene
 from ..guidance import self_attention
+from ..host.classifier.heads import HostedClassifierHead
+from ..nodes.classifier_guidance import InnerClassifierGuidance
 from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from .dag_figures import depth_features
 from .dag_pictures import decode
@@ -56,6 +59,9 @@ class SagDrawing:
         self.recogniser, self.depth_judge = Recogniser().eval(), DepthJudge().eval()
         self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
         self.depth_judge.load_state_dict(demo.read_weights(demo.WEIGHTS / DEPTH_JUDGE_FILE))
+        self.classifier = HostedClassifierHead.of(
+            load_classifier_head(demo.WEIGHTS / demo.CLASSIFIER_HEAD_FILE)
+        )
         judges = (demo.AUTOENCODER_FILE, RECOGNISER_FILE, DEPTH_JUDGE_FILE)
         self.judged_by = [checksum(demo.WEIGHTS / name) for name in judges]
         self.drawn_by = [checksum(demo.WEIGHTS / name) for name in (files.model, demo.TEXT_FILE)]
@@ -111,7 +117,7 @@ class SagDrawing:
             return args["denoised"]
 
         started = time.process_time()
-        with self.guided_model(row) as model:
+        with self.guided_model(row, " ".join(PAIRS[class_of(seeds[0])])) as model:
             if cfg != 1:
                 model = model.clone()
                 model.set_model_sampler_post_cfg_function(record)
@@ -144,9 +150,12 @@ class SagDrawing:
         return round(self.batch(group, row.as_strong_as, group.seeds[0])["scale"].mean().item(), 2)
 
     @contextlib.contextmanager
-    def guided_model(self, row: Row) -> Iterator[ModelPatcher]:
-        """The model with the guidance of a row."""
+    def guided_model(self, row: Row, class_name: str) -> Iterator[ModelPatcher]:
+        """The model with the guidance of a row. The order is the paper's: SAG, then the classifier."""
         model: Any = self.model
+        if row.classifier:
+            inputs = with_defaults(InnerClassifierGuidance, class_name=class_name, scale=row.classifier)
+            (model,) = InnerClassifierGuidance.execute(model, self.classifier, **inputs).result
         if row.attention is not None:
             inputs = with_defaults(InnerSelfAttentionGuidance, **attention_inputs(row))
             (model,) = InnerSelfAttentionGuidance.execute(model, **inputs).result
@@ -165,6 +174,10 @@ class SagDrawing:
         row = group.rows[name]
         made_by = asdict(row) | {"cfg": self.cfg(group, row), "captions": group.captions}
         del made_by["as_strong_as"]
+        if row.classifier:
+            made_by["classifier head"] = checksum(demo.WEIGHTS / demo.CLASSIFIER_HEAD_FILE)
+        else:
+            del made_by["classifier"]
         made_by |= {"sampler": [SAMPLER, self.scheduler], "weights": [*self.drawn_by, *self.judged_by]}
         made_by["dtype"] = str(self.dtype)
         if row.attention is not None:
@@ -182,6 +195,11 @@ def shown(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     scenes = [(sample_scene(seed), render(sample_scene(seed), 64).surface) for seed in seeds]
     present = torch.stack([scene_labels(*scene)["objects"] for scene in scenes])
     return present, torch.tensor([main_pair(*scene) for scene in scenes])
+
+
+def class_of(seed: int) -> int:
+    """The class that the batch of a seed is guided to, a number in PAIRS; the batches have them in turn."""
+    return seed // BATCH % len(PAIRS)
 
 
 def batches(seeds: range, count: int) -> range:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..demo import model as demo
 from ..tools.setup_host import ROOT
-from .sag_drawing import BATCH, SAMPLER, SagDrawing, batches, shown
+from .sag_drawing import BATCH, SAMPLER, SagDrawing, batches, class_of, shown
 from .sag_rows import NONE, STEPS, Group, Seen, reported, swept
 from .sag_table import LEGEND, tables
 from .seeds import REFERENCES
@@ -130,6 +130,7 @@ def section(drawing: SagDrawing, group: Group, reference: int) -> list[str]:
         drawing.renders(group.seeds, count),
         drawing.renders(others, reference),
         shown(group.seeds[:count]) if group.captions else None,
+        torch.tensor([class_of(seed) for seed in group.seeds[:count]]) if group.classes else None,
     )
     return [f"## {group.title}", "", f"{count} pictures a row, {reference} renders.", "", *lines]
 

@@ -15,10 +15,14 @@ NONE = "none"
 STEPS = 12
 PERTURBED = 1.0
 """Scale of the host's Perturbed-Attention Guidance."""
+CLASSIFIER = 3.0
+"""Scale of Classifier Guidance, chosen by eye on seeds below 100."""
 SWEPT: Mapping[str, Any] = {"space": "v", "scale": 1.5}
-"""Inputs of the node from which the sweep changes one, as far as they are not its defaults."""
+"""Inputs of the node, as far as they are not its defaults, from which the blur is swept."""
 CHOSEN: Mapping[str, Any] = {**SWEPT, "blur_sigma": 8.0}
-"""Inputs of the node that the sweep chose."""
+"""Inputs of the node that this sweep chose for the UNet, and from which all others are swept."""
+CHOSEN_TRANSFORMER: Mapping[str, Any] = {**CHOSEN, "scale": 0.25}
+"""Those that it chose for the transformer."""
 
 Seen = dict[str, Tensor]
 """What the judges see in N pictures.
@@ -36,6 +40,8 @@ class Row:
     """Inputs of Self-Attention Guidance that are not its defaults; None: without it."""
     perturbed: float = 0.0
     """Scale of the host's Perturbed-Attention Guidance; 0: without it."""
+    classifier: float = 0.0
+    """Scale of Classifier Guidance, to the class of each batch; 0: without it."""
     square: bool = False
     """Whether the mask is a square in the middle, of the area that attention has."""
     steps: int = STEPS
@@ -55,26 +61,48 @@ class Group:
     cfg: float = 1.0
     captions: bool = False
     """Whether the prompts are the captions of the seeds' scenes; otherwise they are empty."""
+    classes: bool = False
+    """Whether the class of each batch is looked for in its pictures."""
 
 
 def reported(transformer: bool) -> dict[str, Group]:
     """The groups that are reported. The host's PAG replaces the attention of UNets only."""
+
+    chosen = CHOSEN_TRANSFORMER if transformer else CHOSEN
 
     def rows(cfg: float) -> dict[str, Row]:
         found = {
             NONE: Row(),
             "none, equal cost": Row(steps=2 * STEPS if cfg == 1 else 3 * STEPS // 2),
             "SAG": Row(attention={}),
-            "SAG, chosen": Row(attention=CHOSEN),
+            "SAG, chosen": Row(attention=chosen),
         }
+        if not transformer:
+            found["SAG, chosen, block u1"] = Row(attention={**chosen, "blocks": "u1"})
+        if cfg == 1:
+            found["SAG, chosen, 0.2 to 1"] = Row(attention={**chosen, "start_percent": 0.2})
         if cfg > 1:
             found["none, as strong as chosen"] = Row(as_strong_as="SAG, chosen")
         if not transformer:
             found["PAG"] = Row(perturbed=PERTURBED)
-            found["SAG + PAG"] = Row(attention=CHOSEN, perturbed=PERTURBED)
+            found["SAG + PAG"] = Row(attention=chosen, perturbed=PERTURBED)
         return found
 
-    groups = {"empty": Group("Empty prompt, CFG 1", rows(1), REPORTING, 400)}
+    groups = {"empty": Group("Empty prompt, CFG 1", rows(1), REPORTING, 800)}
+    if not transformer:
+        groups["classifier"] = Group(
+            "With classifier guidance: empty prompt, CFG 1",
+            {
+                NONE: Row(),
+                "none, equal cost": Row(steps=2 * STEPS),
+                "SAG": Row(attention=CHOSEN),
+                "classifier": Row(classifier=CLASSIFIER),
+                "SAG + classifier": Row(attention=CHOSEN, classifier=CLASSIFIER),
+            },
+            REPORTING,
+            600,
+            classes=True,
+        )
     for cfg, pictures in ((1.0, 200), (3.0, 200), (2.0, 100), (5.0, 100)):
         groups[f"captions-{cfg:g}"] = Group(
             f"Captions, CFG {cfg:g}", rows(cfg), REPORTING, pictures, cfg, captions=True
@@ -83,18 +111,21 @@ def reported(transformer: bool) -> dict[str, Group]:
 
 
 def swept(transformer: bool) -> dict[str, Group]:
-    """The groups of the sweep: scale in both spaces, then one input at a time, on tuning seeds."""
+    """The groups of the sweep: scale in both spaces, the blur, then one input at a time, on tuning seeds."""
     blocks = ("b1", "b3", "b5") if transformer else ("d0", "d1", "u0", "u1", "u2", "u3", "m0, u0-u1")
     scales: dict[str, dict[str, dict[str, Any]]] = {
         "eps": {f"eps, {s:g}": {"scale": s} for s in (-1.0, -0.5, 0.25, 0.75, 1.5, 3.0)},
         "v": {f"v, {s:g}": {"space": "v", "scale": s} for s in (0.75, 1.5, 3.0, 5.0)},
     }
+    blurs = {f"sigma {b:g}": {"blur_sigma": b} for b in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
     values: dict[str, dict[str, dict[str, Any]]] = {
+        "scale": {
+            f"scale {s:g}": {"scale": s} for s in ((0.1, 0.25, 0.5) if transformer else (0.75, 3.0, 5.0))
+        },
         "window": {
             f"{start:g} to {end:g}": {"start_percent": start, "end_percent": end}
             for start, end in ((0.0, 0.2), (0.0, 0.4), (0.2, 0.6), (0.4, 0.8), (0.6, 1.0), (0.2, 1.0))
         },
-        "blur": {f"sigma {b:g}": {"blur_sigma": b} for b in (0.5, 1.0, 2.0, 4.0, 8.0)},
         "blocks": {name: {"blocks": name} for name in blocks},
         "mask": {name: {"mask": name} for name in ("global", "high frequency", "random")},
         "threshold": {f"threshold {t:g}": {"threshold": t} for t in (0.8, 1.3)},
@@ -104,16 +135,20 @@ def swept(transformer: bool) -> dict[str, Group]:
         kind: {NONE: Row()} | {name: Row(attention=inputs) for name, inputs in of_space.items()}
         for kind, of_space in scales.items()
     }
+    rows["blur"] = {NONE: Row(), "v, 1.5": Row(attention=SWEPT)} | {
+        name: Row(attention={**SWEPT, **inputs}) for name, inputs in blurs.items()
+    }
     rows |= {
-        kind: {NONE: Row(), "v, 1.5": Row(attention=SWEPT)}
-        | {name: Row(attention={**SWEPT, **inputs}) for name, inputs in of_kind.items()}
+        kind: {NONE: Row(), "chosen": Row(attention=CHOSEN)}
+        | {name: Row(attention={**CHOSEN, **inputs}) for name, inputs in of_kind.items()}
         for kind, of_kind in values.items()
     }
-    rows["mask"]["square"] = Row(attention=SWEPT, square=True)
+    rows["mask"]["square"] = Row(attention=CHOSEN, square=True)
     if not transformer:
         rows["PAG"] = {NONE: Row()} | {f"PAG {s:g}": Row(perturbed=s) for s in (0.3, 1.0, 3.0)}
     groups = {
-        kind: Group(f"Empty prompt, CFG 1: {kind}", of_kind, TUNING, 60) for kind, of_kind in rows.items()
+        kind: Group(f"Empty prompt, CFG 1: {kind}", of_kind, TUNING, 150 if kind in values else 60)
+        for kind, of_kind in rows.items()
     }
     branches = {name: Row(attention={**SWEPT, "branch": name}) for name in ("negative", "positive")}
     with_captions = {kind: rows[kind] for kind in ("eps", "v")} | {"branch": {NONE: Row()} | branches}

@@ -25,7 +25,8 @@ LEGEND = (
     "- precision, recall: share of the pictures in the manifold of renders, and of renders in that of "
     "pictures (3 nearest neighbours). The interval of recall is over the renders.",
     "- solids seen: kinds of solids that the recogniser sees in a picture (logit above 0). main object, "
-    "objects found: of those that the prompt names. in the prompt: share of the solids seen that it names.",
+    "objects found: of those that the prompt names. in the prompt: share of the solids seen that it names. "
+    "class in the picture: share of the pictures in which it sees the class that their row is guided to.",
     "- dFID (8 x 8 cells): Frechet distance of the depth judge's maps as 64 area averages, not the papers' "
     "features; of means: the part from the mean map. diversity: mean distance of two pictures' features. "
     "detail: RMS of the Laplacian of luminance; sharp edges and noise raise it.",
@@ -39,16 +40,22 @@ def tables(
     renders: Seen,
     reference: Seen,
     shown: tuple[Tensor, Tensor] | None,
+    classes: Tensor | None = None,
 ) -> list[str]:
     """The lines of a group's two tables.
 
     rows: by name, with NONE; renders: as many renders; reference: what every distance is measured to;
-    shown: the solids of the prompts' scenes and the main one, None without captions.
+    shown: the solids of the prompts' scenes and the main one, None without captions; classes: the class of
+    each picture, (N,), None without.
     """
     figures = {name: of_row(seen, reference, shown) for name, seen in rows.items()}
+    if classes is not None:
+        for name, seen in rows.items():
+            hits = (seen["objects"].gather(1, classes[:, None]) > 0).float()
+            figures[name]["class in the picture"] = bootstrap(mean, hits, resamples(len(hits)))
     figures[RENDERS] = of_row(renders, reference, shown)
     lines: list[str] = []
-    for columns in (quality_columns(shown is not None), OTHER_COLUMNS):
+    for columns in (quality_columns(shown is not None, classes is not None), OTHER_COLUMNS):
         cells = {}
         for name, found in figures.items():
             plain = name in (NONE, RENDERS)
@@ -67,10 +74,10 @@ def tables(
 OTHER_COLUMNS = ("precision", "recall", "dFID (8 x 8 cells)", "of means", "diversity", "detail")
 
 
-def quality_columns(captions: bool) -> tuple[str, ...]:
+def quality_columns(captions: bool, classes: bool) -> tuple[str, ...]:
     """The columns of a group's first table."""
     objects = ("main object", "objects found", "in the prompt") if captions else ("solids seen",)
-    return ("Frechet", "nearest render", *objects)
+    return ("Frechet", "nearest render", *objects, *(("class in the picture",) if classes else ()))
 
 
 def of_row(seen: Seen, reference: Seen, shown: tuple[Tensor, Tensor] | None) -> dict[str, Bootstrapped]:

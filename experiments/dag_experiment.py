@@ -35,8 +35,9 @@ from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
-from .dag_rows import NONE, OTHER_SEEDS, Group, compared, hinged, of_other_seeds, swept
+from .dag_rows import NONE, Group, compared, hinged, swept
 from .dag_table import LEGEND, table
+from .other_seeds import OTHER_SEEDS, of_other_seeds
 from .seeds import TUNING
 from .target_rows import kept, screened
 

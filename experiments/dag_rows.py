@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..demo import model as demo
 from ..guidance.depth_aware import Term, fit_target, per_image_mean, prior_loss
 from ..guidance.hinge import Level
 from .seeds import REPORTING, TUNING
@@ -19,8 +18,6 @@ Terms = Callable[[Term, Any, Tensor], Term]
 
 NONE = "none"
 """Name of the row without guidance, the first of every group."""
-OTHER_SEEDS = Path(".cache/other_seeds")
-"""Folder of networks that differ from the demo model's in the seed of their training, in folders by seed."""
 EQUAL_COST = "none, equal cost"
 """Name of the row without guidance whose steps take the time of a target."""
 
@@ -155,20 +152,6 @@ def compared() -> dict[str, Group]:
             captions, title="A target with captions, by strength and window", rows=of_target, samples=200
         ),
     }
-
-
-def of_other_seeds() -> dict[str, Group]:
-    """The groups of `seeds`: priors and heads that `demo.train_depth --seed` wrote into OTHER_SEEDS."""
-    rows = {NONE: Row(None)}
-    for seed in (None, 1, 2):
-        folder = None if seed is None else OTHER_SEEDS / str(seed)
-        name = "shipped" if seed is None else f"seed {seed}"
-        rows |= {
-            f"DPG, prior {name}": Row(only("prior", 0.5), prior=folder and folder / demo.DEPTH_PRIOR_FILE),
-            f"target, head {name}": Row(only("target"), head=folder and folder / demo.DEPTH_HEAD_FILE),
-        }
-    captions = compared()["captions"]
-    return {"captions": replace(captions, title="Captions, CFG 3", rows=rows, samples=200)}
 
 
 def hinged() -> dict[str, Group]:

@@ -67,7 +67,6 @@ class Group:
 
 def reported(transformer: bool) -> dict[str, Group]:
     """The groups that are reported. The host's PAG replaces the attention of UNets only."""
-
     chosen = CHOSEN_TRANSFORMER if transformer else CHOSEN
 
     def rows(cfg: float) -> dict[str, Row]:

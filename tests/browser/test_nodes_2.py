@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from inner_guidance.tests.support.page_checks import errors_of, overlaps
 
@@ -16,6 +17,13 @@ AS_TEMPLATE = """async workflow => {
 }"""
 DRAWN = "number => document.querySelectorAll('[data-node-id]').length === number"
 SEARCH = "() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
+ADD = """type => {
+    const { canvas, graph } = window.app;
+    graph.add(LiteGraph.createNode(type));
+    canvas.ds.scale = 1;
+    canvas.ds.offset = [300, 200];
+}"""
+WIDGETS = "() => window.app.graph.nodes[0].widgets.map(widget => widget.name)"
 LEAST_ZOOM = 0.3
 MILLISECONDS = 20_000
 
@@ -58,3 +66,30 @@ def test_node_search_finds_what_an_artist_types(typed, node, chinese_page):
     found = chinese_page.get_by_role("option").filter(has_text=TEXTS[node]["display_name"])
     found.first.wait_for(timeout=MILLISECONDS)
     chinese_page.keyboard.press("Escape")
+
+
+@pytest.mark.parametrize(
+    ("kind", "advanced"),
+    [
+        ("InnerSelfAttentionGuidance", {"space", "every_n_steps", "mask"}),
+        (
+            "InnerDepthAwareGuidance",
+            {"every_n_steps", "checkpointing", "self_start_percent", "target_end_percent"},
+        ),
+    ],
+)
+def test_advanced_inputs_are_folded_until_asked_for(kind, advanced, chinese_page):
+    node = chinese_page.locator("[data-node-id]")
+    chinese_page.evaluate("() => window.app.graph.clear()")
+    expect(node).to_have_count(0)  # or the page takes a new node of the same number for the old one
+    chinese_page.evaluate(ADD, kind)
+    widgets = chinese_page.evaluate(WIDGETS)
+    names = [TEXTS[kind]["inputs"][widget]["name"] for widget in widgets]
+    shown = node.get_by_test_id("widget-layout-field-label")
+
+    expect(shown).to_have_text(
+        [name for widget, name in zip(widgets, names, strict=True) if widget not in advanced],
+        timeout=MILLISECONDS,
+    )
+    node.get_by_test_id("advanced-inputs-button").click()
+    expect(shown).to_have_text(names, timeout=MILLISECONDS)

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..depth_head.rendering import NORMALISED, STYLES, as_picture, enlarge, enlarge_along_edges
-from ..host.depth.estimation import encode_whole, estimate_depth, pixels_per_latent
+from ..host.depth.estimation import as_rgb, encode_whole, estimate_depth, pixels_per_latent
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import depths_of
 from ..host.recording.records import FeatureRecord
@@ -204,5 +204,5 @@ class InnerDepthEstimate(io.ComfyNode):
         if image is None:
             return enlarge(depth, [ratio * side for side in depth.shape[-2:]])
         if how == EDGES:
-            return enlarge_along_edges(depth, image[..., :3].movedim(-1, 1))
+            return enlarge_along_edges(depth, as_rgb(image).movedim(-1, 1))
         return enlarge(depth, image.shape[1:3])

@@ -49,14 +49,14 @@ def train_classifier_head(
 
     Raises ValueError before any long work if the names do not match the images, or if a block does not exist.
     """
+    if images.numel() == 0:
+        raise ValueError("The images have no pixels: check the node that makes them.")
     names = read_class_names(class_names, len(images))
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:
         raise ValueError(
             f"class_names: all images are '{classes[0]}'. A classifier needs images of two classes at least."
         )
-    if images.numel() == 0:
-        raise ValueError("The images have no pixels: check the node that makes them.")
     family = model_family(model)
     network = new_classifier(model, blocks, len(classes), settings.seed)
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)

@@ -135,15 +135,20 @@ def largest_batch(model: ModelPatcher, shape: torch.Size, wanted: int) -> int:
     return max(1, min(wanted, LARGEST_BATCH, int(free / one)))
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (N, H, W, C) as a VAE takes them, (N, H, W, 3): without alpha, grey in all three channels."""
+    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].expand(*images.shape[:-1], 3)
+
+
 def encode_whole(vae: Any, images: Tensor) -> Tensor:
-    """Latents of images (B, H, W, 3) of any size, one after the other.
+    """Latents of images (B, H, W, C) of any size, one after the other.
 
     An image whose size is no multiple of the VAE's blocks is resized, because the VAE would crop it.
     """
     require_some(images)
     block = vae.spacial_compression_encode()
     size = [max(1, round(side / block)) * block for side in images.shape[1:3]]
-    pixels = images[..., :3].movedim(-1, 1)
+    pixels = as_rgb(images).movedim(-1, 1)
     if list(pixels.shape[-2:]) != size:
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
     return torch.cat([vae.encode(picture).cpu() for picture in pixels.movedim(1, -1).split(1)])

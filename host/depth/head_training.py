@@ -23,7 +23,7 @@ from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
 from .calibration import calibration_of
-from .estimation import as_sampled
+from .estimation import as_rgb, as_sampled
 from .heads import HostedDepthHead, block_count, feature_channels, latent_space, model_family
 from .training_pairs import encode, labels_for, noise_of, require_depth, require_pairs, shares_of
 from .training_watch import TrainingWatch
@@ -104,7 +104,7 @@ def train_depth_head(
     if WEAK in network.branch_taps:
         heading += f"; weak {network.branch_taps[WEAK][0]}"
     heading += f"; {len(result.losses)} steps on {len(images) - len(result.held_out)} images of {fits}"
-    picture = draw_head_report(result, images[result.shown, ..., :3], labels[result.shown], heading)
+    picture = draw_head_report(result, as_rgb(images[result.shown]), labels[result.shown], heading)
     return Trained(HostedDepthHead.of(head), picture[None])
 
 

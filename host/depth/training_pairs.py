@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .estimation import image_latents
+from .estimation import as_rgb, image_latents
 
 SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
 
@@ -48,7 +48,7 @@ def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.
 
     Raises ValueError, at the first, for images that are too small and for a VAE of another model.
     """
-    if 0 in vae.vae_encode_crop_pixels(images[:1, ..., :3]).shape:
+    if 0 in vae.vae_encode_crop_pixels(as_rgb(images[:1])).shape:
         raise ValueError(
             f"The images are {images.shape[2]} x {images.shape[1]}, less than the VAE can encode: use larger "
             "ones."
@@ -56,7 +56,7 @@ def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.
     latents: list[Tensor] = []
     for image in images.split(1):
         comfy.model_management.throw_exception_if_processing_interrupted()
-        latents.append(image_latents(model, vae.encode(image[..., :3]).cpu()))
+        latents.append(image_latents(model, vae.encode(as_rgb(image)).cpu()))
         progress.update(1)
     return torch.cat(latents)
 

@@ -112,8 +112,8 @@ class SelfAttentionRun(GuidedRun):
         if step.fresh:
             self.last.pop(x.shape, None)
             ratio = noise_to_signal(self.model_sampling, sigma)
-            # Where x is noise alone, e = e_bar: there is no difference to hold constant.
-            if step.guidance is not None and ratio != math.inf:
+            # Where x is noise alone, e = e_bar; where it has no noise, there is no e.
+            if step.guidance is not None and 0 < ratio < math.inf:
                 self.last[x.shape] = step.guidance, ratio
         if step.blurred is not None:
             self.blurred.add(step.blurred)

@@ -120,8 +120,19 @@ class EightfoldVAE:
 
     def encode(self, pixels):
         assert pixels.shape[1] % 8 == pixels.shape[2] % 8 == 0
-        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8)
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1)[:, [0, 1, 2]], 8)
         return torch.cat([small, small[:, :1]], 1)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_grey_image_is_read_as_the_same_in_three_channels(channels):
+    """The second of two is alpha."""
+    grey = torch.rand(1, 32, 32, channels, generator=torch.Generator().manual_seed(0))
+    found = [
+        estimate(image=image, vae=EightfoldVAE(), enlarge="along edges")[0]
+        for image in (grey, grey[..., :1].repeat(1, 1, 1, 3))
+    ]
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("enlarge", ["smooth", "along edges"])

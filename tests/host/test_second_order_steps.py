@@ -122,20 +122,36 @@ def test_a_repeated_sigma_changes_nothing(guide):
     tiny.assert_steered(found[0], sampled_at(tiny.patcher(), [8.0, 4.0, 2.0, 1.0, 0.0]))
 
 
-def sampled_at(model, sigmas, seed=0):
+def sampled_at(model, sigmas, sampler=None, seed=0, latent=None):
     """The samples of SamplerCustom."""
     return comfy.sample.sample_custom(
         model,
         tiny.noise(),
         4.0,
-        comfy.samplers.sampler_object("euler"),
+        sampler or comfy.samplers.sampler_object("euler"),
         torch.tensor(sigmas),
         tiny.prompt(0),
         tiny.prompt(1),
-        torch.zeros(1, 4, 16, 16),
+        torch.zeros(1, 4, 16, 16) if latent is None else latent,
         disable_pbar=True,
         seed=seed,
     )
+
+
+def test_a_sampler_may_begin_at_0():
+    """As RF inversion does with flow models: there is no noise whose difference SAG could reuse."""
+
+    def sampler_function(model, x, sigmas, extra_args, **options):
+        for sigma in sigmas[:-1]:
+            x = model(x, sigma[None], **extra_args)
+        return x
+
+    sampler = comfy.samplers.KSAMPLER(sampler_function)
+    guided, plain = (
+        sampled_at(model, [0.0, 0.3, 0.6], sampler, latent=tiny.noise(seed=3))
+        for model in (tiny.guided(tiny.patcher(model_type="FLOW")), tiny.patcher(model_type="FLOW"))
+    )
+    tiny.assert_steered(guided, plain)
 
 
 def test_the_largest_seed_of_the_host():

@@ -137,11 +137,12 @@ def section(drawing: SagDrawing, group: Group, reference: int) -> list[str]:
 
 def heading(options: argparse.Namespace, drawing: SagDrawing) -> list[str]:
     """Title, command and legend."""
-    family = [] if options.family == demo.UNET else ["--family", options.family]
+    chosen = [] if options.family == demo.UNET else ["--family", options.family]
+    chosen += ["--groups", *options.groups] if options.groups else []
     return [
         f"# {TITLES[options.command]}",
         "",
-        f"    {' '.join([COMMAND, options.command, *family])}",
+        f"    {' '.join([COMMAND, options.command, *chosen])}",
         "",
         f"The demo {options.family}, {STEPS} steps of {SAMPLER}, {drawing.scheduler}, in {options.dtype}. "
         f"The SHA-256 of its weights begins {drawing.drawn_by[0]}.",

@@ -94,9 +94,9 @@ def reported(transformer: bool) -> dict[str, Group]:
             {
                 NONE: Row(),
                 "none, equal cost": Row(steps=2 * STEPS),
-                "SAG": Row(attention=CHOSEN),
+                "SAG, chosen": Row(attention=CHOSEN),
                 "classifier": Row(classifier=CLASSIFIER),
-                "SAG + classifier": Row(attention=CHOSEN, classifier=CLASSIFIER),
+                "SAG, chosen + classifier": Row(attention=CHOSEN, classifier=CLASSIFIER),
             },
             REPORTING,
             600,

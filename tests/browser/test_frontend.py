@@ -24,12 +24,13 @@ SEEN = """type => {
         return [mean, Math.sqrt(values.reduce((a, b) => a + (b - mean) ** 2, 0) / values.length)];
     });
 }"""
-END_OF_RUN = """async () => {
-    for (;;) {
+END_OF_RUN = """async milliseconds => {
+    for (const ends = Date.now() + milliseconds; Date.now() < ends;) {
         const { queue_running, queue_pending } = await (await fetch("/queue")).json();
         if (!queue_running.length && !queue_pending.length) return;
         await new Promise(later => setTimeout(later, 100));
     }
+    throw new Error("The run did not end.");
 }"""
 RUN_MILLISECONDS = 120_000
 
@@ -91,7 +92,7 @@ def test_a_node_shows_what_it_reads_while_a_sampler_runs(name, node, grey, page)
     page.wait_for_function(SHOWN, arg=node, timeout=RUN_MILLISECONDS)
     colours = page.evaluate(SEEN, node)
     page.evaluate("() => window.app.api.interrupt()")
-    page.evaluate(END_OF_RUN)
+    page.evaluate(END_OF_RUN, RUN_MILLISECONDS)
 
     assert all(deviation > 10 for _, deviation in colours)
     means = [mean for mean, _ in colours]

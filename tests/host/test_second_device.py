@@ -155,6 +155,7 @@ def test_the_prompt_that_is_read_is_on_another_device_than_the_latent(guide, two
 
     expected = tiny.sample(guide(patcher()), **RUN)
     assert (found - expected).norm() < ROUNDING * expected.norm()
+    tiny.assert_steered(expected, plain())
 
 
 @several_gpus

@@ -60,12 +60,13 @@ def train_on_examples(
     checkpoint: Path,
     minutes: float,
     device: str,
+    seed: int,
 ) -> dict[str, Tensor]:
-    """Trains for `minutes`, earlier calls included; returns the averaged weights."""
+    """Trains for `minutes`, earlier calls included; returns the averaged weights. seed: of the batches."""
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
     training = Training(stage, model, [optimiser], checkpoint, minutes)
     budget = training.budget
-    rng = np.random.default_rng(training.step)
+    rng = np.random.default_rng((seed, training.step))
     bar = tqdm(desc=stage, unit="step", initial=training.step)
     while budget.fraction < 1:
         rows = torch.from_numpy(rng.integers(len(examples["pictures"]), size=batch_size))

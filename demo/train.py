@@ -90,6 +90,12 @@ def main() -> None:
         action="store_true",
         help="diffusion: keep the text encoder of demo/weights, with which the transformer was trained",
     )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="recogniser, depth_judge: of the weights and of the batches"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=WEIGHTS, help="recogniser, depth_judge: folder for the file"
+    )
     options = parser.parse_args()
 
     options.work.mkdir(parents=True, exist_ok=True)
@@ -150,25 +156,27 @@ def main() -> None:
                 renders,
                 options.work / "examples",
                 options.scenes,
-                options.work / "recogniser.pt",
+                options.work / f"recogniser-{options.seed}.pt",
                 options.minutes,
                 device,
                 options.workers,
+                options.seed,
             )
-            WEIGHTS.mkdir(exist_ok=True)
-            write_weights(WEIGHTS / RECOGNISER_FILE, average)
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_weights(options.out / RECOGNISER_FILE, average)
         case "depth_judge":
             average = train_depth_judge(
                 renders,
                 options.work / "depth_examples",
                 options.scenes,
-                options.work / "depth_judge.pt",
+                options.work / f"depth_judge-{options.seed}.pt",
                 options.minutes,
                 device,
                 options.workers,
+                options.seed,
             )
-            WEIGHTS.mkdir(exist_ok=True)
-            write_weights(WEIGHTS / DEPTH_JUDGE_FILE, average)
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_weights(options.out / DEPTH_JUDGE_FILE, average)
         case "export":
             WEIGHTS.mkdir(exist_ok=True)
             export_weights(WEIGHTS, read_average(diffusion), read_average(autoencoder))

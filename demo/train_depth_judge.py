@@ -25,10 +25,21 @@ MIXED = 255
 
 
 def train_depth_judge(
-    renders: Path, examples: Path, scenes: int, checkpoint: Path, minutes: float, device: str, workers: int
+    renders: Path,
+    examples: Path,
+    scenes: int,
+    checkpoint: Path,
+    minutes: float,
+    device: str,
+    workers: int,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Trains for `minutes`, earlier calls included; returns the averaged weights."""
+    """Trains for `minutes`, earlier calls included; returns the averaged weights.
+
+    seed: of the weights and of the batches.
+    """
     label_shards(renders, examples, scenes, workers, label)
+    torch.manual_seed(seed)
     model = convert_conv2d_weight_memory_format(DepthJudge().to(device), torch.channels_last)
 
     def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
@@ -38,7 +49,7 @@ def train_depth_judge(
         return judgement_loss(seen, labels)
 
     return train_on_examples(
-        "depth judge", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device
+        "depth judge", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device, seed
     )
 
 

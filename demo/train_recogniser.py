@@ -21,10 +21,21 @@ NOISE = 0.03
 
 
 def train_recogniser(
-    renders: Path, examples: Path, scenes: int, checkpoint: Path, minutes: float, device: str, workers: int
+    renders: Path,
+    examples: Path,
+    scenes: int,
+    checkpoint: Path,
+    minutes: float,
+    device: str,
+    workers: int,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Trains for `minutes`, earlier calls included; returns the averaged weights."""
+    """Trains for `minutes`, earlier calls included; returns the averaged weights.
+
+    seed: of the weights and of the batches.
+    """
     label_shards(renders, examples, scenes, workers, label)
+    torch.manual_seed(seed)
     model = convert_conv2d_weight_memory_format(Recogniser().to(device), torch.channels_last)
 
     def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
@@ -34,7 +45,7 @@ def train_recogniser(
         return recognition_loss(recognition, batch | {"places": places})
 
     return train_on_examples(
-        "recogniser", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device
+        "recogniser", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device, seed
     )
 
 

@@ -14,6 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..keys import CALC_COND_BATCH_FUNCTION, INNERMOST_KEY, WRAPPER_KEY
+from ..taps.hooks import OfThread
 from .patches import has_foreign_forward
 
 # Modules of the host whose code computes row by row and draws no random numbers: FreeU, FreeU_V2 and
@@ -61,8 +62,8 @@ def foreign_functions(model: torch.nn.Module, transformer_options: Mapping[str, 
     for module in model.modules():
         if has_foreign_forward(module):
             yield vars(module)["forward"]
-        yield from module._forward_pre_hooks.values()
-        yield from module._forward_hooks.values()
+        hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
+        yield from (hook for hook in hooks if not isinstance(hook, OfThread))
 
 
 def _is_row_by_row(function: Any) -> bool:

@@ -8,7 +8,7 @@ and k too, but there is one for a whole pass, and where one is set newer hosts a
 back. An attn1 replacement would have to recompute the attention. A block has room for only one, and a
 replacement for one transformer hides another node's replacement for the block (the host's SAG hides its PAG).
 
-A tap is made for one forward pass and dropped with it. Two passes, even in two threads on two GPUs, have two
+A tap is made for one forward pass and dropped with it. Two passes, even of one model in two threads, have two
 taps.
 """
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .blocks import UNET_PARTS, AttentionLayer
+from .hooks import forward_hook
 
 
 class Attention(NamedTuple):
@@ -84,8 +85,8 @@ class UNetAttentionTap:
         patches, name = transformer_options.get("patches", {}), f"{self.kind}_patch"
         with ExitStack() as stack:
             for attention in self.modules:
-                stack.callback(attention.to_q.register_forward_hook(self.keep_q).remove)
-                stack.callback(attention.to_k.register_forward_hook(self.read_k).remove)
+                stack.enter_context(forward_hook(attention.to_q, self.keep_q))
+                stack.enter_context(forward_hook(attention.to_k, self.read_k))
             yield transformer_options | {"patches": patches | {name: [*patches.get(name, []), self.arm]}}
 
     def arm(

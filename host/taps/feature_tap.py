@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .blocks import FeatureLayer
+from .hooks import forward_hook
 from .joint_models import JointModel, Stack, joint_model
 from .tokens import Tokens
 
@@ -65,8 +66,7 @@ class FeatureTap:
                     features = partial(_of_the_image, stack, tokens)
                 else:
                     block = _unet_module(diffusion_model, layer)
-                hook = block.register_forward_hook(partial(self.hook, layer, features))
-                exits.callback(hook.remove)
+                exits.enter_context(forward_hook(block, partial(self.hook, layer, features)))
             yield
 
     def hook(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .attention_tap import ALL, NONE, Attention
 from .blocks import AttentionLayer
+from .hooks import forward_hook, forward_pre_hook
 from .joint_models import PROMPT, JointModel
 from .overridden_attention import overridden
 from .tokens import Tokens
@@ -59,9 +60,8 @@ class JointAttentionTap:
         with ExitStack() as stack:
             stack.enter_context(self.tokens.observing(self.diffusion_model))
             for layer, module in self.modules.items():
-                hook = module.register_forward_pre_hook(partial(self.arm, layer), with_kwargs=True)
-                stack.callback(hook.remove)
-                stack.callback(module.register_forward_hook(self.disarm).remove)
+                stack.enter_context(forward_pre_hook(module, partial(self.arm, layer)))
+                stack.enter_context(forward_hook(module, self.disarm))
                 if not self.overridable:
                     stack.enter_context(overridden(module, self))
             yield transformer_options

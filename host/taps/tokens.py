@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hooks import forward_pre_hook
 from .joint_models import IMAGE, OTHER, PROMPT, REFERENCES, JointModel
 
 
@@ -41,11 +42,8 @@ class Tokens:
     @contextmanager
     def observing(self, diffusion_model: torch.nn.Module) -> Iterator[None]:
         """Context in which the model's next pass tells what lengthens its sequence."""
-        hook = diffusion_model.register_forward_pre_hook(self._observe, with_kwargs=True)
-        try:
+        with forward_pre_hook(diffusion_model, self._observe):
             yield
-        finally:
-            hook.remove()
 
     def _observe(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -12,7 +12,6 @@ import comfy_extras.nodes_sag as host_sag
 import pytest
 import torch
 import torch.nn.functional as F
-from comfy.patcher_extension import WrappersMP
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner_guidance.guidance import attention_chunks
@@ -187,32 +186,32 @@ def test_fault_19_tensors_outlive_the_run(sag):
 
 @fault(AssertionError)
 def test_fault_20_threads_mix_their_maps(sag):
-    """Two runs of one MODEL, in step: each forward pass of one between the forward passes of the other."""
+    """Two runs of one MODEL, in step: both have computed queries when they go on to the keys."""
     model = sag(tiny.patcher())
+    lockstep = []
+
+    def wait(module, args):
+        for barrier in lockstep:
+            barrier.wait()
+
+    attention = model.model.diffusion_model.middle_block[1].transformer_blocks[0].attn1
+    hook = attention.to_k.register_forward_pre_hook(wait)
     prompts = [tiny.prompt(5), tiny.prompt(6)]
     alone = [tiny.sample(model, steps=2, negative=prompt) for prompt in prompts]
 
-    lockstep = threading.Barrier(2, timeout=60)
-
-    def wrapper(executor, *args, **kwargs):
-        lockstep.wait()
-        out = executor(*args, **kwargs)
-        lockstep.wait()
-        return out
-
-    together = model.clone()
-    together.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "lockstep", tiny.looks_on(wrapper))
+    lockstep.append(threading.Barrier(2, timeout=60))
     results = [None, None]
 
     def run(i):
         with torch.inference_mode():
-            results[i] = tiny.sample(together.clone(), steps=2, negative=prompts[i])
+            results[i] = tiny.sample(model.clone(), steps=2, negative=prompts[i])
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    hook.remove()
 
     tiny.assert_steered(*alone)
     for result, expected in zip(results, alone, strict=True):

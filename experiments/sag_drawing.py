@@ -1,7 +1,7 @@
-"""Draws the rows of sag_experiment.py, and keeps what the judges see in each picture.
+"""Draws the rows of sag_experiment.py, and keeps the latents and what the judges see in each picture.
 
-The judges were trained on renders alone. Their outputs lie in files of BATCH pictures, in a folder whose
-name is a digest of all that determines them: settings, weights, judges. Existing files are not made again.
+They lie in files of BATCH pictures, in folders whose names are digests of all that determines them: settings
+and weights, and the judges. Existing files are not made again.
 """
 
 from __future__ import annotations
@@ -25,30 +25,27 @@ from torch import Tensor
 
 from ..classifier_head.head_files import load_classifier_head
 from ..demo import model as demo
-from ..demo.depth_judge import DEPTH_JUDGE_FILE, DepthJudge, judge
 from ..demo.ray_casting import render
-from ..demo.recogniser import PAIRS, RECOGNISER_FILE, Recogniser, main_pair, recognise, scene_labels
+from ..demo.recogniser import PAIRS, main_pair, scene_labels
 from ..demo.scenes import sample_scene
 from ..guidance import self_attention
 from ..host.classifier.heads import HostedClassifierHead
 from ..nodes.classifier_guidance import InnerClassifierGuidance
 from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
-from .dag_figures import depth_features
 from .dag_pictures import decode
 from .kept_files import checksum, save
 from .node_inputs import with_defaults
+from .sag_judges import SagJudges
 from .sag_rows import Group, Row, Seen
-from .set_figures import detail, effective_scale
+from .set_figures import effective_scale
 from .square_mask import centre_tokens
 
 BATCH = 20
 SAMPLER = "dpmpp_2m"
-CELLS = 8
-"""dFID compares depth maps of CELLS x CELLS."""
 
 
 class SagDrawing:
-    """A demo model, the judges, and the work folder."""
+    """A demo model, the judges by the seed of their training, and the work folder."""
 
     def __init__(self, work: Path, family: str, dtype: torch.dtype) -> None:
         files = demo.FAMILIES[family]
@@ -56,14 +53,10 @@ class SagDrawing:
         self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS, family)
         network: Any = self.model.get_model_object("diffusion_model").to(dtype)
         network.dtype = dtype  # by which the host casts the inputs
-        self.recogniser, self.depth_judge = Recogniser().eval(), DepthJudge().eval()
-        self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
-        self.depth_judge.load_state_dict(demo.read_weights(demo.WEIGHTS / DEPTH_JUDGE_FILE))
+        self.judges: dict[int, SagJudges] = {}
         self.classifier = HostedClassifierHead.of(
             load_classifier_head(demo.WEIGHTS / demo.CLASSIFIER_HEAD_FILE)
         )
-        judges = (demo.AUTOENCODER_FILE, RECOGNISER_FILE, DEPTH_JUDGE_FILE)
-        self.judged_by = [checksum(demo.WEIGHTS / name) for name in judges]
         self.drawn_by = [checksum(demo.WEIGHTS / name) for name in (files.model, demo.TEXT_FILE)]
         self.dtype = dtype
         self.work = work
@@ -76,32 +69,45 @@ class SagDrawing:
         """What the judges see in BATCH pictures, from seed `first` on."""
         path = self.path(group, name, first)
         if not path.exists():
-            latents, seconds, scale = self.sample(group, name, range(first, first + BATCH))
-            save(path, **self.look(latents), seconds=torch.full((BATCH,), seconds), scale=scale)
+            drawn = self.drawn(group, name, first)
+            seen = self.judges_of(group).look(decode(self.vae, drawn.pop("latents")))
+            save(path, **seen, **drawn)
         return load_file(path)
 
-    def renders(self, seeds: range, count: int) -> Seen:
-        """What the judges see in renders after the autoencoder."""
-        return concatenate([self.rendered(first) for first in batches(seeds, count)], count)
+    def drawn(self, group: Group, name: str, first: int) -> Seen:
+        """Latents, seconds and scale of BATCH pictures, from seed `first` on, for any judges."""
+        path = self.work / digest(self.made_by(group, name)) / f"{first}.safetensors"
+        if not path.exists():
+            latents, seconds, scale = self.sample(group, name, range(first, first + BATCH))
+            save(path, latents=latents, seconds=torch.full((BATCH,), seconds), scale=scale)
+        return load_file(path)
 
-    def rendered(self, first: int) -> Seen:
-        """What the judges see in BATCH renders after the autoencoder, from seed `first` on."""
-        path = self.work / f"renders-{digest(self.judged_by)}" / f"{first}.safetensors"
+    def renders(self, group: Group, seeds: range, count: int) -> Seen:
+        """What a group's judges see in renders after the autoencoder."""
+        return concatenate([self.rendered(group, first) for first in batches(seeds, count)], count)
+
+    def rendered(self, group: Group, first: int) -> Seen:
+        """What a group's judges see in BATCH renders after the autoencoder, from seed `first` on."""
+        judges = self.judges_of(group)
+        path = self.work / f"renders-{digest(judges.judged_by)}" / f"{first}.safetensors"
+        if not path.exists():
+            save(path, **judges.look(decode(self.vae, self.encoded(first))))
+        return load_file(path)
+
+    def encoded(self, first: int) -> Tensor:
+        """The latents of BATCH renders, from seed `first` on."""
+        encoder = checksum(demo.WEIGHTS / demo.AUTOENCODER_FILE)
+        path = self.work / f"renders-{digest([encoder])}" / f"{first}.safetensors"
         if not path.exists():
             rgb = [render(sample_scene(first + i)).rgb.movedim(0, -1) for i in range(BATCH)]
-            save(path, **self.look(self.vae.encode(torch.stack(rgb)).cpu()))
-        return load_file(path)
+            save(path, latents=self.vae.encode(torch.stack(rgb)).cpu())
+        return load_file(path)["latents"]
 
-    def look(self, latents: Tensor) -> Seen:
-        """The judges' outputs for latents."""
-        pictures = decode(self.vae, latents)
-        recognised = recognise(self.recogniser, pictures)
-        return {
-            "features": recognised.features,
-            "objects": recognised.logits["objects"],
-            "depth": depth_features(judge(self.depth_judge, pictures).depth, CELLS),
-            "detail": detail(pictures),
-        }
+    def judges_of(self, group: Group) -> SagJudges:
+        """The judges of a group, loaded once."""
+        if group.judges not in self.judges:
+            self.judges[group.judges] = SagJudges(group.judges)
+        return self.judges[group.judges]
 
     def sample(self, group: Group, name: str, seeds: Sequence[int]) -> tuple[Tensor, float, Tensor]:
         """Latents of a row, CPU seconds for each, and their effective CFG scales."""
@@ -170,7 +176,13 @@ class SagDrawing:
         return [[torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts]), {}]]
 
     def path(self, group: Group, name: str, first: int) -> Path:
-        """The file of BATCH pictures. Rows of the same settings share it."""
+        """The file of what the judges see in BATCH pictures. Rows of the same settings share it."""
+        made_by = self.made_by(group, name)
+        made_by["weights"] = [*self.drawn_by, *self.judges_of(group).judged_by]
+        return self.work / digest(made_by) / f"{first}.safetensors"
+
+    def made_by(self, group: Group, name: str) -> dict[str, Any]:
+        """All that determines the latents of a row."""
         row = group.rows[name]
         made_by = asdict(row) | {"cfg": self.cfg(group, row), "captions": group.captions}
         del made_by["as_strong_as"]
@@ -178,11 +190,11 @@ class SagDrawing:
             made_by["classifier head"] = checksum(demo.WEIGHTS / demo.CLASSIFIER_HEAD_FILE)
         else:
             del made_by["classifier"]
-        made_by |= {"sampler": [SAMPLER, self.scheduler], "weights": [*self.drawn_by, *self.judged_by]}
+        made_by |= {"sampler": [SAMPLER, self.scheduler], "weights": self.drawn_by}
         made_by["dtype"] = str(self.dtype)
         if row.attention is not None:
             made_by["attention"] = with_defaults(InnerSelfAttentionGuidance, **attention_inputs(row))
-        return self.work / digest(made_by) / f"{first}.safetensors"
+        return made_by
 
 
 def attention_inputs(row: Row) -> dict[str, Any]:

@@ -2,11 +2,15 @@
 
     python -m tools.run experiments.sag_experiment sweep      writes self_attention_guidance_sweep.md
     python -m tools.run experiments.sag_experiment compare    writes self_attention_guidance.md
+    python -m tools.run experiments.sag_experiment judges     writes self_attention_guidance_judges.md
 
-`sweep` draws tuning seeds, `compare` reporting seeds (docs/results/protocol.md). The demo model draws, with
-the nodes as they are. What the judges see is kept in the work folder, so a second call resumes an interrupted
-one. All rows of a table grow together: --tables-only writes tables of what every row has so far. Two
-processes share the work with --part 0/2 and --part 1/2, which write no table.
+`sweep` draws tuning seeds, the others reporting seeds (docs/results/protocol.md). `judges` needs judges that
+differ from the demo model's in the seed of their training: run `demo.train recogniser` and `demo.train
+depth_judge` with `--seed 1 --out .cache/other_seeds/1`, and the same with 2.
+
+The demo model draws, with the nodes as they are. What the judges see is kept in the work folder, so a second
+call resumes an interrupted one. All rows of a table grow together: --tables-only writes tables of what every
+row has so far. Two processes share the work with --part 0/2 and --part 1/2, which write no table.
 """
 
 from __future__ import annotations
@@ -24,17 +28,22 @@ from tqdm import tqdm
 from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .sag_drawing import BATCH, SAMPLER, SagDrawing, batches, class_of, shown
-from .sag_rows import NONE, STEPS, Group, Seen, reported, swept
+from .sag_rows import NONE, STEPS, Group, Seen, of_other_judges, reported, swept
 from .sag_table import LEGEND, tables
 from .seeds import REFERENCES
 
 COMMAND = "python -m tools.run experiments.sag_experiment"
-GROUPS = {"sweep": swept, "compare": reported}
+GROUPS = {"sweep": swept, "compare": reported, "judges": of_other_judges}
 TITLES = {
     "sweep": "Self-Attention Guidance, one setting at a time",
     "compare": "Does Self-Attention Guidance help?",
+    "judges": "Do judges of other training seeds see that Self-Attention Guidance helps?",
 }
-FILES = {"sweep": "self_attention_guidance_sweep", "compare": "self_attention_guidance"}
+FILES = {
+    "sweep": "self_attention_guidance_sweep",
+    "compare": "self_attention_guidance",
+    "judges": "self_attention_guidance_judges",
+}
 REFERENCE_RENDERS = 1000
 
 
@@ -93,9 +102,11 @@ def draw(drawing: SagDrawing, groups: dict[str, Group], options: argparse.Namesp
     """Draws what is missing: renders, then the first batch of every row, and so on."""
     part, _, parts = options.part.partition("/")
     longest = max(group.pictures for group in groups.values())
-    seeds = next(iter(groups.values())).seeds
-    firsts = [*batches(REFERENCES[seeds], options.reference), *batches(seeds, longest)]
-    rendered: list[Callable[[], Seen]] = [partial(drawing.rendered, first) for first in firsts]
+    rendered: list[Callable[[], Seen]] = [
+        partial(drawing.rendered, group, first)
+        for group in {group.judges: group for group in groups.values()}.values()
+        for first in [*batches(REFERENCES[group.seeds], options.reference), *batches(group.seeds, longest)]
+    ]
     rows = [(group, name) for group in groups.values() for name in group.rows]
     drawn = [
         partial(drawing.batch, group, name, group.seeds.start + offset)
@@ -127,8 +138,8 @@ def section(drawing: SagDrawing, group: Group, reference: int) -> list[str]:
     others = REFERENCES[group.seeds]
     lines = tables(
         rows,
-        drawing.renders(group.seeds, count),
-        drawing.renders(others, reference),
+        drawing.renders(group, group.seeds, count),
+        drawing.renders(group, others, reference),
         shown(group.seeds[:count]) if group.captions else None,
         torch.tensor([class_of(seed) for seed in group.seeds[:count]]) if group.classes else None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -63,6 +63,8 @@ class Group:
     """Whether the prompts are the captions of the seeds' scenes; otherwise they are empty."""
     classes: bool = False
     """Whether the class of each batch is looked for in its pictures."""
+    judges: int = 0
+    """Training seed of the networks that judge; 0 for those of the demo model."""
 
 
 def reported(transformer: bool) -> dict[str, Group]:
@@ -107,6 +109,17 @@ def reported(transformer: bool) -> dict[str, Group]:
             f"Captions, CFG {cfg:g}", rows(cfg), REPORTING, pictures, cfg, captions=True
         )
     return groups
+
+
+def of_other_judges(transformer: bool) -> dict[str, Group]:
+    """What `reported` says without a prompt, by judges of three training seeds."""
+    plain = reported(transformer)["empty"]
+    names = (NONE, "none, equal cost", "SAG, chosen", "SAG, chosen, block u1", "SAG, chosen, 0.2 to 1")
+    rows = {name: plain.rows[name] for name in names if name in plain.rows}
+    return {
+        f"seed-{seed}": replace(plain, title=title, rows=rows, pictures=400, judges=seed)
+        for seed, title in enumerate(("The demo model's judges", "Judges of seed 1", "Judges of seed 2"))
+    }
 
 
 def swept(transformer: bool) -> dict[str, Group]:

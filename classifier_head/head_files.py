@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..depth_head.files import damaged, fill, legible, parse, read, write
+from ..depth_head.files import damaged, fill, is_name, legible, name_of, parse, read, write
 from .head import ClassifierHead
 from .network import ClassifierNetwork
 
@@ -31,13 +31,13 @@ def load_classifier_head(path: Path) -> ClassifierHead:
     Raises ValueError, in one sentence, if the file is missing, damaged or not a classifier head.
     """
     metadata, tensors = read(path, KIND)
-    family = metadata.get("model_family")
-    if family is None or legible(family) != family:
-        raise damaged(path, f"its model_family is {legible(family)}")
+    family = name_of(path, metadata, "model_family")
     config, training = (parse(path, metadata, entry, dict) for entry in ("config", "training"))
     classes = parse(path, metadata, "classes", list)
-    if not all(isinstance(name, str) and name and legible(name) == name for name in classes):
+    if not all(isinstance(name, str) and is_name(name) for name in classes):
         raise damaged(path, "its classes are not short names")
+    if len({name.casefold() for name in classes}) < len(classes):
+        raise damaged(path, "two of its classes have the same name")
     try:
         with torch.device("meta"):
             network = ClassifierNetwork(**config)

@@ -121,14 +121,32 @@ def _require_kind(path: Path, kind: str, metadata: Mapping[str, str]) -> None:
     name, wanted = legible(path.name), kind.replace("_", " ")
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{name} is not a {wanted} of Inner Guidance: choose a file that is one.")
-    if metadata.get("kind") != kind:
-        found = legible(metadata.get("kind", "").replace("_", " "))
+    found = text_of(path, metadata, "kind")
+    if found != kind:
+        found = legible(found.replace("_", " "))
         raise ValueError(f"{name} holds a {found}, not a {wanted}: load it with the node for that.")
-    if metadata.get("format_version") not in {str(version) for version in range(1, VERSION + 1)}:
+    version = text_of(path, metadata, "format_version")
+    if version not in {str(version) for version in range(1, VERSION + 1)}:
         raise ValueError(
-            f"{name} has format version {legible(metadata.get('format_version'))}, this pack reads "
-            f"1 to {VERSION}: update Inner Guidance."
+            f"{name} has format version {legible(version)}, this pack reads 1 to {VERSION}: update Inner "
+            "Guidance."
         )
+
+
+def text_of(path: Path, metadata: Mapping[str, str], name: str) -> str:
+    """A metadata entry with words in it. Raises ValueError if there is none."""
+    text = metadata.get(name, "")
+    if not text.strip(" _"):
+        raise damaged(path, f"its {name} is missing")
+    return text
+
+
+def name_of(path: Path, metadata: Mapping[str, str], entry: str) -> str:
+    """A metadata entry that messages show as it is. Raises ValueError unless it is_name."""
+    text = text_of(path, metadata, entry)
+    if not is_name(text):
+        raise damaged(path, f"its {entry} is {legible(text)}")
+    return text
 
 
 def parse(path: Path, metadata: Mapping[str, str], name: str, kind: type[T]) -> T:
@@ -182,6 +200,11 @@ def legible(value: object, longest: int = LONGEST_QUOTE) -> str:
     text = str(value)
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: longest + 1])
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def is_name(text: str) -> bool:
+    """Whether a text from a file can be shown and typed as it is: a short line, no space at its ends."""
+    return bool(text) and text == legible(text).strip()
 
 
 def fingerprint(path: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from .architectures import ARCHITECTURES, LATENT, architecture_of, build
 from .architectures.latent import ESTIMATE
 from .calibration_files import read_calibration, stored
-from .files import damaged, fill, legible, parse, read, write
+from .files import damaged, fill, is_name, legible, name_of, parse, read, text_of, write
 from .head import DepthHead, LatentSpace
 from .metrics import DepthRange
 from .readout_files import read_readout
@@ -48,17 +48,18 @@ def load_depth_head(path: Path) -> DepthHead:
     if path.suffix == READOUT_SUFFIX:
         return read_readout(path)
     metadata, tensors = read(path, KIND)
-    name, target, architecture = legible(path.name), metadata.get("target"), metadata.get("architecture")
+    name = legible(path.name)
+    target, architecture = (text_of(path, metadata, entry) for entry in ("target", "architecture"))
     if target != TARGET:
         raise ValueError(f"{name} predicts {legible(target)}, this pack reads {TARGET}.")
-    if architecture is None:
-        raise damaged(path, "its architecture is missing")
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"{name} has the architecture {legible(architecture)}, which this pack does not know: update "
             "Inner Guidance."
         )
-    family = _latent_space(path, metadata) if architecture == LATENT else _model_family(path, metadata)
+    family = (
+        _latent_space(path, metadata) if architecture == LATENT else name_of(path, metadata, "model_family")
+    )
     config, distances, training = (
         parse(path, metadata, entry, dict) for entry in ("config", "depth_range", "training")
     )
@@ -76,18 +77,11 @@ def load_depth_head(path: Path) -> DepthHead:
     return DepthHead(network, family, depth_range, training, name, calibration)
 
 
-def _model_family(path: Path, metadata: Mapping[str, str]) -> str:
-    family = metadata.get("model_family")
-    if family is None or legible(family) != family:
-        raise damaged(path, f"its model_family is {legible(family)}")
-    return family
-
-
 def _latent_space(path: Path, metadata: Mapping[str, str]) -> LatentSpace:
     entries = parse(path, metadata, "latent_space", dict)
     kinds = {"name": str, "channels": int, "scale": str}
-    if {key: type(value) for key, value in entries.items()} != kinds or any(
-        legible(value) != str(value) for value in entries.values()
+    if {key: type(value) for key, value in entries.items()} != kinds or not all(
+        is_name(str(value)) for value in entries.values()
     ):
         raise damaged(path, f"its latent_space is {legible(entries)}")
     return LatentSpace(**entries)

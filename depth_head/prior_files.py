@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .files import damaged, fill, legible, parse, read, write
+from .files import damaged, fill, legible, parse, read, text_of, write
 from .prior import SIZES, DepthPrior
 
 KIND = "depth_prior"
@@ -36,10 +36,11 @@ def load_depth_prior(path: Path, make_unet: Callable[[], nn.Module]) -> DepthPri
     """
     metadata, tensors = read(path, KIND)
     for name, expected in (("architecture", ARCHITECTURE), ("target", TARGET)):
-        if metadata.get(name) != expected:
+        found = text_of(path, metadata, name)
+        if found != expected:
             raise ValueError(
-                f"{legible(path.name)} has the {name} {legible(metadata.get(name))}, which this pack does "
-                "not know: update Inner Guidance."
+                f"{legible(path.name)} has the {name} {legible(found)}, which this pack does not know: "
+                "update Inner Guidance."
             )
     size = parse(path, metadata, "size", int)
     training = parse(path, metadata, "training", dict)

@@ -15,7 +15,7 @@ from ...classifier_head.classifier_report import LOSS, draw_classifier_report
 from ...classifier_head.head import ClassifierHead
 from ...classifier_head.network import ClassifierNetwork
 from ...classifier_head.training import ClassifierResult, ClassifierTraining, train_classifier
-from ...depth_head.files import LONGEST_QUOTE, legible
+from ...depth_head.files import LONGEST_QUOTE, is_name, legible
 from ..depth.head_training import AUTO, default_blocks, features_of
 from ..depth.heads import feature_channels, model_family
 from ..depth.training_pairs import encode
@@ -103,15 +103,22 @@ def train_classifier_head(
 def read_class_names(text: str, count: int) -> list[str]:
     """The class of each of `count` images: a line for each, in order; "cat * 12" stands for twelve lines.
 
-    Raises ValueError for another number of names, and for names that are too long.
+    Raises ValueError for another number of names, names that are too long, and names that differ in capitals
+    only: Classifier Guidance takes either for the other.
     """
     named: list[tuple[str, int]] = []
+    spelled: dict[str, str] = {}
     for line in filter(None, map(str.strip, text.splitlines())):
         repeated = REPEATED.fullmatch(line)
         name, times = (repeated[1], int(repeated[2])) if repeated else (line, 1)
-        if not name or legible(name) != name:
+        if not is_name(name):
             raise ValueError(
                 f"class_names: '{legible(line)}' is not a class name: use 1 to {LONGEST_QUOTE} characters."
+            )
+        first = spelled.setdefault(name.casefold(), name)
+        if first != name:
+            raise ValueError(
+                f"class_names: '{first}' and '{name}' differ in capitals only: write one of them."
             )
         named.append((name, times))
     total = sum(times for _, times in named)

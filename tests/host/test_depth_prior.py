@@ -199,6 +199,7 @@ def test_priors_are_numbered_and_their_names_checked_as_heads_are(folder):
         ("size", "64.0", r"its size cannot be read"),
         ("size", "7", r"its size is 7"),
         ("training", "[]", r"its training cannot be read"),
+        ("target", "", r"its target is missing"),
         (
             "architecture",
             "\x1b" + "x" * 10**5,

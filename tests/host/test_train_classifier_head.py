@@ -97,6 +97,7 @@ def test_class_names(text, names):
         ("cat * 999999", "names 999999 images, and there are 3"),
         ("", "names 0 images, and there are 3"),
         ("c" * 100, "is not a class name"),
+        ("cat\ndog\nCat", "'cat' and 'Cat' differ in capitals only"),
     ],
 )
 def test_other_numbers_of_names_are_refused(text, said):

@@ -158,7 +158,18 @@ def test_file_round_trip(tmp_path):
     torch.testing.assert_close(loaded.network(features, time), head.network(features, time))
 
 
-@pytest.mark.parametrize("classes", [("cat",), ("cat", "dog", "cow"), ("cat", ""), ("cat", "d\nog")])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("cat",),
+        ("cat", "dog", "cow"),
+        ("cat", ""),
+        ("cat", " "),
+        ("cat", "dog "),
+        ("cat", "d\nog"),
+        ("cat", "Cat"),
+    ],
+)
 def test_file_with_other_classes_is_refused(tmp_path, classes):
     saved(tmp_path / "head.safetensors", classes)
 

@@ -11,6 +11,7 @@ from ..host.recording.queries import received_maps, word_maps
 from ..pictures import attention_maps as maps
 from ..pictures.captions import ColourBar, captioned
 from ..pictures.colour_map import COLOUR_MAPS
+from ..pictures.images import require_images
 from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
 
 KINDS = ("self", "cross")
@@ -218,6 +219,8 @@ class InnerAttentionMaps(io.ComfyNode):
         clip: Any = None,
     ) -> io.NodeOutput:
         """IMAGE (N, H, W, 3) and MASK (N, H, W). Raises ValueError if there is nothing to show."""
+        if image is not None:
+            require_images(image, "image")
         run = wired_run(record, cls.hidden)
         if attention == "self":
             by_word = {"self-attention": received_maps(run, branch)}

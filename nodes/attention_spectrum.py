@@ -6,11 +6,11 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guidance.attention_spectrum import as_numbers, in_words, overlap, spectra
+from ..guidance.attention_spectrum import PATCH_SIZES, as_numbers, in_words, overlap, spectra
 from ..guidance.self_attention import average_on_finest_grid, resize_nearest
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import received_maps
-from ..pictures.attention_maps import images_of
+from ..pictures.images import images_of, require_images
 from ..pictures.spectrum_plot import plot
 from .attention_maps import BRANCHES
 from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
@@ -130,10 +130,19 @@ class InnerAttentionSpectrum(io.ComfyNode):
         objects: Tensor | None = None,
     ) -> io.NodeOutput:
         """The plot (1, H, W, 3) and its numbers as JSON. Raises ValueError if there is nothing to measure."""
+        require_images(image, "image")
         run = wired_run(record, cls.hidden)
         recorded = [one.values.float() for one in received_maps(run, branch)]
         attention = average_on_finest_grid(recorded).flatten(0, -3)
         image = images_of(image, len(attention))
+        height, width = image.shape[1:3]
+        if min(height, width) < PATCH_SIZES[0]:
+            raise ValueError(
+                f"image: it is {width} x {height}, and the smallest patch that is measured has "
+                f"{PATCH_SIZES[0]} pixels a side. Wire the decoded image."
+            )
+        if not image.isfinite().all():
+            raise ValueError("image: it has values that are not finite. Check the VAE and its precision.")
         thresholds = sorted({threshold, second_threshold})
 
         found = spectra(image, attention, thresholds)

@@ -6,11 +6,11 @@ import torch
 from comfy_api.latest import io
 
 from ..depth_head.rendering import NORMALISED, STYLES, as_picture, enlarge, enlarge_along_edges
-from ..host.depth.estimation import as_rgb, encode_whole, estimate_depth, pixels_per_latent
+from ..host.depth.estimation import encode_whole, estimate_depth, pixels_per_latent
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import depths_of
 from ..host.recording.records import FeatureRecord
-from ..pictures.attention_maps import images_of
+from ..pictures.images import images_of, require_images
 from .schema import DEPTH_HEAD, FEATURE_RECORD, search_aliases
 
 DEPTH = io.Custom("DEPTH")  # (B, H, W), relative inverse depth in [0, 1], near = 1
@@ -176,6 +176,8 @@ class InnerDepthEstimate(io.ComfyNode):
             raise ValueError(
                 "Depth Estimate: to show a record, also connect the LATENT of its sampler to latent."
             )
+        if image is not None:
+            require_images(image, "image")
         if latent is not None:
             latents = latent["samples"]
         elif image is not None and vae is not None:
@@ -204,5 +206,5 @@ class InnerDepthEstimate(io.ComfyNode):
         if image is None:
             return enlarge(depth, [ratio * side for side in depth.shape[-2:]])
         if how == EDGES:
-            return enlarge_along_edges(depth, as_rgb(image).movedim(-1, 1))
+            return enlarge_along_edges(depth, images_of(image, len(depth)).movedim(-1, 1))
         return enlarge(depth, image.shape[1:3])

@@ -9,8 +9,8 @@ from torch import Tensor
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import features_of
 from ..pictures import feature_maps as maps
-from ..pictures.attention_maps import images_of
 from ..pictures.captions import captioned
+from ..pictures.images import images_of, require_images
 from .attention_maps import AVERAGE_OR_EACH, BRANCHES
 from .schema import ADVANCED, FEATURE_RECORD, search_aliases
 
@@ -164,6 +164,8 @@ class InnerFeatureMaps(io.ComfyNode):
         image: Tensor | None = None,
     ) -> io.NodeOutput:
         """IMAGE (N, H, W, 3) and MASK (N * regions, H, W). Raises ValueError if there is nothing to show."""
+        if image is not None:
+            require_images(image, "image")
         run = wired_run(record, cls.hidden)
         found = maps.feature_pictures(
             features_of(run, branch), blocks == "each", steps == "each", regions, seed

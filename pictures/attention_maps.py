@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .colour_map import ColourMap, colours
+from .images import images_of
 from .layer_maps import Group, LayerMap, grouped
 
 # This share of a picture is clipped at each end of the colour range. Otherwise a few extreme tokens would use
@@ -78,20 +79,6 @@ def scaled(values: Tensor, low: float, high: float) -> Tensor:
 def glowing(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
     """Images (N, H, W, 3), dimmed, under the colours. The larger the share (N, H, W), the more opaque."""
     return torch.lerp(images * (1 - opacity / 3), colours, opacity * shares[..., None])
-
-
-def images_of(images: Tensor, count: int) -> Tensor:
-    """The images (M, H, W, 3 or more) that `count` maps belong to: (count, H, W, 3).
-
-    A video may have more images than maps; then evenly spaced ones are taken. Raises ValueError if there are
-    fewer images than maps.
-    """
-    if len(images) < count:
-        raise ValueError(
-            f"image: {len(images)} image{'s' * (len(images) > 1)} cannot belong to {count} maps. Wire the "
-            "decoded image of the sampler that was recorded."
-        )
-    return images[[i * len(images) // count for i in range(count)], ..., :3]
 
 
 def series(

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...depth_head.architectures.latent import ESTIMATE
+from ...pictures.images import as_rgb
 from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..sampling.schedule import TIMES
 from .heads import HostedDepthHead, reads_latents, require_head_fits
@@ -133,11 +134,6 @@ def largest_batch(model: ModelPatcher, shape: torch.Size, wanted: int) -> int:
     free = comfy.model_management.get_free_memory(model.load_device)
     one = RESERVE * model.model.memory_required([1, *shape[1:]])
     return max(1, min(wanted, LARGEST_BATCH, int(free / one)))
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """Images (N, H, W, C) as a VAE takes them, (N, H, W, 3): without alpha, grey in all three channels."""
-    return images[..., :3] if images.shape[-1] >= 3 else images[..., :1].expand(*images.shape[:-1], 3)
 
 
 def encode_whole(vae: Any, images: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from ...depth_head.estimates import stand_in
 from ...depth_head.head import DepthHead, LatentSpace, first_half_blocks, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
+from ...pictures.images import as_rgb
 from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
 from .calibration import calibration_of
-from .estimation import as_rgb, as_sampled
+from .estimation import as_sampled
 from .heads import HostedDepthHead, block_count, feature_channels, latent_space, model_family
 from .training_pairs import encode, labels_for, noise_of, require_depth, require_pairs, shares_of
 from .training_watch import TrainingWatch

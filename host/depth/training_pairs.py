@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from .estimation import as_rgb, image_latents
+from ...pictures.images import as_rgb
+from .estimation import image_latents
 
 SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
 

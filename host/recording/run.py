@@ -120,20 +120,28 @@ class RecordedRun:
         recorder = Recorder(self.recording.all_readers, self.choose)
         out = executor(x, timestep, recorder.options(model_options), seed)
         traced = recorder.traced(x)
-        maps = self.maps(recorder, x) if traced else {}
+        read = self.maps(recorder, x) if traced else {}
+        maps = {source: found for source, found in read.items() if found.isfinite().all()}
         if maps:
             step = step_made_of(number, sigma, maps)
             self.run.put(step)
             self.preview.show(len(self.run.steps), lambda: picture_of(step, self.run.image_size))
-        elif not self.warned:
+        if not traced:
+            self.warn("nothing", sigma, UNTRACED)
+        elif not read:
+            self.warn("nothing", sigma, "the blocks could not be read")
+        elif len(maps) < len(read):
+            layers = dict.fromkeys(source.key.layer for source in read if source not in maps)
+            self.warn(f"nothing of {', '.join(layers)}", sigma, "there the model's numbers are not finite")
+        return out
+
+    def warn(self, what: str, sigma: float, why: str) -> None:
+        """Log what was not recorded, once in a run."""
+        if not self.warned:
             logging.warning(
-                "%s recorded nothing at sigma %.3f: %s.",
-                self.recording.record.title,
-                sigma,
-                "the blocks could not be read" if traced else UNTRACED,
+                "%s recorded %s at sigma %.3f: %s.", self.recording.record.title, what, sigma, why
             )
             self.warned = True
-        return out
 
     def begins(self, number: int, sigma: float) -> bool:
         """Whether to keep this evaluation of a step.

@@ -172,6 +172,12 @@ def test_a_latent_that_was_not_sampled_is_warned_of(caplog):
         ({"latent": None}, "has nothing to read depth from: connect latent, or image and vae"),
         ({"image": torch.rand(1, 64, 64, 3)}, "has nothing to read depth from"),
         ({"enlarge": "along edges"}, "no image is connected"),
+        ({"image": torch.rand(0, 64, 64, 3)}, "image is empty"),
+        ({"image": torch.rand(1, 0, 64, 3)}, "image is empty"),
+        (
+            {"latent": latent(2, 4, 8, 8), "image": torch.rand(1, 64, 64, 3), "enlarge": "along edges"},
+            "1 image cannot belong to 2 maps",
+        ),
         ({"latent": latent(0, 4, 8, 8)}, "The batch of images is empty"),
         ({"latent": latent(1, 4, 2, 2)}, r"is 2 x 2, too small .* use images of at least 32 x 32 pixels"),
         ({"latent": None, "image": torch.rand(0, 64, 64, 3), "vae": EightfoldVAE()}, "is empty"),

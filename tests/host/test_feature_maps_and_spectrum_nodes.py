@@ -76,7 +76,17 @@ class TestFeatureMaps:
         torch.testing.assert_close(pictures, image.repeat(2, 1, 1, 1))
         assert masks.shape[1:] == (64, 64)
 
+    @pytest.mark.parametrize("channels", [1, 2, 4])
+    def test_over_an_image_of_other_channels(self, channels):
+        image = torch.rand(2, 64, 64, channels)
+
+        pictures, _ = shown(InnerFeatureMaps, feature_record(), image=image, opacity=0.0, legend=False)
+
+        assert torch.equal(pictures[0], image[0, ..., :3] if channels == 4 else image[0, ..., [0, 0, 0]])
+
     def test_says_what_to_wire(self):
+        with pytest.raises(ValueError, match="image is empty"):
+            shown(InnerFeatureMaps, feature_record(), image=torch.rand(2, 0, 64, 3))
         with pytest.raises(ValueError, match=r"no features of the negative prompt .* Set branch to positive"):
             shown(InnerFeatureMaps, feature_record(), branch="negative")
         with pytest.raises(ValueError, match="Record Features: nothing is recorded"):
@@ -120,6 +130,19 @@ class TestAttentionSpectrum:
         assert found["patches"][0]["inside"][1]["patches"] == 0
         assert set(found["patches"][0]["inside"][1]["log10_magnitude"]) == {None}
 
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_grey_and_transparent_images_are_measured_as_rgb(self, channels):
+        image = torch.rand(2, 64, 64, channels, generator=torch.Generator().manual_seed(0))
+        rgb = image[..., :3] if channels == 4 else image.repeat(1, 1, 1, 3)
+
+        found, expected = (
+            json.loads(shown(InnerAttentionSpectrum, attention_record("positive"), image=pictures)[1])
+            for pictures in (image, rgb)
+        )
+
+        assert found == expected
+        assert found["patches"][0]["inside"][0]["patches"] > 0
+
     def test_one_mask_serves_all_images(self):
         record = attention_record("positive")
         image, mask = self.image_with_detail_inside(record)
@@ -132,6 +155,9 @@ class TestAttentionSpectrum:
         ("values", "sentence"),
         [
             ({"image": torch.rand(1, 64, 64, 3)}, "1 image cannot belong to 2 maps"),
+            ({"image": torch.rand(0, 64, 64, 3)}, "image is empty: connect at least one"),
+            ({"image": torch.rand(2, 7, 64, 3)}, "it is 64 x 7, and the smallest patch"),
+            ({"image": torch.full((2, 64, 64, 3), torch.nan)}, "values that are not finite"),
             ({"objects": torch.zeros(3, 64, 64)}, "3 masks do not match 2 images. Connect one"),
             ({"branch": "negative"}, "Set branch to positive"),
         ],

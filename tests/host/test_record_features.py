@@ -165,6 +165,21 @@ def on_node(node_class, node_id):
     return type(node_class.__name__, (node_class,), {"hidden": types.SimpleNamespace(unique_id=node_id)})
 
 
+def test_features_that_are_not_finite_are_left_out(shown, caplog):
+    """A picture of them would stop the sampler with an error of linear algebra."""
+    model = tiny.patcher()
+    model.set_model_input_block_patch(lambda h, options: h * torch.nan if options["block"][1] == 2 else h)
+    watched, record = execute(on_node(InnerRecordFeatures, "17"), model=model, blocks="i0, i3")
+
+    samples = tiny.sample(watched)
+
+    assert samples.isnan().all()
+    # with the second step, the latent itself is not finite
+    assert [list(step.features) for step in rec.steps_of(record)] == [[("positive", "i0")]]
+    assert [message for message in caplog.messages if "recorded nothing of i3 at sigma" in message]
+    assert len(shown.updates) == 1
+
+
 @pytest.mark.parametrize("node_class", [InnerRecordAttention, InnerRecordFeatures])
 def test_the_record_node_shows_every_step(monkeypatch, shown, node_class):
     monkeypatch.setattr(live_preview, "SECONDS_BETWEEN", 0)

@@ -99,14 +99,3 @@ def test_glowing_covers_by_share_and_dims_the_rest():
     torch.testing.assert_close(
         am.glowing(image, colours, shares, 1.0)[0, 0, :, 0], torch.tensor([0.4, 0.7, 1.0])
     )
-
-
-class TestImagesOf:
-    def test_frames_of_a_video_are_chosen_evenly(self):
-        frames = torch.arange(9.0).view(9, 1, 1, 1).expand(9, 2, 2, 4)
-
-        assert am.images_of(frames, 3)[:, 0, 0].tolist() == [[0] * 3, [3] * 3, [6] * 3]
-
-    def test_too_few_images(self):
-        with pytest.raises(ValueError, match=r"1 image cannot belong to 2 maps\. Wire the decoded image"):
-            am.images_of(torch.zeros(1, 4, 4, 3), 2)

@@ -1,0 +1,34 @@
+"""Images that a user connects, as the pack's nodes read them."""
+
+from torch import Tensor
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Images (N, H, W, C) as (N, H, W, 3), float32: without alpha, grey in all three channels."""
+    colour = images[..., :3] if images.shape[-1] >= 3 else images[..., :1].expand(*images.shape[:-1], 3)
+    return colour.float()
+
+
+def require_images(images: Tensor, name: str) -> None:
+    """Raises ValueError for an empty batch and for what is no batch of images. name: of the input."""
+    if images.numel() == 0:
+        raise ValueError(f"{name} is empty: connect at least one image.")
+    if images.ndim != 4:
+        raise ValueError(
+            f"{name} has {images.ndim} dimensions, and images have 4 (batch, height, width, colours): check "
+            "the node that makes it."
+        )
+
+
+def images_of(images: Tensor, count: int) -> Tensor:
+    """The images (M, H, W, C) that `count` maps belong to: (count, H, W, 3).
+
+    A video may have more images than maps; then evenly spaced ones are taken. Raises ValueError if there are
+    fewer images than maps.
+    """
+    if len(images) < count:
+        raise ValueError(
+            f"image: {len(images)} image{'s' * (len(images) != 1)} cannot belong to {count} maps. Wire the "
+            "decoded image of the same sampler."
+        )
+    return as_rgb(images[[i * len(images) // count for i in range(count)]])

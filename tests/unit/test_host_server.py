@@ -23,12 +23,19 @@ HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
 
+@pytest.fixture(autouse=True)
+def no_torch(tmp_path, monkeypatch):
+    """The stand-in needs neither torch nor torchvision, and importing them takes seconds."""
+    for name in ("torch", "torchvision"):
+        (tmp_path / f"{name}.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
 def stand_in(folder: Path, source: str) -> Path:
     (folder / "main.py").write_text(source, encoding="utf-8")
     return folder
 
 
-@pytest.mark.slow
 def test_host_that_dies_while_starting_shows_the_end_of_its_log(tmp_path, root):
     host = stand_in(tmp_path, "print('first words'); raise SystemExit('no such device')")
     server = HostServer(host, root, log=tmp_path / "logs" / "server.log")
@@ -42,7 +49,6 @@ def test_host_that_dies_while_starting_shows_the_end_of_its_log(tmp_path, root):
     assert not Path(server.base.name).exists()
 
 
-@pytest.mark.slow
 def test_server_and_its_folder_are_gone_after_the_block(tmp_path, root):
     with HostServer(stand_in(tmp_path, ANSWERS), root, log=tmp_path / "server.log") as server:
         link = Path(server.base.name, "custom_nodes", "inner-guidance")
@@ -56,7 +62,6 @@ def test_server_and_its_folder_are_gone_after_the_block(tmp_path, root):
     assert "stand-in on" in server.log.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_server_that_dies_in_the_middle_shows_the_end_of_its_log(tmp_path, root):
     with HostServer(stand_in(tmp_path, ANSWERS), root, log=tmp_path / "server.log") as server:
         server.process.kill()
@@ -65,7 +70,6 @@ def test_server_that_dies_in_the_middle_shows_the_end_of_its_log(tmp_path, root)
             server.run({})
 
 
-@pytest.mark.slow
 def test_host_ends_with_the_process_that_started_it(tmp_path, root):
     host = stand_in(tmp_path, "import time; print('running', flush=True); time.sleep(600)")
     process = subprocess.Popen(

@@ -23,16 +23,18 @@ except ValueError as error:
     said = str(error)
 sender.send((said, peak() - started))
 """
-# Each process is a fork of one that has imported PyTorch, which takes seconds, and nothing else.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "safetensors.torch"])
 
 
 def loaded_elsewhere(path, before=""):
-    """Loads a file in a process of its own: (what it said, by how many MB that raised the peak memory)."""
-    receiver, sender = CONTEXT.Pipe(duplex=False)
+    """Loads a file in a process of its own: (what it said, by how many MB that raised the peak memory).
+
+    Each process is a fork of one that has imported PyTorch, which takes seconds, and nothing else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "safetensors.torch"])
+    receiver, sender = context.Pipe(duplex=False)
     names = {"root": str(ROOT), "path": path, "before": before, "sender": sender}
-    process = CONTEXT.Process(target=exec, args=(PROGRAM, names))
+    process = context.Process(target=exec, args=(PROGRAM, names))
     process.start()
     sender.close()
     process.join()

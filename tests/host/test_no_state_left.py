@@ -13,6 +13,7 @@ from inner_guidance.tests.support.recorded_runs import record_attention, record_
 
 pytestmark = pytest.mark.oldest_host
 
+SMALL = torch.zeros(1, 4, 8, 8)
 NODES = {
     "SAG": tiny.guided,
     "DAG": lambda model: depth.depth_guided(model, target_depth=depth.target(), depth_prior=depth.prior()),
@@ -74,7 +75,7 @@ CASES = [
 
 def samples_or_error(model):
     try:
-        return tiny.sample(model)
+        return tiny.sample(model, SMALL)
     except (RuntimeError, INTERRUPTED, comfy.model_management.OOM_EXCEPTION) as error:
         return error
 
@@ -84,7 +85,7 @@ def test_all_is_as_before(node, end):
     base = tiny.patcher()
     base.set_model_attn2_output_patch(ENDS[end]())
     guided = NODES[node](base)
-    tiny.sample(tiny.patcher())
+    tiny.sample(tiny.patcher(), SMALL)
     before = state_of(base, guided)
 
     result = samples_or_error(guided)

@@ -14,6 +14,7 @@ Only what the backward pass needs is kept:
 - With `checkpointing`, the backward pass computes blocks again (checkpointing.py).
 """
 
+import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -38,6 +39,8 @@ BEFORE_SKIP, AFTER_SKIP = "input_block_patch", "input_block_patch_after_skip"
 Features = dict[FeatureLayer, Tensor]
 # From features to tensors that depend on them, and their cotangents: the gradient of a loss there.
 Products = Callable[[Features], tuple[Sequence[Tensor], Sequence[Tensor]]]
+# What a differentiated pass changes for its length, weights, forwards and kernels, all runs share.
+ONE_AT_A_TIME = threading.RLock()
 
 
 def evaluate_with_gradient(
@@ -121,6 +124,7 @@ def differentiate(
     model = executor.class_obj
     is_transformer = joint_model(model.diffusion_model) is not None
     with (
+        ONE_AT_A_TIME,
         torch.inference_mode(mode=False),
         torch.enable_grad(),
         differentiable_forwards(model),

@@ -6,8 +6,9 @@ that is over, or with a tag that is no longer there.
 """
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -17,8 +18,42 @@ def can_run_uncompiled() -> bool:
     return hasattr(torch.compiler, "set_stance")
 
 
-def uncompiled() -> AbstractContextManager[Any]:
+class Stance:
+    """PyTorch's stance, which the whole process shares: eager from the first pass that asks until the last.
+
+    With several GPUs, the passes of a step run in several threads. If each restored what it had found, the
+    first to end would compile the others, and the last would leave the process uncompiled.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.passes = 0
+        self.eager = ExitStack()
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Context of a pass."""
+        with self.lock:
+            if not self.passes:
+                self.eager.enter_context(torch.compiler.set_stance("force_eager"))
+            self.passes += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.passes -= 1
+                if not self.passes:
+                    self.eager.close()
+
+
+STANCE = Stance()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
     """Context in which compiled modules run uncompiled, where PyTorch can."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager") if can_run_uncompiled() else nullcontext()
+    if "torch._dynamo" not in sys.modules or not can_run_uncompiled():
+        yield  # nothing is compiled, and the import takes seconds
+        return
+    with STANCE.uncompiled():
+        yield

@@ -3,10 +3,15 @@
 import pytest
 import torch
 
+from inner_guidance.host.taps.uncompiled import uncompiled
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
+from inner_guidance.nodes.train_classifier_head import InnerTrainClassifierHead
+from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.classifier_models import classifier_guided
 from inner_guidance.tests.support.compiled_models import compiled
+from inner_guidance.tests.support.node_defaults import execute
 from inner_guidance.tests.support.recorded_runs import record_attention, record_features, steps_of
 
 pytestmark = pytest.mark.slow  # tracing takes seconds
@@ -57,6 +62,79 @@ def test_the_record_is_that_of_the_uncompiled_model(record):
     assert len(found[0]) == len(found[1]) > 0
     for expected, step in zip(*found, strict=True):
         torch.testing.assert_close(vars(step), vars(expected), rtol=0, atol=0)
+
+
+class PixelVAE:
+    """Latents are the colours, and their mean, of an eighth of the resolution."""
+
+    def vae_encode_crop_pixels(self, pixels):
+        return pixels
+
+    def encode(self, pixels):
+        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
+        return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+IMAGES = torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+TRAINED = {"vae": PixelVAE(), "images": IMAGES, "blocks": "m0,o2", "steps": 3, "batch_size": 2}
+OUTSIDE_OF_SAMPLING = {
+    "Depth Estimate": lambda model: execute(
+        InnerDepthEstimate,
+        model=model,
+        depth_head=HEAD,
+        latent={"samples": tiny.noise(1, 4, 16, 16)},
+        noise_level=0.1,
+    )[2],
+    "Train Depth Head": lambda model: weights_of(
+        execute(InnerTrainDepthHead, model=model, depths=IMAGES, **TRAINED)
+    ),
+    "Train Classifier Head": lambda model: weights_of(
+        execute(InnerTrainClassifierHead, model=model, class_names="a * 2\nb * 2", **TRAINED)
+    ),
+}
+
+
+def weights_of(outputs):
+    return outputs[0].head.network.state_dict()
+
+
+@pytest.mark.parametrize("node", OUTSIDE_OF_SAMPLING)
+def test_features_outside_of_sampling_are_those_of_the_uncompiled_model(node):
+    model = compiled(tiny.patcher())
+    tiny.sample(model)
+    run = OUTSIDE_OF_SAMPLING[node]
+    # another model must give another result
+    other = tiny.patcher()
+    other.set_model_input_block_patch(lambda h, options: 2 * h)
+    expected, of_another = run(tiny.patcher()), run(other)
+
+    for _ in range(2):
+        torch.testing.assert_close(run(model), expected, rtol=0, atol=0)
+        tiny.sample(model)
+
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(of_another, expected)
+
+
+def test_a_pass_that_ends_leaves_those_of_other_threads_uncompiled():
+    """With several GPUs, passes begin and end in any order."""
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    function = torch.compile(lambda x: x + 1, backend=backend)
+    first, second = uncompiled(), uncompiled()
+
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    function(torch.ones(1))
+    assert compilations == []
+    second.__exit__(None, None, None)
+    function(torch.ones(1))
+    assert len(compilations) == 1
 
 
 @pytest.mark.parametrize("key", ["diffusion_model", "diffusion_model.double_blocks.1"])

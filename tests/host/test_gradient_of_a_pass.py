@@ -1,5 +1,7 @@
 """Gradients in the host's forward pass, in inference mode: exact, of what is read alone, without a trace."""
 
+import threading
+
 import pytest
 import torch
 
@@ -70,6 +72,43 @@ def test_weights_are_aliased_for_the_pass_and_put_back():
     assert during == {name: (False, False, pointer) for name, (_, pointer) in before.items()}
     after = dict([*model.named_parameters(), *model.named_buffers()])
     assert all(after[name] is t for name, (t, _) in before.items())
+
+
+def test_two_threads_may_differentiate_one_model():
+    """The first pass to end must not put weights back that the other still needs."""
+    model = build()
+    inputs = pass_inputs(model) | {"transformer_options": {"cond_or_uncond": [1], "uuids": ["n"]}}
+    rows = [0, 1, 2, 3]
+    expected = with_gradient(model, inputs, rows)[1]
+    in_first, in_second, first_ended = threading.Event(), threading.Event(), threading.Event()
+    found = {}
+
+    def first(h, options):
+        in_first.set()
+        in_second.wait(0.1)
+        return h
+
+    def second(h, options):
+        in_second.set()
+        first_ended.wait(10)
+        return h
+
+    def run(patch):
+        options = inputs["transformer_options"] | {"patches": {"input_block_patch": [patch]}}
+        with torch.inference_mode():
+            found[patch] = with_gradient(model, inputs | {"transformer_options": options}, rows)[1]
+
+    threads = [threading.Thread(target=run, args=(patch,)) for patch in (first, second)]
+    threads[0].start()
+    in_first.wait(10)
+    threads[1].start()
+    threads[0].join()
+    first_ended.set()
+    threads[1].join()
+
+    for gradient in found.values():
+        torch.testing.assert_close(gradient, expected)
+    assert len(found) == 2
 
 
 def test_everything_is_put_back_after_an_error():

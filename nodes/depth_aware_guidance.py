@@ -186,6 +186,8 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 depth_head.head.name,
             )
             settings["consistency_scale"] = 0.0
+        if target_mask is not None and not target_mask.numel():
+            raise ValueError("Depth-Aware Guidance: target_mask is empty: connect a mask, or none.")
         calibration = depth_head.head.calibration
         levels = None
         if settings["mode"] == ROBUST and settings["prior_scale"] != 0 and depth_prior and calibration:

@@ -143,6 +143,6 @@ def new_classifier(model: ModelPatcher, blocks: str, classes: int, seed: int) ->
         names = layer_names(available)
         chosen = [names[layer] for layer in parse_blocks(blocks, available)]
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # no other device's
         taps = {name: channels[name] for name in chosen}
         return ClassifierNetwork(taps, classes, token_norm=is_transformer)

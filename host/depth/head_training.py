@@ -149,7 +149,7 @@ def new_network(
 def random_network(architecture: str, config: Mapping[str, Any], seed: int) -> DepthNetwork:
     """A network with random weights from the seed, which are no inference tensors."""
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # no other device's
         return build(architecture, config)
 
 

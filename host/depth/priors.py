@@ -66,7 +66,7 @@ def train(
     """
     device = comfy.model_management.get_torch_device()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # no other device's
         unet = make_unet()
     unet.to(device)
     interruption = comfy.model_management.InterruptProcessingException

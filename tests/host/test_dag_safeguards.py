@@ -83,6 +83,11 @@ def test_a_target_of_one_grey_is_refused_by_the_node():
         depth.depth_guided(tiny.patcher(), target_depth=torch.full((1, 8, 8, 3), 0.5))
 
 
+def test_an_empty_mask_is_refused_by_the_node():
+    with pytest.raises(ValueError, match="target_mask is empty: connect a mask, or none"):
+        depth.depth_guided(tiny.patcher(), target_depth=depth.target(), target_mask=torch.zeros(0, 64, 64))
+
+
 class Packed(torch.Tensor):
     """A weight as other packs quantise it."""
 

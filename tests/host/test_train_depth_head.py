@@ -8,6 +8,7 @@ from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
+from inner_guidance.host.classifier.training import new_classifier
 from inner_guidance.host.depth import training_watch
 from inner_guidance.host.depth.head_training import new_network
 from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
@@ -66,6 +67,23 @@ def test_what_is_read_by_default(architecture, strong, weak):
     network = new_network(tiny.patcher("sd15"), architecture, "auto", "auto", seed=0)
     assert network.branch_taps == {"strong": tuple(strong), "weak": tuple(weak)}
     assert not any(parameter.is_inference() for parameter in network.parameters())
+
+
+def test_new_networks_leave_the_random_numbers_of_every_device(monkeypatch):
+    """torch.manual_seed seeds all devices, and fork_rng keeps the CPU's state alone."""
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("all devices were seeded"))
+    before = torch.get_rng_state()
+
+    model = tiny.patcher()
+    first, again, other = (
+        new_network(model, "pixel_mlp", "o1", "o1", seed).state_dict() for seed in (0, 0, 1)
+    )
+    new_classifier(model, "o1", 2, 0)
+
+    assert torch.equal(torch.get_rng_state(), before)
+    weight = "strong.depth.weight"
+    assert torch.equal(first[weight], again[weight])
+    assert not torch.equal(first[weight], other[weight])
 
 
 @pytest.mark.parametrize("architecture", ["pixel_mlp", "readout"])

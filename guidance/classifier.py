@@ -11,6 +11,10 @@ paper's shift of the mean, Sigma s grad log p(y | x_t), is derived in docs/deriv
 import torch
 from torch import Tensor
 
+# a / c below which x counts as noise alone. A schedule with zero terminal SNR begins at 2e-4 in the host, and
+# c^2 / a times the rest of a gradient would be all that the first step leaves.
+NOISE_ALONE = 1e-3
+
 
 def log_probability(logits: Tensor, label: int) -> Tensor:
     """The log p(y | x) of a class by its number: (B, classes) -> (B,)."""
@@ -23,4 +27,4 @@ def classifier_shift(gradient: Tensor, signal: Tensor, noise: Tensor, scale: flo
     gradient (B, C, *spatial), with respect to x; signal a and noise c, (B, 1, ...), as coefficients of x.
     """
     factor = scale * noise.square() / signal.clamp_min(torch.finfo(signal.dtype).tiny)
-    return torch.where(signal > 0, factor * gradient, 0)
+    return torch.where(signal > NOISE_ALONE * noise, factor * gradient, 0)

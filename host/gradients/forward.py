@@ -75,8 +75,8 @@ def evaluate_with_gradient(
     out_of_rows, gradients = differentiate(
         executor, range(len(rows)), layers, constant, products, of_rows(inputs, rows), checkpointing
     )
-    out = torch.empty((count, *out_of_rows.shape[1:]), dtype=out_of_rows.dtype, device=out_of_rows.device)
-    out[others], out[list(rows)] = out_of_others, out_of_rows
+    out = out_of_others.new_empty(count, *out_of_others.shape[1:])
+    out[others], out[list(rows)] = out_of_others, out_of_rows.to(out)
     return out, gradients
 
 
@@ -134,7 +134,9 @@ def differentiate(
         checkpointed(model.diffusion_model) if checkpointing else nullcontext(),
     ):
         inputs = {name: _normal(value) for name, value in inputs.items()}
-        leaf = inputs["x"].detach().clone().requires_grad_()
+        # A sampler may compute in half precision, in which a gradient and its square are soon 0.
+        precision = torch.promote_types(inputs["x"].dtype, torch.float32)
+        leaf = inputs["x"].detach().to(precision, copy=True).requires_grad_()
         # Wrappers of other nodes may write into x, which a leaf does not allow.
         inputs["x"] = leaf.clone()
         options = dict(inputs["transformer_options"])

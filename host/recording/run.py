@@ -21,7 +21,7 @@ from ..sampling.chunks import Chunk, Evaluation, Reader
 from ..sampling.crops import UNTRACED
 from ..sampling.guiders import list_names, positive_first
 from ..sampling.placements import Conditions, Placement, full_frame_condition
-from ..sampling.schedule import SigmaRange, counted_from, step_of
+from ..sampling.schedule import SigmaRange, counted_from, sigma_of, step_of
 from ..sampling.step_recorder import Recorder
 from .executing import executing
 from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers
@@ -113,7 +113,7 @@ class RecordedRun:
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = float(timestep.max())
+        sigma = sigma_of(timestep, self.sigmas)
         number = step_of(sigma, self.sigmas)
         if number not in self.numbers or not self.begins(number, sigma):
             return executor(x, timestep, model_options, seed)

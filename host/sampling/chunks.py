@@ -22,7 +22,7 @@ from ..taps.uncompiled import uncompiled
 from .crops import Condition, Crop, conditions_of, crops_of
 from .guiders import uuids_of
 from .inner_latent import InnerLatent
-from .placements import Box, Conditions, Placement, add_part, box_of, in_area, part_of
+from .placements import Box, Conditions, Placement, add_part, box_of, in_area, part_of, precision
 
 
 class MapKey(NamedTuple):
@@ -220,11 +220,11 @@ class Evaluation:
         to every map (B, C, *grid) before it is placed.
         """
         channels = chunks[0].maps[key].shape[1]
-        total = self.x.new_zeros(self.x.shape[0], channels, *self.x.shape[2:])
-        weight = torch.zeros_like(self.x[:, :1])
+        total = self.x.new_zeros(self.x.shape[0], channels, *self.x.shape[2:], dtype=precision(self.x))
+        weight = torch.zeros_like(total[:, :1])
         for chunk in chunks:
             offset, _ = box_of(chunk.placement.area, self.x)
-            share = chunk.placement.weight
+            share = chunk.placement.weight.to(weight)
             placed = change(chunk.maps[key]) if change else chunk.maps[key]
             placed = F.interpolate(placed, tuple(share.shape[2:]), mode="nearest").to(share)
             add_part(total, offset, placed * share)

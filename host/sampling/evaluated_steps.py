@@ -31,7 +31,12 @@ class EvaluatedSteps:
         self.evaluates_next = False
 
     def start(self, sigma: float, sample_sigmas: Tensor) -> float:
-        """The sigma at which the step of this evaluation starts; call it once for each evaluation."""
+        """The sigma at which the step of this evaluation starts; call it once for each evaluation.
+
+        Not a number, which no range holds, where there is no noise or no number: nothing can be guided there.
+        """
+        if not 0 < sigma < math.inf:
+            return math.nan
         number = step_of(sigma, sample_sigmas)
         if math.isclose(sigma, self.last, rel_tol=TOLERANCE):
             self.evaluates_next |= number > 0 and len(steps_at(sigma, sample_sigmas)) == 1

@@ -61,6 +61,11 @@ def full_frame_condition(
     return None
 
 
+def precision(x: Tensor) -> torch.dtype:
+    """In which maps over a latent are blended: at least float32, since a mask compares them with 1."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def in_area(x: Tensor, area: list[int] | None) -> Tensor:
     """The part of x (B, C, *spatial) that a condition's area covers: a view."""
     return x if area is None else part_of(x, *box_of(area, x))

@@ -194,6 +194,16 @@ def is_part(model_sampling: Any, noise: Tensor, sigmas: Tensor) -> bool:
     return float(sigmas[-1]) > 0 or continues(model_sampling, noise, sigmas)
 
 
+def sigma_of(timestep: Tensor, sample_sigmas: Tensor) -> float:
+    """The sigma of an evaluation, from timestep (B,): that of the schedule which it is rounded from.
+
+    A sampler that computes in half precision rounds its sigmas, by more than TOLERANCE.
+    """
+    sigma, schedule = timestep.max().cpu(), sample_sigmas.cpu()
+    unrounded = schedule[schedule.to(sigma.dtype) == sigma].tolist()
+    return unrounded[-1] if unrounded else float(sigma)
+
+
 def step_of(sigma: float, sample_sigmas: Tensor) -> int:
     """The step of the schedule that an evaluation at sigma belongs to, from 0.
 

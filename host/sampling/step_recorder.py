@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..keys import add_wrapper
 from .chunks import Chunk, Evaluation, MapKey, Reader, add_window
-from .placements import Conditions, Placement, placements_of
+from .placements import Conditions, Placement, placements_of, precision
 from .random_state import random_state
 
 
@@ -122,8 +122,8 @@ def over_latent(
     placed.
     """
     _, chunks = parts[0]
-    total = x.new_zeros(x.shape[0], chunks[0].maps[key].shape[1], *x.shape[2:])
-    weight = torch.zeros_like(x[:, :1])
+    total = x.new_zeros(x.shape[0], chunks[0].maps[key].shape[1], *x.shape[2:], dtype=precision(x))
+    weight = torch.zeros_like(total[:, :1])
     for evaluation, chunks in parts:
         for whole, part in zip((total, weight), evaluation.blend(chunks, key, change), strict=True):
             add_window(whole, part, evaluation.window)

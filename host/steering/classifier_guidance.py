@@ -93,7 +93,7 @@ class ClassifierRun(GuidedRun):
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = float(timestep.max())
+        sigma = self.sigma_of(timestep, model_options)
         if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         step = ClassifierStep(

@@ -126,7 +126,7 @@ class DepthAwareRun(GuidedRun):
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = float(timestep.max())
+        sigma = self.sigma_of(timestep, model_options)
         start = self.start_of_step(x, sigma, model_options)
         settings = self.acting_at(start)
         if not settings.acts:

@@ -94,6 +94,9 @@ class GradientStep(ShiftStep):
             self.problem = "the latent is evaluated in context windows. Sample without them to guide here"
             return None
         placements = {i: placements_of(conds[i] or [], x_in, timestep) for i in positive_first(names)}
+        if any(name == POSITIVE and not placements[i] for i, name in enumerate(names)):
+            self.problem = "the positive has no prompt for this step"
+            return None
         chosen = full_frame_condition(placements, x_in)
         if chosen is None:
             self.problem = "no prompt covers the whole image"

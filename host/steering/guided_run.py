@@ -13,7 +13,7 @@ from ..gradients.weights import refuse_quantised
 from ..sampling.evaluated_steps import EvaluatedSteps
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
-from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part
+from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part, sigma_of
 
 
 class PercentRange(NamedTuple):
@@ -103,6 +103,10 @@ class GuidedRun:
     def schedule(self, model_options: dict[str, Any]) -> Tensor:
         """The sigmas of the sampler, or those of this run if another node's options lack them."""
         return model_options.get("transformer_options", {}).get("sample_sigmas", self.sample_sigmas)
+
+    def sigma_of(self, timestep: Tensor, model_options: dict[str, Any]) -> float:
+        """The sigma of an evaluation (schedule.sigma_of)."""
+        return sigma_of(timestep, self.schedule(model_options))
 
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""

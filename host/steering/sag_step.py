@@ -189,7 +189,7 @@ class SelfAttentionStep:
             if not finite.any():
                 return
             self.unguided = (~finite).flatten().nonzero().flatten().tolist()
-        self.guidance = torch.where(finite, guidance, 0)
+        self.guidance = torch.where(finite, guidance, 0).to(x0.dtype)
 
     def extra_pass(
         self,

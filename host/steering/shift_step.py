@@ -80,7 +80,8 @@ class ShiftStep:
         """Sets `shift` if there is a gradient and an estimate of the same size."""
         if self.gradient is None or estimate is None or self.gradient.shape != estimate.shape:
             return
-        self.shift = self.denoise_mask * self.shift_of(self.gradient, model, sigma, model_options, estimate)
+        shift = self.denoise_mask * self.shift_of(self.gradient, model, sigma, model_options, estimate)
+        self.shift = shift.to(estimate.dtype)  # the sampler's, which the rest of the step keeps
 
     def shift_of(
         self,

@@ -65,6 +65,10 @@ def test_where_x_is_noise_alone_there_is_no_shift():
 
     assert torch.equal(shift[0], torch.zeros(1, 2, 2))
     assert torch.equal(shift[1], torch.ones(1, 2, 2))
+    # the first sigma of the host's schedules with zero terminal SNR, and of those without
+    for sigma, factor in ((4518.0, 0.0), (14.6, 14.6**2)):
+        found = classifier_shift(torch.ones(1), torch.ones(1), torch.tensor([sigma]), 1.0)
+        torch.testing.assert_close(found, torch.tensor([factor]))
 
 
 def features_of(rows, time, seeds):

@@ -31,7 +31,7 @@ def test_a_head_for_the_demo_model_from_few_renders():
         vae=demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
         images=images,
         depths=depths,
-        steps=100,
+        steps=50,
         near=RANGE.near,
         far=RANGE.far,
     )

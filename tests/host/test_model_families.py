@@ -1,6 +1,7 @@
 """Every family of transformers: attention, features and guidance on a tiny model of the host's own class."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ def test_guidance_changes_the_image(name):
     assert seen.labels == [[1, 0], [1]]
 
 
+trained_head = cache(depth_head)
 NO_GRADIENT = {"cosmos", "ernie", "pixart", "hydit", "joyimage"}
 OF_IMAGES = [name for name in FAMILIES if name not in ("wan video", "hunyuan15")]
 
@@ -68,7 +70,7 @@ OF_IMAGES = [name for name in FAMILIES if name not in ("wan video", "hunyuan15")
 @pytest.mark.parametrize("name", OF_IMAGES)
 def test_depth_is_what_the_head_makes_of_the_tokens(name):
     family = FAMILIES[name]
-    head, model = depth_head(name), patcher(name)
+    head, model = trained_head(name), patcher(name)
     outputs = []
 
     def keep(module, args, out):
@@ -100,7 +102,7 @@ def test_depth_aware_guidance(name):
     """It changes the image, or is refused by the model's name where the host has no backward pass."""
     family = FAMILIES[name]
     # With its calibration, nothing is to be mended: the sample is no worse than the images of its training.
-    head = HostedDepthHead.of(replace(depth_head(name).head, calibration=None))
+    head = HostedDepthHead.of(replace(trained_head(name).head, calibration=None))
     guided = depth_guided(patcher(name), depth_head=head)
     joint = joint_model(guided.get_model_object("diffusion_model"))
     if name in NO_GRADIENT:

@@ -1,7 +1,6 @@
 """What the real server says of the pack, and what the demo workflows draw in it."""
 
 import functools
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,11 @@ from typing import Any
 
 import pytest
 
-from inner_guidance.tools.host_server import HostServer
+from inner_guidance.tools.host_server import HostServer, Prompt
+from inner_guidance.tools.template_runs import shortened, template
+
+# What makes a demo cheaper, by its name; `make page` runs them as they are.
+CHEAPER = {"09 Demo - Train a depth head": {"InnerTrainDepthHead": {"steps": 50}}}
 
 
 @pytest.fixture(scope="session")
@@ -19,14 +22,18 @@ def object_info(server: HostServer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def drawn(server: HostServer, root: Path) -> Callable[[str], dict[str, list[bytes]]]:
+def workflow() -> Callable[[str], Prompt]:
+    """A workflow as it is drawn here, by its name, in the API's format."""
+    return lambda name: shortened(template(name), CHEAPER.get(name, {}))
+
+
+@pytest.fixture(scope="session")
+def drawn(server: HostServer, workflow: Callable[[str], Prompt]) -> Callable[[str], dict[str, list[bytes]]]:
     """What a workflow that needs no download draws: image files by node id. Each runs once for all tests."""
 
     @functools.cache
     def run(name: str) -> dict[str, list[bytes]]:
-        return server.run(
-            json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
-        )
+        return server.run(workflow(name))
 
     return run
 

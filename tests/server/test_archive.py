@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from inner_guidance.tools.host_server import HostServer
-from inner_guidance.tools.template_runs import template
+from inner_guidance.tools.template_runs import shortened, template
 
 pytest.importorskip("comfy_cli", reason="the clients are missing: run `make setup`")
 COMFY = Path(sys.executable).with_name("comfy")
 NAME = "04 Demo - Depth of an image"  # the one that samples nothing
+ONE_SCENE = {"InnerDemoScenes": {"count": 1}, "InnerDepthEstimate": {"ensemble": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_comfyui_runs_with_only_the_archive(archive, node_ids, host, tmp_path):
         templates = server.get("/workflow_templates")
         drawn = []
         for family in ("UNet", "transformer"):
-            prompt = template(NAME)
+            prompt = shortened(template(NAME), ONE_SCENE)
             (model,) = [node for node in prompt.values() if node["class_type"] == "InnerLoadDemoModel"]
             model["inputs"]["family"] = family
             drawn.append(server.run(prompt))

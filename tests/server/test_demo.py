@@ -10,20 +10,25 @@ from PIL import Image
 from tqdm import tqdm
 
 from inner_guidance.tools.demo import LOOK_FOR, SCENES, WORKFLOWS, draw, for_scene, node_titled, steps_of
+from inner_guidance.tools.template_runs import shortened
 
 PLAIN, GUIDED = "No prompt, without guidance", "No prompt, with Self-Attention Guidance"
-
-
 WITHOUT_PROMPT = "01 Demo - Self-Attention Guidance"
+STEPS = 5
 
 
 def read(root, name):
     return json.loads((root / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def brief(prompt, steps=STEPS):
+    """One image of a few steps."""
+    return shortened(prompt, {"KSampler": {"steps": steps}, "EmptyLatentImage": {"batch_size": 1}})
+
+
 @pytest.fixture
 def workflow(root):
-    return read(root, WITHOUT_PROMPT)
+    return brief(read(root, WITHOUT_PROMPT))
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -44,7 +49,7 @@ def test_draws_each_scene_without_and_with_guidance_and_counts_its_steps(server,
     with tqdm(total=sum(steps_of(prompt).values()), disable=False, leave=False) as bar:
         pictures = draw(server, prompt, bar)
 
-        assert bar.n == bar.total == 40
+        assert bar.n == bar.total == 2 * STEPS
     assert list(pictures) == [PLAIN, GUIDED]
     plain, guided = pixels(pictures[PLAIN]), pixels(pictures[GUIDED])
     assert plain.shape == guided.shape == (256, 256, 3)
@@ -95,7 +100,7 @@ def test_scale_zero_draws_the_plain_picture(server, workflow):
 
 
 def test_seed_and_prompt_reach_the_picture(server, root):
-    workflow = read(root, "06 Demo - Depth-Aware Guidance")
+    workflow = brief(read(root, "06 Demo - Depth-Aware Guidance"))
     text, seed, depth_of = SCENES[0]
     with tqdm(disable=True) as bar:
         first, other_seed, other_text = (
@@ -108,15 +113,11 @@ def test_seed_and_prompt_reach_the_picture(server, root):
 
 
 def test_scenes_use_words_the_model_knows(server, root):
-    workflow = read(root, "06 Demo - Depth-Aware Guidance")
+    workflow = brief(read(root, "06 Demo - Depth-Aware Guidance"), steps=1)
     log = server.log.read_text(encoding="utf-8", errors="replace")
     with tqdm(disable=True) as bar:
         for scene in SCENES:
-            prompt = for_scene(workflow, *scene)
-            for node in prompt.values():
-                if "steps" in node["inputs"]:
-                    node["inputs"]["steps"] = 1
-            draw(server, prompt, bar)
+            draw(server, for_scene(workflow, *scene), bar)
 
     assert "does not know" not in server.log.read_text(encoding="utf-8", errors="replace")[len(log) :]
 

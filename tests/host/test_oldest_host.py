@@ -1,5 +1,7 @@
 """The tests marked `oldest_host`, on ComfyUI 0.9.2, in a process of their own: a process has one host.
 
+Without the slow ones, as on the hosts between it and the newest: of each kind of them, some are not slow.
+
 The tests of the demo model are not among them: the tree that `make setup` fetches lacks `comfy.sd`.
 """
 
@@ -17,7 +19,7 @@ def test_the_pack_on_comfyui_0_9_2(oldest_host, root):
     # By name: this host cannot import the other files.
     files = sorted((root / "tests" / "host").glob("test_*.py"))
     marked = [path for path in files if MARK in path.read_text(encoding="utf-8")]
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", "--tb=short"]
 
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *marked],

@@ -54,18 +54,13 @@ def empty(size, batch_size=1):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sampler", KSAMPLER.SAMPLERS)
-def test_every_sampler(sample, sampler):
-    drawn = sample(empty(128), sampler=sampler, scheduler="karras", cfg=1.5)["samples"]
-
-    assert drawn.shape == (1, 4, 16, 16)
-    assert 0.3 < drawn.std() < 2.5  # 1 on renders; a sampler that diverges leaves that far behind
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", KSAMPLER.SCHEDULERS)
 def test_every_scheduler(sample, scheduler):
-    assert 0.3 < sample(empty(128), scheduler=scheduler)["samples"].std() < 2.5
+    """Every sampler is tried in tests/compatibility."""
+    drawn = sample(empty(128), scheduler=scheduler)["samples"]
+
+    assert drawn.shape == (1, 4, 16, 16)
+    assert 0.3 < drawn.std() < 2.5  # 1 on renders; a run that diverges leaves that far behind
 
 
 def test_ksampler_advanced_in_two_parts(loaded, sample):

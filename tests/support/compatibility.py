@@ -22,15 +22,18 @@ from inner_guidance.tools.setup_host import ROOT, host_folder
 
 PAGE = ROOT / "docs" / "compatibility.md"
 WORKS = "works"
+STEPS = 2
+# In the first of two, a flow is noise alone, and nearly so in the second: there Classifier Guidance is 0.
+CLASSIFIER_STEPS = 3
 LEAST = 1e-3  # of the norm: rounding moves the samples by less than 1e-4
 MODELS = {"small": "UNet", "flux": "Flux", "sd3": "SD3"}
 TEXT = """# Compatibility with ComfyUI's model-patching nodes
 
-Made by `make compatibility`: three steps of a tiny model with random weights, with the node before and
-behind one of this pack. *Works* means that the result is finite and that each guidance changes it (Record
-Attention must not); a second run with SAG + DAG gives the same. Each node is tried on the first of a UNet,
-Flux and SD3 on which it has an effect, else on the first that takes it. On Flux and SD3, Depth-Aware
-Guidance has a `latent` head, and Classifier Guidance is not tried.
+Made by `make compatibility`: two steps of a tiny model with random weights, three with Classifier Guidance,
+with the node before and behind one of this pack. *Works* means that the result is finite and that each
+guidance changes it (Record Attention must not); a second run with SAG + DAG gives the same. Each node is
+tried on the first of a UNet, Flux and SD3 on which it has an effect, else on the first that takes it. On Flux
+and SD3, Depth-Aware Guidance has a `latent` head, and Classifier Guidance is not tried.
 
 | node | model | {columns} |
 |---|---|{rules}
@@ -82,17 +85,14 @@ GUIDANCES = {
 }
 
 
-def sampled(kind, *changes):
-    """The samples of three steps: in the first, a flow is noise alone, where Classifier Guidance is 0.
-
-    changes: of the Inputs.
-    """
+def sampled(kind, *changes, steps=STEPS):
+    """The samples after these changes of the Inputs."""
     torch.manual_seed(0)
     run = Inputs(tiny.patcher(kind, MODEL_TYPES[kind]), tiny.prompt(0), tiny.prompt(1))
     for change in changes:
         run = change(run)
     latent = torch.zeros(1, 4 if kind == "small" else 16, 16, 16)
-    return tiny.sample(run.model, latent, positive=run.positive, negative=run.negative, steps=3).double()
+    return tiny.sample(run.model, latent, positive=run.positive, negative=run.negative, steps=steps).double()
 
 
 @cache
@@ -126,12 +126,12 @@ def kind_for(change):
     return taken[0]
 
 
-def run(kind, *changes):
+def run(kind, *changes, steps):
     """The samples, or the sentence of a refusal, and the first warning, if any."""
     warnings = Warnings()
     logging.getLogger().addHandler(warnings)
     try:
-        return sampled(kind, *changes), next(iter(warnings.sentences), None)
+        return sampled(kind, *changes, steps=steps), next(iter(warnings.sentences), None)
     except ValueError as error:
         return str(error), None
     finally:
@@ -144,9 +144,12 @@ def cell(kind, change, name, plain, alone, behind=True):
     alone: the results with SAG and with DAG.
     """
     guide = on_model(GUIDANCES[name])
+    steps = STEPS
+    if name == "Classifier Guidance":
+        steps, plain = CLASSIFIER_STEPS, sampled(kind, change, steps=CLASSIFIER_STEPS)
     said = []
     for first, then in ((change, guide), (guide, change))[: 1 + behind]:
-        result, warning = run(kind, first, then)
+        result, warning = run(kind, first, then, steps=steps)
         if isinstance(result, str):
             said.append(f"refused: {result}")
             continue
@@ -158,7 +161,7 @@ def cell(kind, change, name, plain, alone, behind=True):
             said.append(f"warned: {warning}")
         elif (max(changes) > 1e-4) if name == "Record Attention" else (min(changes) < LEAST):
             said.append(f"FAULT: changed by {', '.join(f'{c:.1e}' for c in changes)}")
-        elif first is change and name == "SAG + DAG" and not result.equal(run(kind, first, then)[0]):
+        elif name == "SAG + DAG" and first is change and not result.equal(sampled(kind, first, then)):
             said.append("FAULT: a second run differs")
         else:
             said.append(WORKS)

@@ -12,7 +12,14 @@ from inner_guidance.tools.host_server import HostServer, Prompt
 from inner_guidance.tools.template_runs import shortened, template
 
 # What makes a demo cheaper, by its name; `make page` runs them as they are.
-CHEAPER = {"09 Demo - Train a depth head": {"InnerTrainDepthHead": {"steps": 50}}}
+# A prior guides less after few steps, so its scale is higher.
+CHEAPER = {
+    "09 Demo - Train a depth head": {"InnerTrainDepthHead": {"steps": 50}},
+    "10 Demo - Train a depth prior": {
+        "InnerTrainDepthPrior": {"steps": 75},
+        "InnerDepthAwareGuidance": {"prior_scale": 3.0},
+    },
+}
 
 
 @pytest.fixture(scope="session")

@@ -148,9 +148,11 @@ class InnerAttentionSpectrum(io.ComfyNode):
         found = spectra(image, attention, thresholds)
         overlaps = {}
         if objects is not None:
-            if len(objects) not in (1, len(image)):
+            count = objects.shape[:-2].numel()
+            objects = objects.reshape(count, *objects.shape[-2:]).float().cpu()
+            if count not in (1, len(image)):
                 raise ValueError(
-                    f"objects: {len(objects)} masks do not match {len(image)} images. Connect one mask, or "
+                    f"objects: {count} masks do not match {len(image)} images. Connect one mask, or "
                     "one for each image."
                 )
             marked = (resize_nearest(objects, image.shape[1:3]) > 0.5).float().expand(len(image), -1, -1)

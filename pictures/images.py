@@ -21,7 +21,7 @@ def require_images(images: Tensor, name: str) -> None:
 
 
 def images_of(images: Tensor, count: int) -> Tensor:
-    """The images (M, H, W, C) that `count` maps belong to: (count, H, W, 3).
+    """The images (M, H, W, C) that `count` maps belong to: (count, H, W, 3), on the CPU, where the maps are.
 
     A video may have more images than maps; then evenly spaced ones are taken. Raises ValueError if there are
     fewer images than maps.
@@ -31,4 +31,4 @@ def images_of(images: Tensor, count: int) -> Tensor:
             f"image: {len(images)} image{'s' * (len(images) != 1)} cannot belong to {count} maps. Wire the "
             "decoded image of the same sampler."
         )
-    return as_rgb(images[[i * len(images) // count for i in range(count)]])
+    return as_rgb(images[[i * len(images) // count for i in range(count)]]).cpu()

@@ -143,6 +143,15 @@ class TestAttentionSpectrum:
         assert found == expected
         assert found["patches"][0]["inside"][0]["patches"] > 0
 
+    @pytest.mark.parametrize("change", [lambda mask: mask[:, None], lambda mask: mask.bool()])
+    def test_masks_of_four_dimensions_and_of_booleans(self, change):
+        record = attention_record("positive")
+        image, mask = self.image_with_detail_inside(record)
+
+        _, numbers = shown(InnerAttentionSpectrum, record, image=image, objects=change(mask))
+
+        assert json.loads(numbers)["objects"][0]["iou"] == 1
+
     def test_one_mask_serves_all_images(self):
         record = attention_record("positive")
         image, mask = self.image_with_detail_inside(record)
@@ -159,6 +168,7 @@ class TestAttentionSpectrum:
             ({"image": torch.rand(2, 7, 64, 3)}, "it is 64 x 7, and the smallest patch"),
             ({"image": torch.full((2, 64, 64, 3), torch.nan)}, "values that are not finite"),
             ({"objects": torch.zeros(3, 64, 64)}, "3 masks do not match 2 images. Connect one"),
+            ({"objects": torch.zeros(0, 64, 64)}, "0 masks do not match 2 images. Connect one"),
             ({"branch": "negative"}, "Set branch to positive"),
         ],
     )

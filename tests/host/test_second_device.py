@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
@@ -14,10 +15,14 @@ from inner_guidance.depth_head.training import LEVELS
 from inner_guidance.host.depth.calibration import calibration_of
 from inner_guidance.host.depth.heads import HostedDepthHead
 from inner_guidance.host.gradients import weights
+from inner_guidance.nodes.attention_maps import InnerAttentionMaps
+from inner_guidance.nodes.attention_spectrum import InnerAttentionSpectrum
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.classifier_models import classifier_guided
+from inner_guidance.tests.support.node_defaults import execute
 from inner_guidance.tests.support.second_device import CPU, DEVICE, OTHER, MixedDevicesError, second_device
 
 several_gpus = pytest.mark.skipif(
@@ -129,6 +134,50 @@ def test_records(default_device):
     tiny.sample(model, steps=1)
 
     assert len(rec.steps_of(attention)) == len(rec.steps_of(features)) == 1
+
+
+def colours(images):
+    """What a VAE would encode: the colours, and their mean, of an eighth of the resolution."""
+    small = torch.nn.functional.avg_pool2d(images.movedim(-1, 1), 8)
+    return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
+
+
+VAE = SimpleNamespace(encode=colours, spacial_compression_encode=lambda: 8)
+# By node: what it gives for images, a mask and a latent, as a list of tensors.
+SHOWN = {
+    "Attention Maps": lambda model, images, mask, latent: rec.shown(
+        InnerAttentionMaps, rec.attention_record("positive"), image=images, legend=False
+    ),
+    "Attention Spectrum": lambda model, images, mask, latent: rec.shown(
+        InnerAttentionSpectrum, rec.attention_record("positive"), image=images, objects=mask
+    )[:1],
+    "Depth Estimate": lambda model, images, mask, latent: execute(
+        InnerDepthEstimate,
+        model=model,
+        depth_head=depth.head(),
+        latent={"samples": latent},
+        image=images,
+        enlarge="along edges",
+    ),
+    "Depth Estimate of an image": lambda model, images, mask, latent: execute(
+        InnerDepthEstimate, model=model, depth_head=depth.head(), image=images, vae=VAE
+    ),
+    "Depth Estimate of a latent": lambda model, images, mask, latent: execute(
+        InnerDepthEstimate, model=model, depth_head=depth.latent_head(model), latent={"samples": latent}
+    ),
+}
+
+
+@pytest.mark.parametrize("node", SHOWN)
+def test_images_masks_and_latents_on_the_device(node, default_device):
+    """As with --gpu-only, where the VAE and the samplers leave them there."""
+    images = torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0))
+    given = images, torch.ones(2, 64, 64), tiny.noise(2, 4, 16, 16)
+
+    found = SHOWN[node](patcher(DEVICE), *(t.to(DEVICE) for t in given))
+
+    for one, expected in zip(found, SHOWN[node](patcher(DEVICE), *given), strict=True):
+        torch.testing.assert_close(one.cpu(), expected.cpu(), rtol=0, atol=1e-3)
 
 
 @pytest.fixture

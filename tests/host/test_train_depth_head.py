@@ -190,6 +190,7 @@ def test_every_unet_family_trains():
         ({"images": pairs(4, 3, 3)}, "The images are 3 x 3, less than the VAE can encode"),
         ({"images": pairs(4, 8, 8)}, r"The latent is 2 x 2, too small .* of at least 32 x 32 pixels"),
         ({"images": pairs(4)[:, :0]}, "have no pixels"),
+        ({"images": pairs(4)[..., 0]}, "images has 3 dimensions, and images have 4"),
         ({"depths": pairs(6, 64, 64)}, "The images are 48 x 64, the depth maps 64 x 64: use depth maps"),
         ({"depths": torch.full((6, 64, 48, 3), 0.4)}, r"depths: 6 of the 6 depth maps are of one grey"),
         ({"depths": torch.full((6, 64, 48, 3), torch.nan)}, "depths has values that are not finite"),

@@ -44,7 +44,7 @@ def opened(browser: Browser, server: HostServer, settings: dict[str, object]) ->
     page = browser.new_page(viewport=VIEWPORT)
     page.route("**/api/settings", lambda route: route.fulfill(json=settings))
     page.goto(f"http://127.0.0.1:{server.port}/")
-    page.wait_for_function(STARTED, timeout=START_MILLISECONDS)
+    page.wait_for_function(STARTED, polling=200, timeout=START_MILLISECONDS)
     return page
 
 

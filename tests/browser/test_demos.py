@@ -40,7 +40,7 @@ WATCH = """nodes2 => {
             const [picture] = shown(node).filter(picture => picture.complete && picture.naturalWidth);
             if (picture) seen[node.id] = Math.max(seen[node.id] ?? 0, deviation(picture));
         }
-    }, 50);
+    }, 200);
 }"""
 # Other seeds, because ComfyUI takes from its cache what it has drawn before, without live pictures.
 CHANGE = """shift => {
@@ -71,6 +71,6 @@ def test_a_demo_shows_its_pictures(name, view, shift, request):
         page.evaluate(CHANGE, shift)
         page.evaluate(WATCH, view == "chinese_page")
         page.evaluate("() => { window.app.queuePrompt(0, 1); }")
-        page.wait_for_function(SEEN, arg=expected, timeout=MILLISECONDS)
+        page.wait_for_function(SEEN, arg=expected, polling=200, timeout=MILLISECONDS)
 
     assert not errors

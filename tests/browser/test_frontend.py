@@ -89,7 +89,7 @@ def test_a_node_shows_what_it_reads_while_a_sampler_runs(name, node, grey, page)
     assert not page.evaluate(SHOWN, node)
 
     page.evaluate("() => { window.app.queuePrompt(0, 1); }")
-    page.wait_for_function(SHOWN, arg=node, timeout=RUN_MILLISECONDS)
+    page.wait_for_function(SHOWN, arg=node, polling=100, timeout=RUN_MILLISECONDS)
     colours = page.evaluate(SEEN, node)
     page.evaluate("() => window.app.api.interrupt()")
     page.evaluate(END_OF_RUN, RUN_MILLISECONDS)

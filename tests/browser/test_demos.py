@@ -22,7 +22,8 @@ ALWAYS = ("02 Demo - See what the model sees", "chinese_page")
 LOAD = """async workflow => {
     await window.app.loadGraphData(workflow, true, true, null, { openSource: "template" });
 }"""
-# Of the pictures that each node shows, from now on: how much the first varies, 0 to 255, at most.
+# Of each node, from now on: the most pictures that it showed at once, and how much the first varied at most,
+# 0 to 255.
 WATCH = """nodes2 => {
     const shown = node => nodes2
         ? [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)] : node.imgs ?? [];
@@ -34,11 +35,13 @@ WATCH = """nodes2 => {
         return Math.sqrt(values.reduce((a, b) => a + (b - mean) ** 2, 0) / values.length);
     };
     const seen = window.seen = {};
+    const most = window.most = {};
     clearInterval(window.watch);
     window.watch = setInterval(() => {
         for (const node of window.app.graph.nodes) {
-            const [picture] = shown(node).filter(picture => picture.complete && picture.naturalWidth);
-            if (picture) seen[node.id] = Math.max(seen[node.id] ?? 0, deviation(picture));
+            const pictures = shown(node).filter(picture => picture.complete && picture.naturalWidth);
+            most[node.id] = Math.max(most[node.id] ?? 0, pictures.length);
+            if (pictures.length) seen[node.id] = Math.max(seen[node.id] ?? 0, deviation(pictures[0]));
         }
     }, 200);
 }"""
@@ -64,13 +67,16 @@ MILLISECONDS = 240_000
 def test_a_demo_shows_its_pictures(name, view, shift, request):
     page = request.getfixturevalue(view)
     workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    expected = [node["id"] for node in workflow["nodes"] if node["type"] in OUTPUTS | LIVE]
+    live, outputs = (
+        [node["id"] for node in workflow["nodes"] if node["type"] in types] for types in (LIVE, OUTPUTS)
+    )
 
     with errors_of(page) as errors:
         page.evaluate(LOAD, workflow)
         page.evaluate(CHANGE, shift)
         page.evaluate(WATCH, view == "chinese_page")
         page.evaluate("() => { window.app.queuePrompt(0, 1); }")
-        page.wait_for_function(SEEN, arg=expected, polling=200, timeout=MILLISECONDS)
+        page.wait_for_function(SEEN, arg=live + outputs, polling=200, timeout=MILLISECONDS)
 
     assert not errors
+    assert page.evaluate("ids => ids.map(id => window.most[id])", live) == [1] * len(live)

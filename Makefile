@@ -78,3 +78,7 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.dag_experiment objects
 	@$(VENV) -m tools.run experiments.sag_experiment sweep
 	@$(VENV) -m tools.run experiments.sag_experiment compare
+	@$(VENV) -m tools.run demo.train renders
+	@for seed in 1 2; do for stage in "recogniser --minutes 15" "depth_judge --minutes 7"; do \
+		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed; done; done
+	@$(VENV) -m tools.run experiments.sag_experiment judges

@@ -20,9 +20,9 @@ CLASSIFIER = 3.0
 SWEPT: Mapping[str, Any] = {"space": "v", "scale": 1.5}
 """Inputs of the node, as far as they are not its defaults, from which the blur is swept."""
 CHOSEN: Mapping[str, Any] = {**SWEPT, "blur_sigma": 8.0}
-"""Inputs of the node that this sweep chose for the UNet, and from which all others are swept."""
+"""Inputs of the node that this sweep chose for the UNet, and from which its other inputs are swept."""
 CHOSEN_TRANSFORMER: Mapping[str, Any] = {**CHOSEN, "scale": 0.25}
-"""Those that it chose for the transformer."""
+"""The same for the transformer."""
 
 Seen = dict[str, Tensor]
 """What the judges see in N pictures.
@@ -89,7 +89,7 @@ def reported(transformer: bool) -> dict[str, Group]:
             found["SAG + PAG"] = Row(attention=chosen, perturbed=PERTURBED)
         return found
 
-    groups = {"empty": Group("Empty prompt, CFG 1", rows(1), REPORTING, 800)}
+    groups = {"empty": Group("Empty prompt, CFG 1", rows(1), REPORTING, 1000)}
     if not transformer:
         groups["classifier"] = Group(
             "With classifier guidance: empty prompt, CFG 1",
@@ -124,6 +124,7 @@ def of_other_judges(transformer: bool) -> dict[str, Group]:
 
 def swept(transformer: bool) -> dict[str, Group]:
     """The groups of the sweep: scale in both spaces, the blur, then one input at a time, on tuning seeds."""
+    chosen = CHOSEN_TRANSFORMER if transformer else CHOSEN
     blocks = ("b1", "b3", "b5") if transformer else ("d0", "d1", "u0", "u1", "u2", "u3", "m0, u0-u1")
     scales: dict[str, dict[str, dict[str, Any]]] = {
         "eps": {f"eps, {s:g}": {"scale": s} for s in (-1.0, -0.5, 0.25, 0.75, 1.5, 3.0)},
@@ -132,7 +133,7 @@ def swept(transformer: bool) -> dict[str, Group]:
     blurs = {f"sigma {b:g}": {"blur_sigma": b} for b in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
     values: dict[str, dict[str, dict[str, Any]]] = {
         "scale": {
-            f"scale {s:g}": {"scale": s} for s in ((0.1, 0.25, 0.5) if transformer else (0.75, 3.0, 5.0))
+            f"scale {s:g}": {"scale": s} for s in ((0.1, 0.5, 1.5) if transformer else (0.75, 3.0, 5.0))
         },
         "window": {
             f"{start:g} to {end:g}": {"start_percent": start, "end_percent": end}
@@ -151,11 +152,11 @@ def swept(transformer: bool) -> dict[str, Group]:
         name: Row(attention={**SWEPT, **inputs}) for name, inputs in blurs.items()
     }
     rows |= {
-        kind: {NONE: Row(), "chosen": Row(attention=CHOSEN)}
-        | {name: Row(attention={**CHOSEN, **inputs}) for name, inputs in of_kind.items()}
+        kind: {NONE: Row(), "chosen": Row(attention=chosen)}
+        | {name: Row(attention={**chosen, **inputs}) for name, inputs in of_kind.items()}
         for kind, of_kind in values.items()
     }
-    rows["mask"]["square"] = Row(attention=CHOSEN, square=True)
+    rows["mask"]["square"] = Row(attention=chosen, square=True)
     if not transformer:
         rows["PAG"] = {NONE: Row()} | {f"PAG {s:g}": Row(perturbed=s) for s in (0.3, 1.0, 3.0)}
     groups = {

@@ -42,8 +42,8 @@ and SD3, Depth-Aware Guidance has a `latent` head, and Classifier Guidance is no
 ## Nodes that need more than a model
 
 The same with LoRAs, ControlNets, prompts and other models, on the tiny UNet. The difference of two random
-models has flat attention, of which the warnings speak. TorchCompileModel: one block, with the backend eager,
-after a run without guidance.
+models has flat attention, and ConditioningSetTimestepRange leaves the second step without a prompt; of these
+the warnings speak. TorchCompileModel: one block, with the backend eager, after a run without guidance.
 
 | node | {columns} |
 |---|{rules}

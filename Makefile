@@ -64,6 +64,7 @@ gpu-check: setup    ## the pack on this GPU against the CPU, into one report (CH
 experiments: setup    ## the papers' tables on the demo world, into docs/results/; hours on two cores
 	@$(VENV) -m tools.run experiments.spectrum_experiment
 	@$(VENV) -m tools.run experiments.label_efficiency
+	@$(VENV) -m tools.run experiments.label_efficiency --family transformer
 	@$(VENV) -m tools.run experiments.transformer_blocks
 	@$(VENV) -m tools.run experiments.transformer_depth_guidance
 	@$(VENV) -m tools.run experiments.prior_levels

@@ -1,12 +1,13 @@
 """How many labels a depth head needs, and which blocks know depth (DAG, section 3.2 and figure 4a).
 
-    python -m tools.run experiments.label_efficiency [--steps N]      writes label_efficiency.md
+    python -m tools.run experiments.label_efficiency                         writes label_efficiency.md
+    python -m tools.run experiments.label_efficiency --family transformer    label_efficiency_transformer.md
 
 Heads are trained on 10, 50, 100 and 1,000 labelled renders of the demo world and judged on 200 others, at
 four noise levels. The first baseline is the same MLP on the noisy latent, with pixel positions: features
 carry position through the UNet's padding, so the comparison would be unfair without it. The second is the
-mean depth map of the labels, which needs no picture. A second table has a head for each block alone. The UNet
-was not trained on any of the scenes.
+mean depth map of the labels, which needs no picture. A second table has a head for each block of the UNet
+alone; transformer_blocks.py has that of the transformer. The models were not trained on any of the scenes.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..demo import model as demo
 from ..demo.ray_casting import render
 from ..demo.scenes import FAR, NEAR, sample_scene
 from ..depth_head.architectures.pixel_mlp import PixelMLP
-from ..depth_head.head import middle_blocks
+from ..depth_head.head import first_half_blocks, middle_blocks
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
 from ..depth_head.training import LEVELS, Evaluation, Features, TrainingSettings, train
 from ..host.depth.head_training import features_of
@@ -40,7 +41,6 @@ from ..tools.setup_host import ROOT
 from . import markdown
 from .seeds import HEADS_JUDGED, HEADS_LABELLED
 
-TABLE = ROOT / "docs" / "results" / "label_efficiency.md"
 COMMAND = "python -m tools.run experiments.label_efficiency"
 COUNTS = (10, 50, 100, 1000)
 JUDGED_SEED = 10**6
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--family", choices=demo.FAMILIES, default=demo.UNET)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, help="labels of the heads")
     parser.add_argument("--block-count", type=int, default=100, help="labels of the heads for single blocks")
     parser.add_argument("--judged", type=int, default=200, help="scenes on which heads are judged")
@@ -74,19 +75,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--size", type=int, default=256, help="side of the renders in pixels")
-    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
     options = parser.parse_args()
     with torch.inference_mode():
         started = time.monotonic()
         rows, blocks = measure_all(options)
     minutes = (time.monotonic() - started) / 60
-    options.out.write_text(tables(options, rows, blocks, minutes), encoding="utf-8")
-    print(options.out.read_text(encoding="utf-8"))
+    suffix = "" if options.family == demo.UNET else f"_{options.family}"
+    out = options.out or ROOT / "docs" / "results" / f"label_efficiency{suffix}.md"
+    out.write_text(tables(options, rows, blocks, minutes), encoding="utf-8")
+    print(out.read_text(encoding="utf-8"))
 
 
 def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, Row]]:
-    """The rows of both tables."""
-    model, clip, vae = demo.load_all(demo.WEIGHTS)
+    """The rows of both tables; a transformer has none in the second."""
+    model, clip, vae = demo.load_all(demo.WEIGHTS, options.family)
     prompt = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     depth_range = DepthRange(NEAR, FAR)
     most = max(*options.counts, options.block_count)
@@ -94,28 +97,27 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
     judged = encode_scenes(vae, HEADS_JUDGED.start, options.judged, options.size, depth_range)
     settings = TrainingSettings(options.steps, options.batch_size, options.learning_rate, 0, depth_range)
     channels = feature_channels(model.get_model_object("diffusion_model"))
-    outputs = [name for name in channels if name[0] == "o"]
+    is_unet = options.family == demo.UNET
+    outputs = [name for name in channels if name[0] == ("o" if is_unet else "b")]
+    chosen, weak = (middle_blocks if is_unet else first_half_blocks)(len(outputs))
+    strong = [outputs[i] for i in chosen]
 
-    def work(unet: FrozenModel) -> tuple[dict[str, Row], dict[str, Row]]:
-        trial = Trial(unet, labelled, judged, settings)
+    def work(frozen: FrozenModel) -> tuple[dict[str, Row], dict[str, Row]]:
+        trial = Trial(frozen, labelled, judged, settings, token_norm=not is_unet)
         rows = {}
         for count in options.counts:
-            for branch, row in trial.head(count, channels, *default_blocks(len(outputs))).items():
+            for branch, row in trial.head(count, channels, strong, [outputs[weak]]).items():
                 rows[f"{count:,} labels, {branch} branch"] = row
         most = max(options.counts)
         rows[f"noisy latent and position, {most:,} labels"] = trial.noisy_latent(most)
         rows[f"mean depth map of {most:,} labels"] = trial.mean_map(most)
+        if not is_unet:
+            return rows, {}
         each = {name: channels[name] for name in ("m0", *outputs)}
         return rows, trial.each_block(options.block_count, each)
 
     shape = (options.batch_size, *labelled.latents.shape[1:])
     return with_frozen_model(model, prompt, shape, work)
-
-
-def default_blocks(count: int) -> tuple[list[str], list[str]]:
-    """The default blocks of Train Depth Head, strong and weak, in a UNet with `count` output blocks."""
-    strong, weak = middle_blocks(count)
-    return [f"o{i}" for i in strong], [f"o{weak}"]
 
 
 def encode_scenes(vae: VAE, first: int, count: int, size: int, depth_range: DepthRange) -> LabelledLatents:
@@ -150,34 +152,37 @@ class EachBlock(nn.Module):
 class Trial:
     """Trains networks on the first of the labelled scenes and judges them on all judged scenes."""
 
-    unet: FrozenModel
+    model: FrozenModel
     labelled: LabelledLatents
     judged: LabelledLatents
     settings: TrainingSettings
+    token_norm: bool
+    """Whether the channels of each token are normalised, as the node does for transformers."""
 
     def head(
         self, count: int, channels: dict[str, int], strong: Sequence[str], weak: Sequence[str]
     ) -> dict[str, Row]:
-        """A pixel MLP on the UNet's features, by branch."""
+        """A pixel MLP on the model's features, by branch."""
         taps = {name: channels[name] for name in channels if name in {*strong, *weak}}
         return self.train_and_judge(
-            f"{count} labels", count, self.unet_features(taps), lambda: PixelMLP(taps, strong, weak)
+            f"{count} labels",
+            count,
+            self.features(taps),
+            lambda: PixelMLP(taps, strong, weak, token_norm=self.token_norm),
         )
 
     def each_block(self, count: int, channels: dict[str, int]) -> dict[str, Row]:
         """A pixel MLP for every block alone, by block. They are trained together."""
-        return self.train_and_judge(
-            "each block", count, self.unet_features(channels), lambda: EachBlock(channels)
-        )
+        return self.train_and_judge("each block", count, self.features(channels), lambda: EachBlock(channels))
 
     def noisy_latent(self, count: int) -> Row:
-        """The same MLP on the UNet's input, the noisy latent, and on pixel positions."""
+        """The same MLP on the model's input, the noisy latent, and on pixel positions."""
 
         def inputs(scenes: LabelledLatents) -> Features:
             def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:
                 latents = scenes.latents[rows]
-                x, sigma = self.unet.noisy(latents, noise_of(latents, seeds), at)
-                x = self.unet.model.model_sampling.calculate_input(sigma, x)
+                x, sigma = self.model.noisy(latents, noise_of(latents, seeds), at)
+                x = self.model.model.model_sampling.calculate_input(sigma, x)
                 positions = torch.stack(
                     torch.meshgrid(*(torch.linspace(-1, 1, side) for side in x.shape[-2:]), indexing="ij")
                 )
@@ -190,9 +195,9 @@ class Trial:
             "strong"
         ]
 
-    def unet_features(self, taps: Iterable[str]) -> Inputs:
-        """The UNet's features of the named blocks."""
-        return lambda scenes: features_of(self.unet, scenes.latents, list(taps))
+    def features(self, taps: Iterable[str]) -> Inputs:
+        """The model's features of the named blocks."""
+        return lambda scenes: features_of(self.model, scenes.latents, list(taps))
 
     def train_and_judge(
         self, title: str, count: int, inputs: Inputs, make: Callable[[], Any]
@@ -201,7 +206,7 @@ class Trial:
         with torch.inference_mode(False):
             torch.manual_seed(self.settings.seed)
             network = make()
-        labels = self.labelled.labels[:count].to(self.unet.device)
+        labels = self.labelled.labels[:count].to(self.model.device)
         with tqdm(total=self.settings.steps, desc=title, unit="step") as bar:
             train(
                 network,
@@ -210,9 +215,9 @@ class Trial:
                 self.settings,
                 lambda done, _: bar.update(done - bar.n),
             )
-        network.to(self.unet.device)
+        network.to(self.model.device)
         settings = replace(self.settings, seed=JUDGED_SEED)
-        labels = self.judged.labels.to(self.unet.device)
+        labels = self.judged.labels.to(self.model.device)
         return Evaluation(network, inputs(self.judged), labels, settings).figures(torch.arange(len(labels)))
 
     def mean_map(self, count: int) -> Row:
@@ -223,12 +228,13 @@ class Trial:
 
 
 def tables(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, Row], minutes: float) -> str:
-    """Both tables in Markdown."""
-    arguments = "" if options.out == TABLE else " (a trial)"
+    """Both tables in Markdown, or the first alone."""
+    family = "" if options.family == demo.UNET else f" --family {options.family}"
+    trial = " (a trial)" if options.out else ""
     lines = [
-        "# Label efficiency of depth heads on the demo world",
+        f"# Label efficiency of depth heads on the demo {options.family}",
         "",
-        f"`{COMMAND}`{arguments}, {options.steps} steps of {options.batch_size}, learning rate "
+        f"`{COMMAND}{family}`{trial}, {options.steps} steps of {options.batch_size}, learning rate "
         f"{options.learning_rate:g}, renders of {options.size} px, {options.judged} judged scenes, "
         f"{minutes:.0f} minutes on {get_torch_device()}.",
         "",
@@ -236,11 +242,14 @@ def tables(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, 
         "at least one, is held out and only selects the best state.",
         "",
         *metrics_table(rows),
-        "",
-        f"## Each block alone, {options.block_count} labels",
-        "",
-        *metrics_table(blocks),
     ]
+    if blocks:
+        lines += [
+            "",
+            f"## Each block alone, {options.block_count} labels",
+            "",
+            *metrics_table(blocks),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
 from .progress import Training
@@ -24,6 +26,25 @@ Examples = dict[str, Tensor]
 """Pictures (N, 3, H, W) in uint8 under "pictures", labels (N, ...) under their names."""
 Label = Callable[[Tensor, list[Scene]], Examples]
 """Renders (N, H, W, 3) in uint8 and their scenes to examples."""
+Loss = Callable[[nn.Module, Examples, np.random.Generator], Tensor]
+"""The loss of a judge for a batch, which it may augment."""
+
+
+@dataclass(frozen=True)
+class JudgeTraining:
+    """How a judge is trained: files, number of scenes, minutes with those of earlier calls.
+
+    workers: processes that label. seed: of the weights and of the batches.
+    """
+
+    renders: Path
+    examples: Path
+    scenes: int
+    checkpoint: Path
+    minutes: float
+    device: str
+    workers: int
+    seed: int
 
 
 def label_shards(renders: Path, folder: Path, scenes: int, workers: int, label: Label) -> None:
@@ -52,28 +73,24 @@ def load_examples(folder: Path) -> Examples:
 
 
 def train_on_examples(
-    stage: str,
-    model: nn.Module,
-    loss_of: Callable[[Examples, np.random.Generator], Tensor],
-    examples: Examples,
-    batch_size: int,
-    checkpoint: Path,
-    minutes: float,
-    device: str,
-    seed: int,
+    stage: str, network: type[nn.Module], loss_of: Loss, label: Label, batch_size: int, options: JudgeTraining
 ) -> dict[str, Tensor]:
-    """Trains for `minutes`, earlier calls included; returns the averaged weights. seed: of the batches."""
+    """Labels the renders, trains a judge of a class, earlier calls included; returns the averaged weights."""
+    label_shards(options.renders, options.examples, options.scenes, options.workers, label)
+    examples, device = load_examples(options.examples), options.device
+    torch.manual_seed(options.seed)
+    model = convert_conv2d_weight_memory_format(network().to(device), torch.channels_last)
     optimiser = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.02)
-    training = Training(stage, model, [optimiser], checkpoint, minutes)
+    training = Training(stage, model, [optimiser], options.checkpoint, options.minutes)
     budget = training.budget
-    rng = np.random.default_rng((seed, training.step))
+    rng = np.random.default_rng((options.seed, training.step))
     bar = tqdm(desc=stage, unit="step", initial=training.step)
     while budget.fraction < 1:
         rows = torch.from_numpy(rng.integers(len(examples["pictures"]), size=batch_size))
-        loss = loss_of({name: values[rows].to(device) for name, values in examples.items()}, rng)
+        loss = loss_of(model, {name: values[rows].to(device) for name, values in examples.items()}, rng)
         training.learn(loss, budget.rate(LEARNING_RATE, training.step), AVERAGE_DECAY)
         bar.update()
         if training.step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", left=f"{minutes - budget.elapsed:.1f} min")
+            bar.set_postfix(loss=f"{loss.item():.4f}", left=f"{options.minutes - budget.elapsed:.1f} min")
         training.save_every(CHECKPOINT_MINUTES)
     return training.average

@@ -30,6 +30,7 @@ from torch import Tensor
 from .denoisers import TextToFlow, TextToLatent
 from .depth_judge import DEPTH_JUDGE_FILE
 from .diffusion import train_diffusion
+from .examples import JudgeTraining
 from .latents import encode_shards, linear_preview
 from .model import (
     TEXT_FILE,
@@ -152,29 +153,11 @@ def main() -> None:
                 "transformer", flow, latents, transformer, options.minutes, device, draw_transformer
             )
         case "recogniser":
-            average = train_recogniser(
-                renders,
-                options.work / "examples",
-                options.scenes,
-                options.work / f"recogniser-{options.seed}.pt",
-                options.minutes,
-                device,
-                options.workers,
-                options.seed,
-            )
+            average = train_recogniser(judge_training(options, device, "examples"))
             options.out.mkdir(parents=True, exist_ok=True)
             write_weights(options.out / RECOGNISER_FILE, average)
         case "depth_judge":
-            average = train_depth_judge(
-                renders,
-                options.work / "depth_examples",
-                options.scenes,
-                options.work / f"depth_judge-{options.seed}.pt",
-                options.minutes,
-                device,
-                options.workers,
-                options.seed,
-            )
+            average = train_depth_judge(judge_training(options, device, "depth_examples"))
             options.out.mkdir(parents=True, exist_ok=True)
             write_weights(options.out / DEPTH_JUDGE_FILE, average)
         case "export":
@@ -182,6 +165,20 @@ def main() -> None:
             export_weights(WEIGHTS, read_average(diffusion), read_average(autoencoder))
         case "export_transformer":
             export_transformer(WEIGHTS, read_average(transformer))
+
+
+def judge_training(options: argparse.Namespace, device: str, examples: str) -> JudgeTraining:
+    """That of the stage, with its examples in this folder."""
+    return JudgeTraining(
+        options.work / "renders",
+        options.work / examples,
+        options.scenes,
+        options.work / f"{options.stage}-{options.seed}.pt",
+        options.minutes,
+        device,
+        options.workers,
+        options.seed,
+    )
 
 
 def _write_sheet(path: Path, scheduler: str, model: ModelPatcher, clip: CLIP, vae: VAE) -> None:

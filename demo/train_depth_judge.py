@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch import Tensor, nn
 
 from .depth_judge import GRID, SIZE, DepthJudge, Judgement, depth_label
-from .examples import Examples, label_shards, load_examples, train_on_examples
+from .examples import Examples, JudgeTraining, train_on_examples
 from .ray_casting import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, render
 from .recogniser import shrink
 from .scenes import Scene
@@ -24,33 +21,16 @@ MIXED = 255
 """Label of a cell that shows more than one surface; the loss leaves it out."""
 
 
-def train_depth_judge(
-    renders: Path,
-    examples: Path,
-    scenes: int,
-    checkpoint: Path,
-    minutes: float,
-    device: str,
-    workers: int,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Trains for `minutes`, earlier calls included; returns the averaged weights.
+def train_depth_judge(options: JudgeTraining) -> dict[str, Tensor]:
+    """The averaged weights."""
+    return train_on_examples("depth judge", DepthJudge, _loss, label, BATCH, options)
 
-    seed: of the weights and of the batches.
-    """
-    label_shards(renders, examples, scenes, workers, label)
-    torch.manual_seed(seed)
-    model = convert_conv2d_weight_memory_format(DepthJudge().to(device), torch.channels_last)
 
-    def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
-        pictures, labels = _augment(batch["pictures"].float() / 255, batch, rng)
-        with torch.autocast(device, torch.bfloat16):
-            seen = model(pictures)
-        return judgement_loss(seen, labels)
-
-    return train_on_examples(
-        "depth judge", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device, seed
-    )
+def _loss(model: nn.Module, batch: Examples, rng: np.random.Generator) -> Tensor:
+    pictures, labels = _augment(batch["pictures"].float() / 255, batch, rng)
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        seen = model(pictures)
+    return judgement_loss(seen, labels)
 
 
 def label(pictures: Tensor, scenes: list[Scene]) -> Examples:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch import Tensor, nn
 
-from .examples import Examples, label_shards, load_examples, train_on_examples
+from .examples import Examples, JudgeTraining, train_on_examples
 from .ray_casting import FIRST_SOLID, render
 from .recogniser import PAIRS, ROOM_HEADS, SIZE, STRIDE, Recogniser, Recognition, scene_labels, shrink
 from .scenes import Scene
@@ -20,33 +17,16 @@ NOISE = 0.03
 """Largest standard deviation of the noise on training pictures, so that autoencoder faults do not matter."""
 
 
-def train_recogniser(
-    renders: Path,
-    examples: Path,
-    scenes: int,
-    checkpoint: Path,
-    minutes: float,
-    device: str,
-    workers: int,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Trains for `minutes`, earlier calls included; returns the averaged weights.
+def train_recogniser(options: JudgeTraining) -> dict[str, Tensor]:
+    """The averaged weights."""
+    return train_on_examples("recogniser", Recogniser, _loss, label, BATCH, options)
 
-    seed: of the weights and of the batches.
-    """
-    label_shards(renders, examples, scenes, workers, label)
-    torch.manual_seed(seed)
-    model = convert_conv2d_weight_memory_format(Recogniser().to(device), torch.channels_last)
 
-    def loss(batch: Examples, rng: np.random.Generator) -> Tensor:
-        pictures, places = _augment(batch["pictures"].float() / 255, batch["places"], rng)
-        with torch.autocast(device, torch.bfloat16):
-            recognition = model(pictures)
-        return recognition_loss(recognition, batch | {"places": places})
-
-    return train_on_examples(
-        "recogniser", model, loss, load_examples(examples), BATCH, checkpoint, minutes, device, seed
-    )
+def _loss(model: nn.Module, batch: Examples, rng: np.random.Generator) -> Tensor:
+    pictures, places = _augment(batch["pictures"].float() / 255, batch["places"], rng)
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        recognition = model(pictures)
+    return recognition_loss(recognition, batch | {"places": places})
 
 
 def label(pictures: Tensor, scenes: list[Scene]) -> Examples:

@@ -12,6 +12,7 @@ from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.classifier_models import classifier_guided
 from inner_guidance.tests.support.compiled_models import compiled
 from inner_guidance.tests.support.node_defaults import execute
+from inner_guidance.tests.support.pixel_vae import PixelVAE
 from inner_guidance.tests.support.recorded_runs import record_attention, record_features, steps_of
 
 pytestmark = pytest.mark.slow  # tracing takes seconds
@@ -62,17 +63,6 @@ def test_the_record_is_that_of_the_uncompiled_model(record):
     assert len(found[0]) == len(found[1]) > 0
     for expected, step in zip(*found, strict=True):
         torch.testing.assert_close(vars(step), vars(expected), rtol=0, atol=0)
-
-
-class PixelVAE:
-    """Latents are the colours, and their mean, of an eighth of the resolution."""
-
-    def vae_encode_crop_pixels(self, pixels):
-        return pixels
-
-    def encode(self, pixels):
-        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
-        return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
 
 
 IMAGES = torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(0))

@@ -16,19 +16,9 @@ from inner_guidance.nodes.train_classifier_head import InnerTrainClassifierHead
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.classifier_models import classifier_guided
 from inner_guidance.tests.support.node_defaults import execute
+from inner_guidance.tests.support.pixel_vae import PixelVAE
 
 pytestmark = pytest.mark.oldest_host
-
-
-class PixelVAE:
-    """Latents are the colours, and their mean, of an eighth of the resolution."""
-
-    def vae_encode_crop_pixels(self, pixels):
-        return pixels
-
-    def encode(self, pixels):
-        small = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1), 8) * 2 - 1
-        return torch.cat([small, small.mean(1, keepdim=True)], dim=1)
 
 
 def red_and_blue(count):

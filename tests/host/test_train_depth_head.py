@@ -1,59 +1,20 @@
-"""Train Depth Head on tiny models; on the demo model in test_demo_depth_head.py."""
+"""Train Depth Head on tiny models; on the demo model in test_demo_depth_head.py.
+
+Interruptions are in test_train_depth_head_interrupted.py.
+"""
 
 import comfy.model_management
 import comfy.utils
 import pytest
 import torch
-from comfy.model_management import InterruptProcessingException
-from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
 from inner_guidance.host.classifier.training import new_classifier
-from inner_guidance.host.depth import training_watch
 from inner_guidance.host.depth.head_training import new_network
-from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
 from inner_guidance.tests.support import tiny_models as tiny
-from inner_guidance.tests.support.node_defaults import execute
+from inner_guidance.tests.support.depth_head_runs import FourfoldVAE, pairs, train, weights
 
 pytestmark = pytest.mark.oldest_host
-
-
-class FourfoldVAE:
-    """Pixels, averaged over 4 x 4, for latents: what a VAE is to the node."""
-
-    def vae_encode_crop_pixels(self, pixels):
-        height, width = (size // 4 * 4 for size in pixels.shape[1:3])
-        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
-        return pixels[:, top : top + height, left : left + width, :3]
-
-    def encode(self, pixels):
-        pixels = self.vae_encode_crop_pixels(pixels).movedim(-1, 1)
-        small = torch.nn.functional.avg_pool2d(pixels, 4)
-        return 8 * torch.cat([small, small.mean(1, keepdim=True)], 1) - 4
-
-
-def pairs(count=6, height=64, width=48):
-    """Images whose brightness is their depth."""
-    coarse = torch.rand(count, 1, 4, 3, generator=torch.Generator().manual_seed(0))
-    depth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").movedim(1, -1)
-    return depth.expand(-1, -1, -1, 3).contiguous()
-
-
-def train(model=None, images=None, depths=None, **changed):
-    images = pairs() if images is None else images
-    given = {
-        "model": model or tiny.patcher("small"),
-        "vae": FourfoldVAE(),
-        "images": images,
-        "depths": images if depths is None else depths,
-        "steps": 4,
-        "batch_size": 2,
-    }
-    return execute(InnerTrainDepthHead, **given | changed)
-
-
-def weights(head):
-    return head.head.network.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -211,109 +172,6 @@ def test_labels_are_cropped_with_the_images():
     depths[:, 0] = depths[:, -1] = 1.0
     with pytest.raises(ValueError, match="of one grey throughout"):
         train(images=images, depths=depths)
-
-
-@pytest.fixture
-def cancel():
-    """Presses Cancel. It must have been heard by the end, or it would end the next test."""
-    yield comfy.model_management.interrupt_current_processing
-    heard = not comfy.model_management.processing_interrupted()
-    comfy.model_management.interrupt_current_processing(False)
-    assert heard
-
-
-def cancelling(model, cancel, at_pass):
-    """A model in whose pass of this number, counted from 1, the user cancels; its own operations raise."""
-    passes = [0]
-
-    def counted(executor, *args, **kwargs):
-        passes[0] += 1
-        if passes[0] == at_pass:
-            cancel()
-            comfy.model_management.throw_exception_if_processing_interrupted()
-        return executor(*args, **kwargs)
-
-    model = model.clone()
-    model.add_wrapper(WrappersMP.APPLY_MODEL, counted)
-    return model
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("at_pass", "steps", "best", "measured"),
-    [
-        (2, 1, 1, True),  # in the pass of the second step
-        (3, 2, 2, True),  # in the first of four passes that judge held-out images, after two steps
-        (6, 2, 2, True),
-        (7, 2, 2, True),
-        (20 + 9 * 4 + 2, 20, None, True),  # in the tenth and last check
-        (20 + 10 * 4 + 1, 20, None, False),  # in the measurement after the last step
-        (20 + 10 * 4 + 6, 20, None, False),
-    ],
-)
-def test_an_interruption_inside_a_pass_keeps_the_head(tmp_path, cancel, at_pass, steps, best, measured):
-    model = cancelling(tiny.patcher("small"), cancel, at_pass)
-    head, report = train(model, steps=20)
-
-    assert head.head.training["steps"] == steps
-    assert best in (None, head.head.training["kept_after"])
-    assert all(value.isfinite().all() for value in weights(head).values())
-    assert bool(head.head.training["abs_rel"]) == measured
-    assert report.isfinite().all()
-    save_depth_head(tmp_path / "kept.safetensors", head.head)
-    kept = load_depth_head(tmp_path / "kept.safetensors").network.state_dict()
-    assert all(torch.equal(value, kept[name]) for name, value in weights(head).items())
-
-
-def test_an_interruption_keeps_the_same_head_wherever_it_comes(cancel, monkeypatch):
-    """Before the first check the last state is the best: after three steps it is one and the same."""
-    inside, _ = train(cancelling(tiny.patcher("small"), cancel, 4), steps=100)
-    interrupt_after(monkeypatch, cancel, 3)
-    between, _ = train(steps=100)
-
-    assert inside.head.training["steps"] == between.head.training["steps"] == 3
-    assert all(torch.equal(value, weights(between)[name]) for name, value in weights(inside).items())
-
-
-def interrupt_after(monkeypatch, cancel, steps):
-    """The user presses Cancel when so many steps are done."""
-    update = comfy.utils.ProgressBar.update_absolute
-
-    def pressed(self, value, total=None, preview=None):
-        update(self, value, total, preview)
-        if value == 6 + steps:
-            cancel()
-
-    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", pressed)
-
-
-def test_an_interruption_by_the_progress_bar_keeps_the_head(cancel, monkeypatch):
-    """The server's hook raises while the progress is shown."""
-
-    def hook(value, *args, **kwargs):
-        if value == 6 + 3:
-            cancel()
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
-    monkeypatch.setattr(training_watch, "PREVIEW_SECONDS", 0.0)  # every preview is shown at once
-    head, _ = train(steps=100)
-    assert head.head.training["steps"] == 3
-
-
-def test_an_interruption_before_the_first_step_ends_the_graph(cancel, monkeypatch):
-    with pytest.raises(InterruptProcessingException):
-        train(cancelling(tiny.patcher("small"), cancel, 1), steps=1000)
-    interrupt_after(monkeypatch, cancel, 0)
-    with pytest.raises(InterruptProcessingException):
-        train(steps=1000)
-
-
-def test_the_model_is_as_before_after_an_interruption(cancel):
-    model = tiny.patcher("small")
-    before = tiny.sample(model)
-    train(cancelling(model, cancel, 3), steps=100)
-    assert torch.equal(tiny.sample(model), before)
 
 
 def test_progress_counts_images_and_steps(monkeypatch):

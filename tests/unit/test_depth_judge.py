@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from inner_guidance.demo import depth_judge, train_depth_judge
 from inner_guidance.demo.depth_judge import GRID, SURFACES, DepthJudge, judge
+from inner_guidance.demo.examples import JudgeTraining
 from inner_guidance.demo.progress import read_checkpoint
 from inner_guidance.demo.ray_casting import FIRST_SOLID, LEFT_WALL, RIGHT_WALL, render
 from inner_guidance.demo.renders import HELD_OUT, to_uint8
@@ -60,7 +61,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
     np.save(renders / "0000000.npy", np.stack(pictures))
 
     def train():
-        return train_depth_judge.train_depth_judge(renders, examples, 4, checkpoint, 0.02, "cpu", workers=1)
+        return train_depth_judge.train_depth_judge(
+            JudgeTraining(renders, examples, 4, checkpoint, 0.02, "cpu", workers=1, seed=0)
+        )
 
     first = train()
     steps, labelled = read_checkpoint(checkpoint)["step"], (examples / "0000000.npz").stat().st_mtime_ns

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from inner_guidance.demo import recogniser, train_recogniser
-from inner_guidance.demo.examples import load_examples
+from inner_guidance.demo.examples import JudgeTraining, load_examples
 from inner_guidance.demo.progress import read_checkpoint
 from inner_guidance.demo.ray_casting import FIRST_SOLID, render
 from inner_guidance.demo.recogniser import PAIRS, Recogniser, Recognition, recognise, recognition_scores
@@ -135,7 +135,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
     np.save(renders / "0000000.npy", np.stack(pictures))
 
     def train():
-        return train_recogniser.train_recogniser(renders, examples, 4, checkpoint, 0.02, "cpu", workers=1)
+        return train_recogniser.train_recogniser(
+            JudgeTraining(renders, examples, 4, checkpoint, 0.02, "cpu", workers=1, seed=0)
+        )
 
     first = train()
     steps, labelled = read_checkpoint(checkpoint)["step"], (examples / "0000000.npz").stat().st_mtime_ns

@@ -41,11 +41,15 @@ SCENES = (
     ("yellow box, red cylinder, blue sphere, green checker floor, pink wall", 3, 1_100_066),
 )
 
+# Rows that stand in the sheet with a remark.
+REMARKS = {
+    "With the depth locked": "follows the depth; some colours are on the wrong solid, some solids are split"
+}
 LOOK_FOR = (
     'Compare "No prompt, without guidance" with "No prompt, with Self-Attention Guidance": on average solids '
     "are sharper and more often whole. "
     'Look for "Depth that came out", which follows "Depth to keep" while "Depth without guidance" does not; '
-    "some colours land on the wrong solid."
+    "some colours land on the wrong solid, and some solids are split."
 )
 
 
@@ -118,7 +122,10 @@ def main() -> None:
                     (OUTPUT / f"{seed} {title}.png").write_bytes(png)
                     rows[title].append(Image.open(io.BytesIO(png)).convert("RGB"))
     sheet = OUTPUT / "contact-sheet.png"
-    contact_sheet([f"{text} (seed {seed})" for text, seed, _ in SCENES], rows).save(sheet)
+    remarked = {
+        ": ".join(filter(None, (title, REMARKS.get(title)))): images for title, images in rows.items()
+    }
+    contact_sheet([f"{text} (seed {seed})" for text, seed, _ in SCENES], remarked).save(sheet)
     print(f"{sum(map(len, rows.values()))} images in {time.monotonic() - start:.0f} seconds: {OUTPUT}")
     print(f"Side by side: {sheet}\n{LOOK_FOR}")
 

@@ -26,6 +26,8 @@ from .setup_host import ROOT, SetupError, host_folder
 from .template_runs import TemplateRun, TemplateRunError, run_with_twins, shortened, template
 
 FOLDER = ROOT / ".cache" / "full-size"
+# The kernel that ComfyUI takes by itself on GPUs; on CPUs it takes one that is slower and needs 4 GB more.
+OPTIONS = (*ON_THE_CPU, "--use-pytorch-cross-attention")
 TRAIN_HEAD = "22 Train a depth head on SD 1.5 with Depth Anything 3 labels"
 TRAIN_PRIOR = "23 Train a depth prior with Depth Anything 3 labels"
 # The folders in which trainings save, where the other templates find it.
@@ -68,7 +70,7 @@ def main() -> None:
     parser.add_argument("--sdxl", action="store_true", help="SDXL instead of Stable Diffusion 1.5")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these templates")
     parser.add_argument("--half", action="store_true", help="half the width and height, for slow machines")
-    parser.add_argument("--options", default=shlex.join(ON_THE_CPU), help="how to start ComfyUI")
+    parser.add_argument("--options", default=shlex.join(OPTIONS), help="how to start ComfyUI")
     options = parser.parse_args()
     names = options.only or (SDXL if options.sdxl else SD15)
     for trained in SAVED_IN.keys() & names:

@@ -9,12 +9,14 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from .demo import SCENES
 from .host_server import HostServer, HostServerError
 from .setup_host import ROOT, SetupError, host_folder
 from .thumbnails import (
     CLASSES,
     CLASSIFIER,
     DEPTH,
+    EIGHT_SEEDS,
     FILM,
     FORMS,
     GAP,
@@ -28,9 +30,11 @@ from .thumbnails import (
     SAG,
     SEES,
     WITH_SAG,
+    Drawn,
     Part,
+    Scene,
     first_of,
-    image_over_depth,
+    photo_and_depth,
     pictures_of,
 )
 
@@ -41,33 +45,33 @@ WIDTH, QUALITY = 512, 80
 class HelpPicture(NamedTuple):
     """Parts of what the template `source` draws, for one scene after the other, in rows of `columns`.
 
-    scenes: numbers of the scenes of `make demo`; None is what the template ships.
+    scenes: None is what the template ships.
     """
 
     source: str
     parts: tuple[Part, ...]
     columns: int
-    scenes: tuple[int | None, ...] = (None,)
+    scenes: tuple[Scene | None, ...] = (None,)
 
 
 PICTURES = {
-    "InnerSelfAttentionGuidance": HelpPicture(SAG, WITH_SAG, 2, (0, 1)),
+    "InnerSelfAttentionGuidance": HelpPicture(SAG, WITH_SAG, 4, EIGHT_SEEDS),
     "InnerDepthAwareGuidance": HelpPicture(LOCK, LOCKED, 2),
     "InnerClassifierGuidance": HelpPicture(
         CLASSIFIER, first_of("Without guidance", "With Classifier Guidance"), 2
     ),
-    "InnerRecordAttention": HelpPicture(SEES, first_of("Where the model looks"), 2, (1, 3)),
+    "InnerRecordAttention": HelpPicture(SEES, first_of("Where the model looks"), 2, (SCENES[1], SCENES[3])),
     "InnerAttentionMaps": HelpPicture(SEES, first_of("Where the model looks", "Where it sees the words"), 2),
     "InnerAttentionSpectrum": HelpPicture(SEES, first_of("Does it look where the detail is?"), 1),
-    "InnerRecordFeatures": HelpPicture(FORMS, FILM, 1),
+    "InnerRecordFeatures": HelpPicture(FORMS, FILM, 3),
     "InnerFeatureMaps": HelpPicture(SEES, first_of("The image", "What it tells apart"), 2),
-    "InnerDepthEstimate": HelpPicture(DEPTH, image_over_depth(READ, (0, 1)), 2),
+    "InnerDepthEstimate": HelpPicture(DEPTH, photo_and_depth(0, 1), 2),
     "InnerTrainDepthHead": HelpPicture(HEAD, REPORT, 1),
     "InnerTrainDepthPrior": HelpPicture(PRIOR, REPORT, 1),
     "InnerTrainClassifierHead": HelpPicture(CLASSES, REPORT, 1),
-    "InnerLoadDemoModel": HelpPicture(SEES, first_of("The image"), 3, (0, 1, 2, 3, 4, 5)),
+    "InnerLoadDemoModel": HelpPicture(SEES, first_of("The image"), 3, SCENES),
     "InnerDemoScenes": HelpPicture(
-        DEPTH, tuple(Part(READ, (column, row)) for row in (0, 1) for column in (0, 1, 2)), 3
+        DEPTH, tuple(Part(READ, cell=(column, row)) for row in (0, 1) for column in (0, 1, 2)), 3
     ),
 }
 """Node id -> the picture of its help page. Nodes that only load or save a file have none."""
@@ -94,7 +98,7 @@ def main() -> None:
     """Draw the pictures of all nodes, or of those that are named."""
     nodes = sys.argv[1:] or list(PICTURES)
     (ROOT / ".demo").mkdir(exist_ok=True)
-    drawn: dict[tuple[str, int | None], dict[str, Image.Image]] = {}
+    drawn: dict[tuple[str, Scene | None], Drawn] = {}
     with HostServer(host_folder(), ROOT, log=ROOT / ".demo" / "server.log") as server:
         for node in nodes:
             source, parts, columns, scenes = PICTURES[node]

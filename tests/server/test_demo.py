@@ -9,7 +9,16 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
-from inner_guidance.tools.demo import LOOK_FOR, SCENES, WORKFLOWS, draw, for_scene, node_titled, steps_of
+from inner_guidance.tools.demo import (
+    LOOK_FOR,
+    REMARKS,
+    SCENES,
+    WORKFLOWS,
+    draw,
+    for_scene,
+    node_titled,
+    steps_of,
+)
 from inner_guidance.tools.template_runs import shortened
 
 PLAIN, GUIDED = "No prompt, without guidance", "No prompt, with Self-Attention Guidance"
@@ -87,7 +96,7 @@ def test_rows_that_the_reader_is_sent_to_are_in_the_sheet(root):
 
     named = re.findall(r'"(.+?)"', LOOK_FOR)
     assert named
-    assert set(named) <= rows
+    assert {*named, *REMARKS} <= rows
 
 
 def test_scale_zero_draws_the_plain_picture(server, workflow):

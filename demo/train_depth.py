@@ -9,8 +9,8 @@ Writes to demo/weights. Training starts from scratch every time. The head reads 
 scenes that it was not trained on. The latent head reads only the latents that `demo.train latents` has
 written to the work folder.
 
-A training calibrates its head. `calibrate` does that for heads in demo/weights that have no calibration, and
-changes nothing else in them. A prior needs none.
+A training calibrates its head. `calibrate` does that for heads in demo/weights or in --out that have no
+calibration, and changes nothing else in them. A prior needs none.
 """
 
 from __future__ import annotations
@@ -135,20 +135,21 @@ def train_demo_head(model: Path, path: Path, scenes: int, steps: int, seed: int)
 
 
 def calibrate_demo_heads(folder: Path) -> None:
-    """Writes the depth heads that have no calibration, with one, to a folder."""
+    """Calibrates the depth heads in a folder that are not, on the models there or else in demo/weights."""
     models = {family.depth_head: family.model for family in demo.FAMILIES.values()}
     images, _ = rendered(MOST_READ, SIZE, FIRST_UNSEEN)
     vae = demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
     latents = torch.cat([vae.encode(image).cpu() for image in images.split(1)])
-    for file in (*models, demo.LATENT_HEAD_FILE):
-        head = load_depth_head(demo.WEIGHTS / file)
-        if head.calibration is None:
-            model = demo.load_model(demo.WEIGHTS / models.get(file, demo.UNET_FILE))
-            calibration = calibration_of(readings_of(model, head, latents))
-            if reads_latents(head):
-                head.network.half()
-            save_depth_head(folder / file, replace(head, calibration=calibration))
-            print(f"{file}: {calibration.consistency}")
+    for path in (folder / file for file in (*models, demo.LATENT_HEAD_FILE)):
+        if not path.exists() or (head := load_depth_head(path)).calibration is not None:
+            continue
+        file = models.get(path.name, demo.UNET_FILE)
+        model = demo.load_model((folder if (folder / file).exists() else demo.WEIGHTS) / file)
+        calibration = calibration_of(readings_of(model, head, latents))
+        if reads_latents(head):
+            head.network.half()
+        save_depth_head(path, replace(head, calibration=calibration))
+        print(f"{path.name}: {calibration.consistency}")
 
 
 def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[str, Tensor]:

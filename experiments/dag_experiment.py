@@ -15,7 +15,15 @@ faults, and the same renders bent, with broken geometry.
 
 Pictures and what the judges see in them are kept in the work folder, so a second call resumes an interrupted
 one. All rows of a table grow together, and a table has as many pictures as every row has. Two processes share
-the work with --part 0/2 and --part 1/2, which write no table.
+the work with --part 0/2 and --part 1/2, which write no table. With --minutes 0 the tables have what is drawn.
+
+The same for the weaker UNet of an earlier commit, whose images are worse:
+
+    mkdir -p .cache/weaker
+    for file in unet depth_head; do
+        git show b87f5d2^:demo/weights/$file.safetensors > .cache/weaker/$file.safetensors; done
+    python -m tools.run demo.train_depth calibrate --out .cache/weaker
+    python -m tools.run experiments.dag_experiment compare --weights .cache/weaker --groups empty captions
 """
 
 from __future__ import annotations
@@ -83,6 +91,12 @@ def main() -> None:
         "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="precision of the model"
     )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="draw no longer than this")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        default=demo.WEIGHTS,
+        help="folder of files that replace those in demo/weights",
+    )
     parser.add_argument("--part", default="0/1", help="such as 0/2: draw every second batch, write no table")
     parser.add_argument("--work", type=Path, default=Path(".cache/depth_aware_guidance"))
     parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
@@ -115,7 +129,10 @@ def main() -> None:
             f"--seed N --out {OTHER_SEEDS}/N, and the same with head."
         )
     with torch.inference_mode():
-        judges = Judges(Drawings(options.work.resolve(), getattr(torch, options.dtype), options.family))
+        drawings = Drawings(
+            options.work.resolve(), getattr(torch, options.dtype), options.family, options.weights
+        )
+        judges = Judges(drawings)
         part, parts = map(int, options.part.split("/"))
         draw(judges, [*groups.values()], part, parts, options.minutes)
         if parts > 1:
@@ -129,6 +146,8 @@ def main() -> None:
             lines += table(judges, group)
             judges.write_sheets(f"{options.command}-{name}", group)
     suffix = "" if options.family == demo.UNET else f"_{options.family}"
+    if options.weights != demo.WEIGHTS:
+        suffix += f"_{options.weights.name}"
     out = options.out or ROOT / "docs" / "results" / f"{FILES[options.command]}{suffix}.md"
     out.write_text("\n".join(lines), encoding="utf-8")
     print(out.read_text(encoding="utf-8"))
@@ -169,7 +188,8 @@ def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list
     read = drawings.model_name, drawings.head_name
     files = (*read, "latent_head", "depth_prior", "depth_judge", "recogniser")
     family = [] if options.family == demo.UNET else ["--family", options.family]
-    trial = family + [
+    weights = [] if options.weights == demo.WEIGHTS else ["--weights", shlex.quote(str(options.weights))]
+    trial = [*family, *weights] + [
         f"--{name} {getattr(options, name)}"
         for name in ("samples", "steps", "dtype")
         if getattr(options, name) not in (None, "bfloat16")

@@ -58,23 +58,37 @@ CONSTANTS = (
 
 
 class Drawings:
-    """A demo model with its depth head and prior, and the work folder of its pictures."""
+    """A demo model with its depth head and prior, and the work folder of its pictures.
 
-    def __init__(self, work: Path, dtype: torch.dtype = torch.float32, family: str = demo.UNET) -> None:
+    weights: a folder whose files, named like those in demo/weights, take their place.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        dtype: torch.dtype = torch.float32,
+        family: str = demo.UNET,
+        weights: Path = demo.WEIGHTS,
+    ) -> None:
         files = demo.FAMILIES[family]
+        paths = {
+            path.name: path for folder in (demo.WEIGHTS, weights) for path in folder.glob("*.safetensors")
+        }
         self.work = work
         self.dtype = dtype
         self.model_name, self.head_name = Path(files.model).stem, Path(files.depth_head).stem
-        self.checksums = {path.stem: checksum(path) for path in demo.WEIGHTS.glob("*.safetensors")}
+        self.checksums = {path.stem: checksum(path) for path in paths.values()}
         self.scene_folder = work / f"scenes-{self.checksums['autoencoder']}"
-        self.model, self.clip, self.vae = demo.load_all(demo.WEIGHTS, family)
+        self.model = demo.load_model(paths[files.model])
+        self.clip = demo.load_clip(paths[demo.TEXT_FILE])
+        self.vae = demo.load_vae(paths[demo.AUTOENCODER_FILE])
         network: Any = self.model.get_model_object("diffusion_model").to(dtype)
         network.dtype = dtype  # by which the host casts the inputs
         self.head, self.latent_head = (
-            HostedDepthHead.of(load_depth_head(demo.WEIGHTS / file))
+            HostedDepthHead.of(load_depth_head(paths[file]))
             for file in (files.depth_head, demo.LATENT_HEAD_FILE)
         )
-        self.prior_file = demo.WEIGHTS / demo.DEPTH_PRIOR_FILE
+        self.prior_file = paths[demo.DEPTH_PRIOR_FILE]
 
     def scenes(self, first: int) -> dict[str, Tensor]:
         """The held-out scenes of BATCH seeds from `first` on.

@@ -102,6 +102,11 @@ def both(consistency: float = 1.0, prior: float = 1.0) -> dict[str, float]:
     return {"consistency_scale": consistency, "prior_scale": prior, "target_scale": 0.0}
 
 
+def paper_mode(consistency: float, prior: float) -> Row:
+    """The paper's form, with its weight w = 40 times these strengths."""
+    return Row({"mode": "paper"} | both(consistency, prior))
+
+
 def compared() -> dict[str, Group]:
     """The groups of `compare`: the node's defaults, then variations of the settings that matter most."""
     losses = ("consistency_scale", "prior_scale", "target_scale")
@@ -133,9 +138,21 @@ def compared() -> dict[str, Group]:
     captions = replace(
         empty, title="Robust mode, captions, CFG 3", rows=with_captions, cfg=3.0, captions=True
     )
+    ancestral = replace(
+        empty,
+        title="Paper mode, 100 ancestral steps: empty prompt, CFG 1",
+        rows={NONE: defaults[NONE], EQUAL_COST: Row(None, steps=170)}
+        | {"DCG, w = 40": paper_mode(1.0, 0.0), "DPG, w = 40": paper_mode(0.0, 1.0)}
+        | {f"DCG + DPG, w = {40 * scale:g}": paper_mode(scale, scale) for scale in (0.25, 1.0, 4.0)},
+        samples=60,
+        sampler="ddpm",
+        scheduler="normal",
+        steps=100,
+    )
     return {
         "empty": empty,
         "captions": captions,
+        "paper": ancestral,
         "few": replace(
             captions,
             title="Few steps: captions, CFG 3",

@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from inner_guidance.demo import model as demo
 from inner_guidance.experiments import dag_experiment, seeds
 from inner_guidance.experiments.dag_experiment import as_far_as_drawn, draw
 from inner_guidance.experiments.dag_judges import Judges, Seen
@@ -106,6 +108,19 @@ def seen(count, kinds=3, **given):
         "prior": nothing,
     }
     return Seen(**(values | given))
+
+
+def test_files_of_a_folder_take_the_place_of_the_demo_weights(tmp_path):
+    (folder := tmp_path / "weaker").mkdir()
+    weights = load_file(demo.WEIGHTS / demo.UNET_FILE)
+    save_file({name: weight * 0.5 for name, weight in weights.items()}, folder / demo.UNET_FILE)
+
+    usual, weaker = Drawings(tmp_path), Drawings(tmp_path, weights=folder)
+
+    sums = [sum(p.abs().sum() for p in d.model.model.diffusion_model.parameters()) for d in (usual, weaker)]
+    torch.testing.assert_close(sums[1], 0.5 * sums[0])
+    assert weaker.checksums["depth_head"] == usual.checksums["depth_head"]
+    assert weaker.folder(GROUP, NONE) != usual.folder(GROUP, NONE)
 
 
 def test_figures_of_objects_are_paired():

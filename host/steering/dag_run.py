@@ -61,14 +61,17 @@ class DepthAwareGuidance:
         run = DepthAwareRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
-                return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+                samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             run.preview.end()
+        run.say_unless_pushed()
+        return samples
 
 
 class DepthAwareRun(GuidedRun):
     """The state of a run: the last gradient, the loss scale, head and prior on the model's device.
 
+    pushed: whether any gradient was not 0, a tensor on the device; None before the first.
     last: the gradient, its scales and its sigma, for each size of the latent, because some samplers (Euler
     SMEA Dyn) evaluate it at a second size within a step.
     """
@@ -105,6 +108,7 @@ class DepthAwareRun(GuidedRun):
         self.renoises_estimate = renoises_estimate(sampler)
         self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
         self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...], float]] = {}
+        self.pushed: Tensor | None = None
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
         """The settings, without the losses that do not act at this sigma."""
@@ -157,6 +161,9 @@ class DepthAwareRun(GuidedRun):
             denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
         if step.fresh:
             self.last[x.shape] = step.gradient, settings.scales, sigma
+            if step.gradient is not None:
+                found = step.gradient.any()
+                self.pushed = found if self.pushed is None else self.pushed | found
         depth = step.depth
         if depth is not None:
             self.preview.show(step_of(sigma, schedule) + 1, lambda: depth_picture(depth))
@@ -164,6 +171,15 @@ class DepthAwareRun(GuidedRun):
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+    def say_unless_pushed(self) -> None:
+        """Say that all images were as good as real ones, which the hinge leaves alone."""
+        if self.pushed is not None and not self.pushed:
+            logging.info(
+                "%s: nothing was changed in this run. By consistency and prior, the depth of the images is "
+                "as good as that of real images, and only what is worse is pushed.",
+                DEPTH_AWARE,
+            )
 
 
 def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) -> dict[str, PercentRange]:

@@ -85,6 +85,16 @@ def test_each_image_of_a_batch_is_measured_by_itself():
     assert found[0][2][1 - worse].abs().max() == 0
 
 
+def test_a_run_that_pushes_nothing_says_so(caplog):
+    caplog.set_level(logging.INFO)
+    shifts(depth_head=calibrated((1.0, 1.0), (0.1, 0.1)), **CONSISTENCY)
+    assert [r.message for r in caplog.records if "nothing was changed" in r.message]
+
+    caplog.clear()
+    shifts(**CONSISTENCY)
+    assert "nothing was changed" not in caplog.text
+
+
 def test_images_as_good_as_real_ones_are_not_guided_and_need_no_backward_pass(monkeypatch):
     differentiated, grad = [], torch.autograd.grad
 

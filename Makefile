@@ -67,18 +67,23 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.label_efficiency --family transformer
 	@$(VENV) -m tools.run experiments.transformer_blocks
 	@$(VENV) -m tools.run experiments.transformer_depth_guidance
+	@$(VENV) -m tools.run experiments.latent_head
 	@$(VENV) -m tools.run experiments.prior_levels
 	@$(VENV) -m tools.run experiments.prior_size
 	@$(VENV) -m tools.run experiments.dag_experiment sweep
 	@$(VENV) -m tools.run experiments.dag_experiment compare
+	@$(VENV) -m tools.run experiments.dag_experiment compare --family transformer
 	@$(VENV) -m tools.run experiments.dag_experiment hinge
 	@for seed in 1 2; do for what in head "prior --size 32"; do \
 		$(VENV) -m tools.run demo.train_depth $$what --seed $$seed --out .cache/other_seeds/$$seed; done; done
 	@$(VENV) -m tools.run experiments.dag_experiment seeds
+	@$(VENV) -m tools.run experiments.downstream
 	@$(VENV) -m tools.run experiments.dag_experiment screen
 	@$(VENV) -m tools.run experiments.dag_experiment objects
 	@$(VENV) -m tools.run experiments.sag_experiment sweep
 	@$(VENV) -m tools.run experiments.sag_experiment compare
+	@$(VENV) -m tools.run experiments.sag_experiment sweep --family transformer
+	@$(VENV) -m tools.run experiments.sag_experiment compare --family transformer
 	@$(VENV) -m tools.run demo.train renders
 	@for seed in 1 2; do for stage in "recogniser --minutes 15" "depth_judge --minutes 7"; do \
 		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed; done; done

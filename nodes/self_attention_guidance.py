@@ -45,7 +45,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     "blur_sigma",
                     default=1.0,
                     min=0.0,
-                    max=10.0,
+                    max=64.0,
                     step=0.1,
                     tooltip=(
                         "The width of the blur, in latent pixels (8 image pixels). Higher values affect "

@@ -117,8 +117,8 @@ THUMBNAILS = {
     SEES: Thumbnail(SEES, SEEN, "an image, attention, a word, features"),
     FORMS: Thumbnail(FORMS, FILM, "an image, and its depth as it forms", columns=3),
     DEPTH: Thumbnail(DEPTH, photo_and_depth(0, 1), "images, and the depth that is read"),
-    LOCK: Thumbnail(LOCK, LOCKED, "without and with a depth to keep"),
-    DAG: Thumbnail(DAG, WITH_DAG, "without and with guidance"),
+    LOCK: Thumbnail(LOCK, LOCKED, "below: the depth to keep | the depth drawn"),
+    DAG: Thumbnail(DAG, WITH_DAG, "without | with guidance, a subtle change"),
     BOTH: Thumbnail(BOTH, WITH_BOTH, "without and with both guidances", (None, SCENES[3])),
     CLASSIFIER: Thumbnail(
         CLASSIFIER,
@@ -135,14 +135,14 @@ THUMBNAILS = {
         first_of(
             "Without guidance", "With the new prior", "Depth without guidance", "Depth with the new prior"
         ),
-        "without and with the new prior",
+        "without | with the new prior, a subtle change",
     ),
     CLASSES: Thumbnail(
         CLASSES,
         first_of("Without guidance", "Towards red", "Towards yellow"),
         "without, and towards classes of the new head",
     ),
-    TRANSFORMER: Thumbnail(TRANSFORMER, LOCKED, "without and with a depth to keep"),
+    TRANSFORMER: Thumbnail(TRANSFORMER, LOCKED, "below: the depth to keep | the depth drawn"),
     "13 SAG on SD 1.5": Thumbnail(
         SAG, WITH_SAG, "SAG, here on the demo model, no prompt", (SCENES[2], SCENES[3])
     ),
@@ -159,9 +159,9 @@ THUMBNAILS = {
     "18 Depth of an image from SD 1.5": Thumbnail(
         DEPTH, photo_and_depth(2, 3), "depth that is read, here by the demo model"
     ),
-    "19 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
+    "19 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"),
     "20 Depth-aware guidance on SD 1.5": Thumbnail(
-        DAG, WITH_DAG, "DAG, here on the demo model", (SCENES[1],)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[5],)
     ),
     "21 DAG + SAG": Thumbnail(BOTH, WITH_BOTH, "DAG + SAG, here on the demo model", (SCENES[2], SCENES[3])),
     "22 Train a depth head on SD 1.5 with Depth Anything 3 labels": Thumbnail(
@@ -171,15 +171,17 @@ THUMBNAILS = {
         PRIOR, REPORT, "training report, here on demo scenes"
     ),
     "24 Depth lock + SAG on Z-Image": Thumbnail(
-        LOCK, LOCKED, "depth lock, here on the demo model", (SCENES[0],)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[0],)
     ),
     "25 Depth lock + SAG on Qwen-Image": Thumbnail(
-        LOCK, LOCKED, "depth lock, here on the demo model", (SCENES[1],)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[1],)
     ),
     "26 Depth lock + SAG on FLUX.2 Klein": Thumbnail(
-        LOCK, LOCKED, "depth lock, here on the demo model", (SCENES[3],)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[3],)
     ),
-    "27 Depth lock + SAG on Krea 2": Thumbnail(LOCK, LOCKED, "depth lock, here on the demo model"),
+    "27 Depth lock + SAG on Krea 2": Thumbnail(
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"
+    ),
 }
 """Template -> its thumbnail."""
 

@@ -43,7 +43,6 @@ KNOWN_AS = {
 UNETS = {
     "UNet": ("SD 1.x, SD 2.x, SDXL and its fine-tunes: Pony, Illustrious, NoobAI", "UNetModel"),
 }
-HEADS = "with `latent` heads"
 # By name: why the words of a prompt have no maps.
 NO_WORDS = {"Hunyuan-DiT": "no: its attention mixes two prompts"}
 
@@ -105,7 +104,7 @@ def page() -> str:
             NO_WORDS.get(joint.name, YES),
             YES,
             YES,
-            YES if joint.overridable and joint.differentiable else HEADS,
+            YES,
         )
         for path, joint in JOINT_MODELS.items()
         if joint is not None

@@ -1,7 +1,7 @@
 """Checkpointing: a block keeps only its inputs, and runs a second time in the backward pass."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,8 +13,11 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..taps.joint_models import joint_model
+from .plain_kernels import plain_kernels
 from .weights import own
 from .writes import writes_allowed
+
+Context = Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
@@ -36,7 +39,8 @@ def checkpointed(diffusion_model: torch.nn.Module) -> Iterator[None]:
     with ExitStack() as undo:
         for block in blocks:
             undo.callback(_restore, block, vars(block).get("forward"))
-            vars(block)["forward"] = partial(run, block.forward)
+            kernels = partial(plain_kernels, diffusion_model, block)
+            vars(block)["forward"] = partial(run, block.forward, kernels)
         yield
 
 
@@ -52,15 +56,17 @@ def _restore(block: torch.nn.Module, forward: Callable[..., Any] | None) -> None
         vars(block)["forward"] = forward
 
 
-def _run_unet_block(forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+def _run_unet_block(forward: Callable[..., Any], _: Context, /, *args: Any, **kwargs: Any) -> Any:
     """One block. Its second run gets the same transformer_options as the first."""
     copied = [dict(a) if isinstance(a, dict) else a for a in args]
     kwargs = {name: dict(a) if isinstance(a, dict) else a for name, a in kwargs.items()}
     return checkpoint(forward, *copied, use_reentrant=False, **kwargs)
 
 
-def _run_transformer_block(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """One block. Both runs get copies of its tensors, and the same transformer_options."""
+def _run_transformer_block(
+    forward: Callable[..., Any], kernels: Context, /, *args: Any, **kwargs: Any
+) -> Any:
+    """One block. Both runs get copies of its tensors, the same transformer_options, and the kernels."""
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     values, spec = tree_flatten(
@@ -75,7 +81,8 @@ def _run_transformer_block(forward: Callable[..., Any], *args: Any, **kwargs: An
         for i, tensor in zip(places, given, strict=True):
             filled[i] = tensor.clone()
         args, kwargs = tree_unflatten(filled, spec)
-        return forward(*args, **kwargs)
+        with kernels():
+            return forward(*args, **kwargs)
 
     return RunAgain.apply(block, *tensors)
 

@@ -32,6 +32,7 @@ from .checkpointing import checkpointed
 from .kernels import training_kernels
 from .normal_tensors import normal
 from .patches import differentiable_forwards, differentiable_patches
+from .plain_kernels import plain_kernels
 from .weights import differentiable_weights
 from .writes import writes_allowed
 
@@ -131,6 +132,7 @@ def differentiate(
         differentiable_weights(model),
         uncompiled(),
         training_kernels() if is_transformer else nullcontext(),
+        plain_kernels(model.diffusion_model, model.diffusion_model),
         checkpointed(model.diffusion_model) if checkpointing else nullcontext(),
     ):
         inputs = {name: _normal(value) for name, value in inputs.items()}

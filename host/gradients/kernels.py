@@ -32,11 +32,6 @@ def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str)
     joint = joint_model(diffusion_model)
     if joint is None:
         return
-    if not (joint.overridable and joint.differentiable):
-        raise ValueError(
-            f"{node} needs gradients, which {joint.name} does not give: connect a depth "
-            "head of the architecture latent."
-        )
     if not hasattr(comfy.model_management, "in_training"):
         raise ValueError(
             f"{node} needs gradients, which this version of ComfyUI does not give for {joint.name}: update "

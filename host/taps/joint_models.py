@@ -38,7 +38,7 @@ class JointModel:
     patch: the side of a patch in latent pixels, or the model's attribute that holds it, one for all sides
     or one for each.
     overridable: whether the host lets an override see the attention (overridden_attention.py).
-    differentiable: whether the host has a backward pass for its kernels (gradients/kernels.py).
+    fused: whether it rotates in an operator without a backward pass (gradients/plain_kernels.py).
     """
 
     name: str
@@ -47,7 +47,7 @@ class JointModel:
     width: str = "hidden_size"
     patch: str | int = "patch_size"
     overridable: bool = True
-    differentiable: bool = True
+    fused: bool = False
 
 
 DOUBLE_AND_SINGLE = (Stack("double", "double_blocks", image=0), Stack("single", "single_blocks", image=None))
@@ -82,7 +82,7 @@ JOINT_MODELS: dict[str, JointModel | None] = {
         (IMAGE,),
         "model_channels",
         patch="patch_spatial",
-        differentiable=False,
+        fused=True,
     ),
     "comfy.ldm.wan.model.WanModel": JointModel("Wan", SELF_AND_CROSS, (IMAGE, REFERENCES), "dim"),
     "comfy.ldm.wan.model.SCAILWanModel": None,  # other images before and behind, of any number
@@ -106,6 +106,7 @@ JOINT_MODELS: dict[str, JointModel | None] = {
         (Stack("single", "layers", None, "self_attention"),),
         (IMAGE, PROMPT),
         overridable=False,
+        fused=True,
     ),
     "comfy.ldm.pixart.pixartms.PixArtMS": JointModel(
         "PixArt", (Stack("double", "blocks", None, "attn", "cross_attn"),), (IMAGE,), overridable=False
@@ -144,7 +145,7 @@ JOINT_MODELS: dict[str, JointModel | None] = {
         (Stack("double", "double_blocks", image=0),),
         (IMAGE, REFERENCES, PROMPT),
         "img_in.out_channels",
-        differentiable=False,
+        fused=True,
     ),
     "comfy.ldm.pixeldit.model.PixDiT_T2I": JointModel(
         "PixelDiT", (Stack("double", "patch_blocks", image=0),), (PROMPT, IMAGE)

@@ -13,7 +13,6 @@ from inner_guidance.depth_head.head_files import load_depth_head, save_depth_hea
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.host.depth.head_training import new_network
 from inner_guidance.host.depth.heads import HostedDepthHead, model_family, require_head_fits
-from inner_guidance.host.gradients.kernels import refuse_without_training_kernels
 from inner_guidance.host.taps.blocks import feature_blocks
 from inner_guidance.host.taps.feature_tap import FeatureTap
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
@@ -167,19 +166,6 @@ def test_a_host_without_training_kernels_is_refused_by_name(monkeypatch):
     monkeypatch.delattr(comfy.model_management, "in_training")
     with pytest.raises(ValueError, match=r"this version of ComfyUI does not give for Flux: update ComfyUI"):
         sampled("flux")
-
-
-@pytest.mark.parametrize(
-    ("kind", "model_type", "name"),
-    [("ernie", "FLOW", "Ernie Image"), ("cosmos", "FLOW_COSMOS", "Cosmos-Predict2")],
-)
-def test_kernels_that_cannot_be_replaced_are_refused_by_name(kind, model_type, name):
-    if not hasattr(comfy.model_base, tiny.KINDS[kind][1]):
-        pytest.skip(f"this host has no {name}")
-    with pytest.raises(
-        ValueError, match=f"needs gradients, which {name} does not give: connect a depth head"
-    ):
-        refuse_without_training_kernels(tiny.patcher(kind, model_type).model.diffusion_model, "This node")
 
 
 class EightfoldVAE:

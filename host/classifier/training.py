@@ -24,6 +24,7 @@ from ..depth.training_watch import TrainingWatch
 from ..sampling.frozen_model import Conditioning, FrozenModel, with_frozen_model
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
+from ..taps.uncompiled import refuse_uncontrollable_compiler
 from .heads import HostedClassifierHead
 
 REPEATED = re.compile(r"(.*?)\s*\*\s*(\d{1,6})")
@@ -59,6 +60,7 @@ def train_classifier_head(
         )
     family = model_family(model)
     network = new_classifier(model, blocks, len(classes), settings.seed)
+    refuse_uncontrollable_compiler(model, "Train Classifier Head")
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
     latents = encode(model, vae, images, progress)
     labels = torch.tensor([classes.index(name) for name in names])

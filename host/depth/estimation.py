@@ -13,6 +13,7 @@ from ...depth_head.architectures.latent import ESTIMATE
 from ...pictures.images import as_rgb
 from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..sampling.schedule import TIMES
+from ..taps.uncompiled import refuse_uncontrollable_compiler
 from .heads import HostedDepthHead, reads_latents, require_head_fits
 
 LARGEST_BATCH = 16
@@ -42,6 +43,7 @@ def estimate_depth(
     if reads_latents(hosted.head):
         return depth_of_latents(model, hosted, latents)
     require_prompt(model, positive)
+    refuse_uncontrollable_compiler(model, "Depth Estimate")
     network = hosted.head.network
     names = network.branch_taps["strong"]
     generator = torch.Generator().manual_seed(seed)

@@ -23,6 +23,7 @@ from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, w
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
+from ..taps.uncompiled import refuse_uncontrollable_compiler
 from .calibration import calibration_of
 from .estimation import as_sampled
 from .heads import HostedDepthHead, block_count, feature_channels, latent_space, model_family
@@ -62,6 +63,7 @@ def train_depth_head(
     network = new_network(model, architecture, blocks, weak_blocks, settings.seed)
     if architecture != LATENT:
         require_prompt(model, positive)
+        refuse_uncontrollable_compiler(model, "Train Depth Head")
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
     latents = encode(model, vae, images, progress)
     labels = labels_for(vae, maps, images, latents.shape[-2:])

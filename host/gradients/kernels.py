@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import comfy.model_management
 import torch
-from comfy.patcher_extension import WrappersMP
 
 from ..taps.joint_models import joint_model
-from ..taps.uncompiled import can_run_uncompiled
 
 
 @contextmanager
@@ -37,18 +34,3 @@ def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str)
             f"{node} needs gradients, which this version of ComfyUI does not give for {joint.name}: update "
             "ComfyUI, or connect a depth head of the architecture latent."
         )
-
-
-def refuse_uncontrollable_compiler(
-    model: torch.nn.Module, transformer_options: dict[str, Any], node: str
-) -> None:
-    """Raise ValueError for a compiled model if PyTorch is older than 2.6 and cannot run it uncompiled."""
-    compiled = "torch.compile" in transformer_options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {})
-    if can_run_uncompiled() or not (
-        compiled or any(hasattr(module, "_orig_mod") for module in model.modules())
-    ):
-        return
-    raise ValueError(
-        f"{node} needs PyTorch 2.6 or later with torch.compile: update PyTorch, or remove the node that "
-        "compiles the model."
-    )

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..gradients.kernels import refuse_uncontrollable_compiler, refuse_without_training_kernels
+from ..gradients.kernels import refuse_without_training_kernels
 from ..gradients.weights import refuse_quantised
 from ..sampling.evaluated_steps import EvaluatedSteps
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
 from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part, sigma_of
+from ..taps.uncompiled import refuse_uncontrollable_compiler
 
 
 class PercentRange(NamedTuple):
@@ -161,7 +162,7 @@ def require_differentiable(guider: Any, noise: Tensor, node: str) -> None:
         )
     refuse_without_training_kernels(diffusion_model, node)
     refuse_quantised(diffusion_model, node)
-    refuse_uncontrollable_compiler(diffusion_model, guider.model_options["transformer_options"], node)
+    refuse_uncontrollable_compiler(guider.model_patcher, node)
 
 
 def finite_images(*tensors: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 
 
 def can_run_uncompiled() -> bool:
@@ -57,3 +59,20 @@ def uncompiled() -> Iterator[None]:
         return
     with STANCE.uncompiled():
         yield
+
+
+def refuse_uncontrollable_compiler(model: ModelPatcher, node: str) -> None:
+    """Raise ValueError for a compiled model if PyTorch is older than 2.6 and cannot run it uncompiled."""
+    if can_run_uncompiled():
+        return
+    patches = [patch for patch in model.object_patches.values() if isinstance(patch, torch.nn.Module)]
+    compiled = any(
+        hasattr(module, "_orig_mod")
+        for part in (model.get_model_object("diffusion_model"), *patches)
+        for module in part.modules()
+    )
+    if compiled or "torch.compile" in model.wrappers.get(WrappersMP.APPLY_MODEL, {}):
+        raise ValueError(
+            f"{node} needs PyTorch 2.6 or later with torch.compile: update PyTorch, or remove the node that "
+            "compiles the model."
+        )

@@ -4,9 +4,7 @@ import comfy.ldm.modules.attention
 import pytest
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
-from comfy.patcher_extension import WrappersMP
 
-from inner_guidance.host.gradients.kernels import refuse_uncontrollable_compiler
 from inner_guidance.tests.support.gradient_reference import (
     assert_is_the_gradient,
     build,
@@ -144,14 +142,3 @@ def test_a_compiled_model_runs_as_it_was_written():
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
     assert not compiled_graphs
-
-
-def test_without_a_way_to_switch_the_compiler_off_compiled_models_are_refused(monkeypatch):
-    model = build()
-    monkeypatch.delattr(torch.compiler, "set_stance")
-    refuse_uncontrollable_compiler(model, {}, "Depth-Aware Guidance")
-
-    with pytest.raises(ValueError, match=r"needs PyTorch 2\.6 or later with torch\.compile"):
-        refuse_uncontrollable_compiler(
-            model, {"wrappers": {WrappersMP.APPLY_MODEL: {"torch.compile": [None]}}}, "Depth-Aware Guidance"
-        )

@@ -73,6 +73,19 @@ def read_target_depth(images: Tensor, name: str) -> Tensor:
     return normalise(read_depth_maps(images, name))
 
 
+def read_target_mask(mask: Tensor, name: str) -> Tensor:
+    """A MASK (N, h, w), or (h, w), as (N, 1, h, w) in [0, 1], float32: what is darker than black is black.
+
+    name: of the input. Raises ValueError for an empty mask, and for values that are not numbers.
+    """
+    if not mask.numel():
+        raise ValueError(f"{name} is empty: connect a mask, or none.")
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
+    if mask.isnan().any():
+        raise ValueError(f"{name} has values that are not numbers: check the node that makes the mask.")
+    return mask.clamp(0, 1)
+
+
 def centre_crop(maps: Tensor, height: int, width: int) -> Tensor:
     """The part of maps (N, 1, h, w) with the aspect ratio of height and width: the host's "center" crop.
 

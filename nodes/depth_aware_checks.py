@@ -2,23 +2,22 @@
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
 from ..host.steering.dag_losses import ROBUST, DepthAwareSettings
 
 # The defaults.
 STRENGTHS = {"consistency_scale": 0.5, "prior_scale": 0.5, "target_scale": 1.0}
 
 
-def without_effect(settings: DepthAwareSettings, target_mask: Tensor | None) -> Iterator[str]:
+def without_effect(settings: DepthAwareSettings) -> Iterator[str]:
     """Sentences on inputs that are set or connected without effect. A strength at its default is not set."""
     if settings.prior is None and settings.prior_scale not in (0, STRENGTHS["prior_scale"]):
         yield "prior_scale has no effect without a prior. Connect depth_prior."
     if settings.target is None and settings.target_scale not in (0, STRENGTHS["target_scale"]):
         yield "target_scale has no effect without a target. Connect target_depth."
-    if target_mask is not None and settings.target is None:
+    mask = settings.target_mask
+    if mask is not None and settings.target is None:
         yield "target_mask has no effect without a target. Connect target_depth."
-    if target_mask is not None and settings.uses_target and not target_mask.any():
+    if mask is not None and settings.uses_target and not mask.any():
         yield "target_mask is black, so target_depth has no effect. Paint white where it applies."
     if not any(settings.scales):
         yield "it does nothing, because all strengths are 0. Raise one, or bypass the node."

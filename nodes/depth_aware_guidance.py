@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from ..depth_head.depth_maps import read_target_depth
+from ..depth_head.depth_maps import read_target_depth, read_target_mask
 from ..depth_head.head import DepthHead
 from ..depth_head.prior import DepthPrior
 from ..host.depth.calibration import prior_levels
@@ -186,8 +186,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 depth_head.head.name,
             )
             settings["consistency_scale"] = 0.0
-        if target_mask is not None and not target_mask.numel():
-            raise ValueError("Depth-Aware Guidance: target_mask is empty: connect a mask, or none.")
+        mask = None if target_mask is None else read_target_mask(target_mask, "target_mask")
         calibration = depth_head.head.calibration
         levels = None
         if settings["mode"] == ROBUST and settings["prior_scale"] != 0 and depth_prior and calibration:
@@ -197,9 +196,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 head=depth_head,
                 prior=depth_prior,
                 target=None if target_depth is None else read_target_depth(target_depth, "target_depth"),
-                target_mask=None
-                if target_mask is None
-                else target_mask.reshape(-1, 1, *target_mask.shape[-2:]),
+                target_mask=mask,
                 checkpointing=checkpointing,
                 self_start_percent=self_start_percent,
                 target_end_percent=target_end_percent,
@@ -208,7 +205,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 **settings,
             )
         )
-        for sentence in without_effect(guidance.settings, target_mask):
+        for sentence in without_effect(guidance.settings):
             logging.warning("Depth-Aware Guidance: %s", sentence)
         for sentence in uncalibrated(guidance.settings):
             logging.info("Depth-Aware Guidance: %s", sentence)

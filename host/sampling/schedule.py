@@ -139,8 +139,11 @@ class SigmaRange:
         """Percentages from 0 (the first step) to 1 (the last).
 
         counted_from: the sigma of 0 percent, infinite for that of the whole schedule. At 0 the range has no
-        upper end: a schedule may begin above the model's largest sigma.
+        upper end: a schedule may begin above the model's largest sigma. Unless start_percent is below
+        end_percent, the range is empty, also where a step is exactly at both.
         """
+        if start_percent >= end_percent:
+            return cls(-math.inf, math.inf)
         skipped = percent_at(model_sampling, counted_from)
         start, end = (
             float(model_sampling.percent_to_sigma(percent + skipped * (1 - percent)))

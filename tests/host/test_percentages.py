@@ -180,6 +180,20 @@ def test_strengths_without_a_step_are_named_once_a_run(settings, sentence, said)
     assert said() == [sentence]
 
 
+def test_a_range_that_ends_where_it_starts_is_empty_and_says_so(said):
+    """Also where a step is exactly there, as the second of three is at a half."""
+    model = tiny.patcher()
+    model_sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(model_sampling, "normal", 3)
+    assert model_sampling.percent_to_sigma(0.5) in sigmas.tolist()
+
+    image = tiny.sample(tiny.guided(model, start_percent=0.5, end_percent=0.5), steps=3)
+
+    assert torch.equal(image, tiny.sample(model, steps=3))
+    (sentence,) = said()
+    assert "start_percent (0.5) is not below end_percent (0.5)" in sentence
+
+
 def test_sag_without_a_step_says_so(said):
     tiny.sample(tiny.guided(tiny.patcher(), start_percent=0.41, end_percent=0.42), steps=2)
 

@@ -30,7 +30,7 @@ def test_a_range_is_in_order_and_holds_the_first_step_where_it_begins_at_0(
     within = schedule.SigmaRange.from_percent(model_sampling, start, end, first)
 
     assert not math.isnan(within.start + within.end)
-    assert (within.start >= within.end) or start > end or end == 0
+    assert (within.start >= within.end) == (start < end)
     if begin > 0:
         from_0 = schedule.SigmaRange.from_percent(model_sampling, 0.0, end, first)
         assert end == 0 or first in from_0

@@ -166,6 +166,10 @@ class TestShifts:
 
         torch.testing.assert_close(shifted, mean(x0) - gradient)
 
+    def test_paper_moves_nothing_where_the_next_latent_of_a_flow_model_is_noise_alone(self):
+        for sigma, sigma_next in ((1.2, 1.0), (1.3, 1.1)):
+            assert not dag.paper_shift(random(1, 4, 3, 3), sigma, sigma_next, flow=True).any()
+
     def test_a_shift_of_x0_has_a_limit_in_the_number_of_steps_and_a_kick_has_none(self):
         # The claim of robust_shift, for x0 ~ N(0, 1) and L = x0: where x ends when every estimate is shifted.
         def end(steps, shift):

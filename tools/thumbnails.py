@@ -161,7 +161,7 @@ THUMBNAILS = {
     ),
     "19 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"),
     "20 Depth-aware guidance on SD 1.5": Thumbnail(
-        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[5],)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[3],)
     ),
     "21 DAG + SAG": Thumbnail(BOTH, WITH_BOTH, "DAG + SAG, here on the demo model", (SCENES[2], SCENES[3])),
     "22 Train a depth head on SD 1.5 with Depth Anything 3 labels": Thumbnail(

@@ -143,7 +143,7 @@ class SigmaRange:
         end_percent, the range is empty, also where a step is exactly at both.
         """
         if start_percent >= end_percent:
-            return cls(-math.inf, math.inf)
+            return cls(0.0, math.inf)
         skipped = percent_at(model_sampling, counted_from)
         start, end = (
             float(model_sampling.percent_to_sigma(percent + skipped * (1 - percent)))

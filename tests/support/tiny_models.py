@@ -116,7 +116,7 @@ def root(kind, model_type, seed, weights):
     """A model of the host's, made once, and what a loader node would hand out for it."""
     unet_config, class_name, config_class = KINDS[kind]
     config = config_class(dict(unet_config))
-    config.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
+    config.set_inference_dtype(weights, None if weights.itemsize >= 4 else torch.float32)
     # By name: ComfyUI 0.9.2 lacks some.
     model = getattr(comfy.model_base, class_name)(config, ModelType[model_type], device=CPU)
     if kind == "inpaint":
@@ -128,7 +128,7 @@ def root(kind, model_type, seed, weights):
 def patcher(kind="small", model_type="EPS", seed=0, weights=torch.float32):
     """A tiny model: a clone, with patches of its own, of the one that all tests share.
 
-    weights: the type in which they are stored; the model computes in float32.
+    weights: the type in which they are stored; the model computes in float32, in float64 with float64.
     """
     return root(kind, model_type, seed, weights).clone()
 

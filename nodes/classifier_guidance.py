@@ -1,5 +1,6 @@
 """The Classifier Guidance node."""
 
+import logging
 from typing import Any
 
 from comfy_api.latest import io
@@ -98,7 +99,12 @@ class InnerClassifierGuidance(io.ComfyNode):
         """A guided clone of the model. Raises ValueError for an unknown class or a head of another model."""
         require_classifier_fits(classifier_head.head, model)
         label = classifier_head.head.label(class_name)
+        if scale == 0:
+            logging.warning(
+                "Classifier Guidance: it does nothing, because scale is 0. Raise it, or bypass the node."
+            )
+            return io.NodeOutput(model.clone())
         settings = ClassifierSettings(
             classifier_head, label, scale, start_percent, end_percent, checkpointing
         )
-        return io.NodeOutput(attach(model, ClassifierGuidance(settings)) if scale else model.clone())
+        return io.NodeOutput(attach(model, ClassifierGuidance(settings)))

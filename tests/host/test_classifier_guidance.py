@@ -91,6 +91,16 @@ def test_the_shift_is_the_naive_gradient(model_type):
         assert seen.steps[0][2].abs().max() < 1e-5
 
 
+def test_scale_0_says_that_the_node_does_nothing(caplog):
+    with caplog.at_level(logging.WARNING):
+        idle = classifier_guided(tiny.patcher(), scale=0.0)
+
+    assert caplog.messages == [
+        "Classifier Guidance: it does nothing, because scale is 0. Raise it, or bypass the node."
+    ]
+    assert torch.equal(tiny.sample(idle), tiny.sample(tiny.patcher()))
+
+
 def test_another_class_is_another_gradient():
     cat, dog = (
         tiny.sample(classifier_guided(tiny.patcher(), scale=3.0, class_name=name)) for name in ("cat", "dog")

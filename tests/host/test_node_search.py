@@ -18,6 +18,17 @@ SEARCHES = [
     ("attention map", "InnerRecordAttention"),
     ("classifier", "InnerClassifierGuidance"),
     ("classifier", "InnerTrainClassifierHead"),
+    ("classifier", "InnerLoadClassifierHead"),
+    ("classifier", "InnerSaveClassifierHead"),
+    ("readout", "InnerSaveDepthHead"),
+    ("readout", "InnerRecordFeatures"),
+    ("prior", "InnerTrainDepthPrior"),
+    ("prior", "InnerLoadDepthPrior"),
+    ("prior", "InnerSaveDepthPrior"),
+    ("feature map", "InnerFeatureMaps"),
+    ("Fourier", "InnerAttentionSpectrum"),
+    ("depth dataset", "InnerDemoScenes"),
+    ("example model", "InnerLoadDemoModel"),
 ]
 
 
@@ -32,3 +43,7 @@ def test_search_finds_the_node(typed, node_id):
 
     names = [listed["name"], listed["display_name"], *listed["search_aliases"]]
     assert any(typed.lower() in name.lower() for name in names)
+
+
+def test_every_node_is_searched_for():
+    assert {node_id for _, node_id in SEARCHES} == {node.define_schema().node_id for node in NODES}

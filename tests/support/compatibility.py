@@ -43,7 +43,7 @@ and SD3, Depth-Aware Guidance has a `latent` head, and Classifier Guidance is no
 
 The same with LoRAs, ControlNets, prompts and other models, on the tiny UNet. The difference of two random
 models has flat attention, and ConditioningSetTimestepRange leaves the second step without a prompt; of these
-the warnings speak. TorchCompileModel: one block, with the backend eager, after a run without guidance.
+the warnings say so. TorchCompileModel: one block, with the backend eager, after a run without guidance.
 
 | node | {columns} |
 |---|{rules}

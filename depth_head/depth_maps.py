@@ -47,8 +47,8 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     uniform = high - low < UNIFORM * maps.abs().amax(dim=(1, 2, 3)).clamp_min(1)
     if uniform.any():
         raise ValueError(
-            f"{name}: {int(uniform.sum())} of the {len(maps)} depth maps are of one grey: connect depth "
-            "images, in which near is white and far is black."
+            f"{name}: {int(uniform.sum())} of the {len(maps)} depth maps have a single grey value: connect "
+            "depth images, in which near is white and far is black."
         )
     if low.min() < -TOLERANCE or high.max() > 1 + TOLERANCE:
         logging.warning(

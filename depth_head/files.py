@@ -74,8 +74,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     # Errors of every class: a type of number that the library does not know is a KeyError.
     except Exception as error:
         raise ValueError(
-            f"{legible(path.name)} is damaged, or not a safetensors file ({legible(error)}): fetch or save "
-            "it again."
+            f"{legible(path.name)} is damaged, or not a safetensors file ({legible(error)}): download or "
+            "save it again."
         ) from error
     _require_kind(path, kind, metadata)
     return metadata, tensors
@@ -192,7 +192,7 @@ def fill(path: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def damaged(path: Path, fault: str) -> ValueError:
     """The error for a file with this fault."""
-    return ValueError(f"{legible(path.name)} is damaged ({fault}): fetch or save it again.")
+    return ValueError(f"{legible(path.name)} is damaged ({fault}): download or save it again.")
 
 
 def legible(value: object, longest: int = LONGEST_QUOTE) -> str:

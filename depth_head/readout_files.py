@@ -42,8 +42,8 @@ def read_readout(path: Path) -> DepthHead:
     # Any class of error: a malformed pickle can break any operation.
     except Exception as error:
         raise ValueError(
-            f"{legible(path.name)} is damaged, or holds more than weights and is therefore not opened: fetch "
-            "it again from the authors' page."
+            f"{legible(path.name)} is damaged, or holds more than weights and is therefore not opened: "
+            "download it again from the authors' page."
         ) from error
     config, weights = _parts(path, checkpoint)
     family = FAMILIES.get(tuple(config["dims"]))

@@ -91,7 +91,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=False,
-                    tooltip="The seed for the random masks. A higher value is different, not better.",
+                    tooltip="The seed for the random masks. Any number; the same gives the same masks.",
                     extra_dict=ADVANCED,
                 ),
                 io.Mask.Input(
@@ -139,7 +139,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
         if min(height, width) < PATCH_SIZES[0]:
             raise ValueError(
                 f"image: it is {width} x {height}, and the smallest patch that is measured has "
-                f"{PATCH_SIZES[0]} pixels a side. Wire the decoded image."
+                f"{PATCH_SIZES[0]} pixels a side. Connect the decoded image."
             )
         if not image.isfinite().all():
             raise ValueError("image: it has values that are not finite. Check the VAE and its precision.")

@@ -89,9 +89,9 @@ class InnerLoadDemoModel(io.ComfyNode):
                 DEPTH_HEAD.Output(
                     display_name="LATENT_HEAD",
                     tooltip=(
-                        "A depth head that reads the clean estimate, not the model's features; the same for "
-                        "both families. With it, guidance towards a target costs next to nothing. Connect it "
-                        "to Depth-Aware Guidance or Depth Estimate."
+                        "A depth head that reads the model's current estimate of the finished latent, not "
+                        "its features; the same for both families. With it, guidance towards a target costs "
+                        "next to nothing. Connect it to Depth-Aware Guidance or Depth Estimate."
                     ),
                 ),
             ],

@@ -34,7 +34,8 @@ def uncalibrated(settings: DepthAwareSettings) -> Iterator[str]:
     head = settings.head.head
     if settings.mode == ROBUST and head.calibration is None and any(acts.values()):
         losses = " and ".join(name for name in acts if acts[name])
+        verb = "steer" if all(acts.values()) else "steers"
         yield (
-            f"{head.name} does not say how it reads real images, so {losses} will push every image, not only "
-            "those that are worse than real ones. Train a new head with Train Depth Head to change that."
+            f"{head.name} is not calibrated, so {losses} {verb} every image, not only those "
+            "that are worse than real ones. Train a new head with Train Depth Head to change that."
         )

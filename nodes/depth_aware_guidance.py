@@ -36,9 +36,9 @@ class InnerDepthAwareGuidance(io.ComfyNode):
             ),
             category="model/patch/unet",
             description=(
-                "Reads depth from the model's own features, or from its clean estimate, while the image "
-                "forms, and steers towards depth that is consistent, plausible, or close to a depth map "
-                "that you provide. Connect it between the model and the sampler."
+                "Reads depth from the model's own features, or from its current estimate of the finished "
+                "latent, while the image forms, and steers towards depth that is consistent, plausible, or "
+                "close to a depth map that you provide. Connect it between the model and the sampler."
             ),
             inputs=[
                 io.Model.Input("model", tooltip="The model to guide, after its LoRAs."),
@@ -46,20 +46,20 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "depth_head",
                     tooltip=(
                         "The network that reads depth. It must have been trained for this model family, or, "
-                        "if it is a latent head, for this VAE. A latent head reads the clean estimate "
-                        "instead of features: it works with every model and costs next to nothing, but "
-                        "consistency_scale has no effect."
+                        "if it is a latent head, for this VAE. A latent head reads the model's current "
+                        "estimate of the finished latent instead of features: it works with every model and "
+                        "costs next to nothing, but consistency_scale has no effect."
                     ),
                 ),
                 strength(
                     "consistency_scale",
                     "How strongly to make the depth self-consistent: the depth read from a few of the "
-                    "model's blocks should match the depth read from many (DCG). Higher values steer more; "
+                    "model's blocks should match the depth read from many. Higher values steer more; "
                     "0 turns it off at no cost. No effect with a latent head.",
                 ),
                 strength(
                     "prior_scale",
-                    "How strongly to make the depth plausible, as judged by the depth prior (DPG). Has an "
+                    "How strongly to make the depth plausible, as judged by the depth prior. Has an "
                     "effect only if depth_prior is connected. Higher values steer more; 0 turns it off at "
                     "no cost.",
                 ),
@@ -77,7 +77,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                         "robust: the same strength means the same with every sampler, scheduler and number "
                         "of steps. paper: the published rule, which needs an ancestral sampler and many "
                         "steps, and a depth head that reads features; there, a strength of 1 is the "
-                        "published weight of 40."
+                        "paper's guidance weight of 40."
                     ),
                 ),
                 percent(
@@ -90,7 +90,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     "end_percent",
                     1.0,
                     "The point in the sampling, from 0 to 1, at which guidance ends. Lower values save time "
-                    "and leave details alone; higher values guide details too, in ever smaller steps.",
+                    "and leave details alone; higher values guide details too.",
                 ),
                 io.Int.Input(
                     "every_n_steps",

@@ -93,7 +93,7 @@ class InnerFeatureMaps(io.ComfyNode):
                 io.Boolean.Input(
                     "smooth",
                     default=True,
-                    tooltip="On: smooth transitions. Off: show each token as the rectangle that it covers.",
+                    tooltip="On: smooth transitions. Off: show each cell of the model's grid as a rectangle.",
                     extra_dict=ADVANCED,
                 ),
                 io.Float.Input(

@@ -24,8 +24,8 @@ class InnerTrainDepthHead(io.ComfyNode):
             category="model/training",
             description=(
                 "Trains a small network to read depth from a diffusion model's features, or from its "
-                "latents, using images with depth maps. The model itself is not changed. For features ten "
-                "pairs are enough and a hundred work well; for latents take a thousand. Interrupting keeps "
+                "latents, using images with depth maps. The model itself is not changed. For features, "
+                "use 50 to 100 pairs; ten are not enough. For latents, use a thousand. Interrupting keeps "
                 "the best head so far."
             ),
             inputs=[

@@ -73,8 +73,8 @@ class InnerTrainDepthPrior(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
                     tooltip=(
-                        "The seed for the initial weights, the order of the maps and the noise. A higher "
-                        "value is different, not better."
+                        "The seed for the initial weights, the order of the maps and the noise. Any "
+                        "number; the same gives the same prior."
                     ),
                 ),
                 io.Combo.Input(

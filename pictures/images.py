@@ -28,7 +28,7 @@ def images_of(images: Tensor, count: int) -> Tensor:
     """
     if len(images) < count:
         raise ValueError(
-            f"image: {len(images)} image{'s' * (len(images) != 1)} cannot belong to {count} maps. Wire the "
-            "decoded image of the same sampler."
+            f"image: {len(images)} image{'s' * (len(images) != 1)} cannot belong to {count} maps. Connect "
+            "the decoded image of the same sampler."
         )
     return as_rgb(images[[i * len(images) // count for i in range(count)]]).cpu()

@@ -44,7 +44,7 @@ def new_file(name: str, filename_prefix: str, suffix: str) -> Iterator[Path]:
     """A file for a saver to write: numbered as the host numbers its files, in the first folder of this name.
 
     It is created empty, so that no other saver takes the number, and removed if the saver fails. Raises
-    ValueError for a prefix that leads out of the folder, a name that some system forbids, and anything that
+    ValueError for a prefix that points outside the folder, a name that some system forbids, and anything that
     this system refuses.
     """
     folder = os.path.realpath(folder_paths.get_folder_paths(name)[0])
@@ -85,15 +85,17 @@ def portable(name: str, folder: str, filename_prefix: str) -> str:
             "control character: leave it out."
         )
     if not os.path.realpath(os.path.join(folder, prefix)).startswith(folder + os.sep):
-        raise ValueError(f"{said} leads out of models/{name}: write a name, or folder/name.")
+        raise ValueError(f"{said} points outside models/{name}: write a name, or folder/name.")
     for part in prefix.split("/"):
         if part in ("", ".", ".."):
             continue
         if len(part.encode()) > LONGEST_NAME:
             raise ValueError(f"{said} is too long: a name may have {LONGEST_NAME} bytes.")
-        if part[-1] in ". " or DEVICES.fullmatch(part):
+        if DEVICES.fullmatch(part):
+            raise ValueError(f"{said}: '{legible(part)}' is reserved on Windows. Choose another name.")
+        if part[-1] in ". ":
             raise ValueError(
-                f"{said} has a name that Windows cannot hold, '{legible(part)}': choose one that is no "
-                "device (CON, NUL, COM1) and does not end in a dot or a space."
+                f"{said}: '{legible(part)}' ends in a dot or a space, which Windows does not allow. Choose "
+                "another name."
             )
     return prefix

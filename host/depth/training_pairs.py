@@ -26,7 +26,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
     if len(images) < 2:
         raise ValueError(
             "A depth head needs at least two images with depth maps, one to learn from and one to judge by; "
-            "ten are a good start."
+            "use 50 to 100; ten are not enough."
         )
     if images.numel() == 0 or depths.numel() == 0:
         raise ValueError("The images or the depth maps have no pixels: check the nodes that make them.")
@@ -43,7 +43,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
 def require_depth(labels: Tensor) -> None:
     """Raises ValueError if the part of the depth maps that the VAE encodes is uniform."""
     if labels.std() < 1e-3:
-        raise ValueError("The depth maps are of one grey throughout: connect depth maps, near = white.")
+        raise ValueError("The depth maps have a single grey value: connect depth maps, near = white.")
 
 
 def encode(model: ModelPatcher, vae: Any, images: Tensor, progress: comfy.utils.ProgressBar) -> Tensor:

@@ -26,7 +26,7 @@ def wired_run(record: Record[Any], hidden: Any) -> Run[Any]:
     if get_node and is_link(link) and not nearest_upstream(link, get_node, [run]):
         logging.warning(
             "%s: the LATENT comes from no sampler that was recorded, so what is shown may be of an earlier "
-            "run. Wire the LATENT of the sampler that gets this node's MODEL.",
+            "run. Connect the LATENT of the sampler that gets this node's MODEL.",
             record.title,
         )
     return run

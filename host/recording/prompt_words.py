@@ -98,7 +98,7 @@ def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str
     counts = " or ".join(str(length) for length in sorted(set(lengths.values())))
     raise ValueError(
         f"prompt: the sampler's prompt had {context_length} tokens, and the CLIP makes {counts} of this one. "
-        "Wire the CLIP and write the prompt that the image was sampled with."
+        "Connect the CLIP and write the prompt that the image was sampled with."
     )
 
 

@@ -121,8 +121,8 @@ class Record(Generic[Step]):
         """
         if not self.runs:
             raise ValueError(
-                f"{self.title}: nothing is recorded. Wire its MODEL into a sampler, and the LATENT of that "
-                "sampler into the node that shows the record."
+                f"{self.title}: nothing is recorded. Connect its MODEL to a sampler, and the LATENT of "
+                "that sampler to the node that shows the record."
             )
         found = self.runs
         if len(self.runs) > 1:
@@ -133,7 +133,7 @@ class Record(Generic[Step]):
         if not found:
             raise ValueError(
                 f"{self.title}: the LATENT comes from none of the {len(self.runs)} samplers that were "
-                "recorded. Wire the LATENT of a sampler that gets this node's MODEL."
+                "recorded. Connect the LATENT of a sampler that gets this node's MODEL."
             )
         run = next((run for run in found if run.execution.list_index == list_index), found[-1])
         if not run.steps:

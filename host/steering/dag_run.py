@@ -97,8 +97,8 @@ class DepthAwareRun(GuidedRun):
         if flat:
             logging.warning(
                 "%s: no effect of target_scale in image %s of the batch: within the frame of the image and "
-                "target_mask, its target_depth is of one grey. Connect a depth map with near and far there, "
-                "or enlarge target_mask.",
+                "target_mask, its target_depth has a single grey value. Connect a depth map with near and "
+                "far there, or enlarge target_mask.",
                 DEPTH_AWARE,
                 flat,
             )

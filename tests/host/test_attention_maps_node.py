@@ -139,7 +139,10 @@ class TestAttentionMaps:
                 {"branch": "negative"},
                 r"of the negative prompt .* Set branch to positive. At cfg 1 the sampler",
             ),
-            ({"image": torch.rand(1, 64, 64, 3)}, "1 image cannot belong to 2 maps. Wire the decoded image"),
+            (
+                {"image": torch.rand(1, 64, 64, 3)},
+                "1 image cannot belong to 2 maps. Connect the decoded image",
+            ),
         ],
     )
     def test_says_what_to_wire(self, values, sentence):
@@ -150,7 +153,7 @@ class TestAttentionMaps:
         ("values", "sentence"),
         [
             ({"words": "unicorn"}, "no 'unicorn'. Its words are: red, sphere, white, wall"),
-            ({"prompt": "a " * 100}, "had 77 tokens, and the CLIP makes 154 of this one. Wire the CLIP"),
+            ({"prompt": "a " * 100}, "had 77 tokens, and the CLIP makes 154 of this one. Connect the CLIP"),
             ({"prompt_number": 2}, "has 1 prompt. Set it to 1 or less"),
             ({"branch": "negative"}, "no cross-attention of the negative prompt"),
         ],
@@ -162,7 +165,7 @@ class TestAttentionMaps:
             shown(InnerAttentionMaps, attention_record("positive"), **asked)
 
     def test_nothing_recorded(self):
-        with pytest.raises(ValueError, match=r"nothing is recorded. Wire its MODEL into a sampler"):
+        with pytest.raises(ValueError, match=r"nothing is recorded. Connect its MODEL to a sampler"):
             shown(InnerAttentionMaps, AttentionRecord())
 
     def test_no_self_attention_recorded(self):

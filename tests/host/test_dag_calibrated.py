@@ -198,7 +198,7 @@ def test_a_calibration_is_measured_from_readings():
 
 
 def test_a_head_without_a_calibration_says_so_once(caplog):
-    sentence = "head_of_test does not say how it reads real images, so consistency and prior will push every"
+    sentence = "head_of_test is not calibrated, so consistency and prior steer every"
     with caplog.at_level(logging.INFO):
         depth.depth_guided(tiny.patcher(), depth_prior=depth.prior())
         assert [record.message for record in caplog.records if sentence in record.message] != []

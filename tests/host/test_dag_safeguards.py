@@ -78,7 +78,7 @@ def test_a_head_for_another_model_is_refused_by_the_node():
 
 
 def test_a_target_of_one_grey_is_refused_by_the_node():
-    with pytest.raises(ValueError, match=r"1 of the 1 depth maps are of one grey"):
+    with pytest.raises(ValueError, match=r"1 of the 1 depth maps have a single grey value"):
         depth.depth_guided(tiny.patcher(), target_depth=torch.full((1, 8, 8, 3), 0.5))
 
 

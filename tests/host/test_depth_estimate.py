@@ -273,14 +273,14 @@ def test_the_latent_tells_which_samplers_run_it_is():
     ("given", "sentence"),
     [
         ({"record": FeatureRecord([run_of(0.5)]), "latent": None}, "connect the LATENT of its sampler"),
-        ({"record": FeatureRecord()}, "nothing is recorded. Wire its MODEL into a sampler"),
+        ({"record": FeatureRecord()}, "nothing is recorded. Connect its MODEL to a sampler"),
         (
             {"record": FeatureRecord([run_of(None)])},
             "no depth was recorded in this run. Connect the depth head to Record Features too",
         ),
         (
             {"record": FeatureRecord([run_of(0.5)]), "image": torch.rand(1, 64, 64, 3), "latent": latent()},
-            "1 image cannot belong to 2 maps. Wire the decoded image",
+            "1 image cannot belong to 2 maps. Connect the decoded image",
         ),
     ],
 )

@@ -157,7 +157,10 @@ def test_an_interruption_keeps_the_prior(cancel, monkeypatch):
 @pytest.mark.parametrize(
     ("depths", "message"),
     [
-        (torch.cat([ramps(2), torch.full((1, 32, 48, 3), 0.5)]), r"1 of the 3 depth maps are of one grey"),
+        (
+            torch.cat([ramps(2), torch.full((1, 32, 48, 3), 0.5)]),
+            r"1 of the 3 depth maps have a single grey value",
+        ),
         (ramps() * torch.nan, r"values that are not finite"),
         (ramps()[:0], r"depths is empty: connect depth images"),
         (ramps()[:, :0], r"depths is empty: connect depth images"),
@@ -185,7 +188,7 @@ def test_a_saved_prior_is_listed_and_loaded(folder):
 
 def test_priors_are_numbered_and_their_names_checked_as_heads_are(folder):
     said = [InnerSaveDepthPrior.execute(made_here(), "prior").ui.as_dict()["text"][0] for _ in range(2)]
-    with pytest.raises(ValueError, match="has a name that Windows cannot hold"):
+    with pytest.raises(ValueError, match="is reserved on Windows"):
         InnerSaveDepthPrior.execute(made_here(), "NUL")
 
     assert said == ["Saved as prior_00001_.safetensors", "Saved as prior_00002_.safetensors"]

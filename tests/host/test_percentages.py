@@ -250,8 +250,8 @@ def test_a_target_that_is_flat_where_it_applies_says_so(said):
     assert torch.equal(*found)
     assert said() == [
         "Depth-Aware Guidance: no effect of target_scale in image 1 of the batch: within the frame of the "
-        "image and target_mask, its target_depth is of one grey. Connect a depth map with near and far "
-        "there, or enlarge target_mask."
+        "image and target_mask, its target_depth has a single grey value. Connect a depth map with near and "
+        "far there, or enlarge target_mask."
     ]
 
 

@@ -230,7 +230,7 @@ def test_embeddings_are_one_word(monkeypatch):
 @pytest.mark.parametrize(("name", "lengths"), [("sd1", "77"), ("flux", "77 or 256"), ("demo", "16")])
 def test_another_prompt_than_the_samplers(name, lengths):
     with pytest.raises(
-        ValueError, match=f"had 100 tokens, and the CLIP makes {lengths} of this one. Wire the CLIP"
+        ValueError, match=f"had 100 tokens, and the CLIP makes {lengths} of this one. Connect the CLIP"
     ):
         prompt_words(clip(name), "a red sphere", 100)
 

@@ -153,7 +153,10 @@ def test_every_unet_family_trains():
         ({"images": pairs(4)[:, :0]}, "have no pixels"),
         ({"images": pairs(4)[..., 0]}, "images has 3 dimensions, and images have 4"),
         ({"depths": pairs(6, 64, 64)}, "The images are 48 x 64, the depth maps 64 x 64: use depth maps"),
-        ({"depths": torch.full((6, 64, 48, 3), 0.4)}, r"depths: 6 of the 6 depth maps are of one grey"),
+        (
+            {"depths": torch.full((6, 64, 48, 3), 0.4)},
+            r"depths: 6 of the 6 depth maps have a single grey value",
+        ),
         ({"depths": torch.full((6, 64, 48, 3), torch.nan)}, "depths has values that are not finite"),
         ({"blocks": "u3"}, "this model has no block u3"),
         ({"architecture": "readout", "blocks": "o2-o3"}, "has no block o2. It has r0-r3"),
@@ -170,7 +173,7 @@ def test_labels_are_cropped_with_the_images():
     images = pairs(4, 50, 48)
     depths = torch.zeros_like(images)
     depths[:, 0] = depths[:, -1] = 1.0
-    with pytest.raises(ValueError, match="of one grey throughout"):
+    with pytest.raises(ValueError, match="have a single grey value"):
         train(images=images, depths=depths)
 
 

@@ -29,7 +29,7 @@ def test_frames_of_a_video_are_chosen_evenly():
 
 @pytest.mark.parametrize(("given", "said"), [(1, "1 image cannot"), (0, "0 images cannot")])
 def test_too_few_images(given, said):
-    with pytest.raises(ValueError, match=rf"{said} belong to 2 maps\. Wire the decoded image"):
+    with pytest.raises(ValueError, match=rf"{said} belong to 2 maps\. Connect the decoded image"):
         images_of(torch.zeros(given, 4, 4, 3), 2)
 
 

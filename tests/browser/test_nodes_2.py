@@ -48,22 +48,12 @@ def test_a_template_opens(name, chinese_page):
         assert [kind, TEXTS[kind]["display_name"]] in titles
 
 
-@pytest.mark.parametrize(
-    ("typed", "node"),
-    [
-        ("SAG", "InnerSelfAttentionGuidance"),
-        ("DAG", "InnerDepthAwareGuidance"),
-        ("depth map", "InnerDepthEstimate"),
-        ("readout", "InnerLoadDepthHead"),
-        ("attention map", "InnerAttentionMaps"),
-        (TEXTS["InnerDepthEstimate"]["display_name"], "InnerDepthEstimate"),
-    ],
-)
-def test_node_search_finds_what_an_artist_types(typed, node, chinese_page):
+def test_node_search_finds_a_translated_name(chinese_page):
+    name = TEXTS["InnerDepthEstimate"]["display_name"]
     chinese_page.evaluate(SEARCH)
-    chinese_page.get_by_role("combobox").last.fill(typed)
+    chinese_page.get_by_role("combobox").last.fill(name)
 
-    found = chinese_page.get_by_role("option").filter(has_text=TEXTS[node]["display_name"])
+    found = chinese_page.get_by_role("option").filter(has_text=name)
     found.first.wait_for(timeout=MILLISECONDS)
     chinese_page.keyboard.press("Escape")
 

@@ -4,33 +4,7 @@ import pytest
 from comfy_api.latest import io
 
 from inner_guidance.nodes import NODES
-
-SEARCHES = [
-    ("SAG", "InnerSelfAttentionGuidance"),
-    ("self-attention", "InnerSelfAttentionGuidance"),
-    ("DAG", "InnerDepthAwareGuidance"),
-    ("depth control", "InnerDepthAwareGuidance"),
-    ("depth map", "InnerDepthEstimate"),
-    ("depth map", "InnerDepthAwareGuidance"),
-    ("readout", "InnerLoadDepthHead"),
-    ("readout", "InnerTrainDepthHead"),
-    ("attention map", "InnerAttentionMaps"),
-    ("attention map", "InnerRecordAttention"),
-    ("classifier", "InnerClassifierGuidance"),
-    ("classifier", "InnerTrainClassifierHead"),
-    ("classifier", "InnerLoadClassifierHead"),
-    ("classifier", "InnerSaveClassifierHead"),
-    ("readout", "InnerSaveDepthHead"),
-    ("readout", "InnerRecordFeatures"),
-    ("prior", "InnerTrainDepthPrior"),
-    ("prior", "InnerLoadDepthPrior"),
-    ("prior", "InnerSaveDepthPrior"),
-    ("feature map", "InnerFeatureMaps"),
-    ("Fourier", "InnerAttentionSpectrum"),
-    ("depth dataset", "InnerDemoScenes"),
-    ("example model", "InnerLoadDemoModel"),
-]
-
+from inner_guidance.tests.support.node_searches import SEARCHES
 
 HAS_ALIASES = "search_aliases" in io.Schema.__dataclass_fields__
 

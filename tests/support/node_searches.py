@@ -1,0 +1,27 @@
+"""What artists type to find the nodes: the words, and the id of the node that must be found."""
+
+SEARCHES = [
+    ("SAG", "InnerSelfAttentionGuidance"),
+    ("self-attention", "InnerSelfAttentionGuidance"),
+    ("DAG", "InnerDepthAwareGuidance"),
+    ("depth control", "InnerDepthAwareGuidance"),
+    ("depth map", "InnerDepthEstimate"),
+    ("depth map", "InnerDepthAwareGuidance"),
+    ("readout", "InnerLoadDepthHead"),
+    ("readout", "InnerTrainDepthHead"),
+    ("attention map", "InnerAttentionMaps"),
+    ("attention map", "InnerRecordAttention"),
+    ("classifier", "InnerClassifierGuidance"),
+    ("classifier", "InnerTrainClassifierHead"),
+    ("classifier", "InnerLoadClassifierHead"),
+    ("classifier", "InnerSaveClassifierHead"),
+    ("readout", "InnerSaveDepthHead"),
+    ("readout", "InnerRecordFeatures"),
+    ("prior", "InnerTrainDepthPrior"),
+    ("prior", "InnerLoadDepthPrior"),
+    ("prior", "InnerSaveDepthPrior"),
+    ("feature map", "InnerFeatureMaps"),
+    ("Fourier", "InnerAttentionSpectrum"),
+    ("depth dataset", "InnerDemoScenes"),
+    ("example model", "InnerLoadDemoModel"),
+]

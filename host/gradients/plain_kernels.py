@@ -24,7 +24,9 @@ except ImportError:  # hosts without it have no such operators
 
 OPERATORS = ("apply_rope", "apply_rope_split_half", "rms_rope", "rms_rope_split_half")
 PLAIN: dict[Any, Callable[..., Any]] = {
-    getattr(torch.ops.comfy_kitchen, name): getattr(eager, name) for name in OPERATORS if hasattr(eager, name)
+    getattr(torch.ops.comfy_kitchen, name): getattr(eager, name)
+    for name in OPERATORS
+    if hasattr(eager, name) and hasattr(torch.ops.comfy_kitchen, name)  # older versions lack some
 }
 
 

@@ -85,15 +85,6 @@ def test_a_seed_is_a_prior():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.fixture
-def cancel():
-    """Presses Cancel. It must have been heard by the end, or it would end the next test."""
-    yield comfy.model_management.interrupt_current_processing
-    heard = not comfy.model_management.processing_interrupted()
-    comfy.model_management.interrupt_current_processing(False)
-    assert heard
-
-
 def cancel_in_pass(monkeypatch, cancel, number):
     """The user presses Cancel in the UNet's pass of this number, counted from 1."""
     forward, passes = UNetModel.forward, [0]

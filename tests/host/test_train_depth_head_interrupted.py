@@ -15,15 +15,6 @@ from inner_guidance.tests.support.depth_head_runs import train, weights
 pytestmark = pytest.mark.oldest_host
 
 
-@pytest.fixture
-def cancel():
-    """Presses Cancel. It must have been heard by the end, or it would end the next test."""
-    yield comfy.model_management.interrupt_current_processing
-    heard = not comfy.model_management.processing_interrupted()
-    comfy.model_management.interrupt_current_processing(False)
-    assert heard
-
-
 def cancelling(model, cancel, at_pass):
     """A model in whose pass of this number, counted from 1, the user cancels; its own operations raise."""
     passes = [0]

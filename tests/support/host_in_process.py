@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -33,3 +33,12 @@ def unloaded() -> Iterator[None]:
     """Leaves no model loaded: the host would complain in the next test that this one's patcher is gone."""
     yield
     model_management.unload_all_models()
+
+
+@pytest.fixture
+def cancel() -> Iterator[Callable[[], None]]:
+    """Presses Cancel. It must have been heard by the end, or it would end the next test."""
+    yield model_management.interrupt_current_processing
+    heard = not model_management.processing_interrupted()
+    model_management.interrupt_current_processing(False)
+    assert heard

@@ -43,7 +43,8 @@ SCENES = (
 
 # Rows that stand in the sheet with a remark.
 REMARKS = {
-    "With the depth locked": "follows the depth; some colours are on the wrong solid, some solids are split"
+    "With both guidances": "sharper; at CFG 3, Self-Attention Guidance can add a spurious solid",
+    "With the depth locked": "follows the depth; some colours are on the wrong solid, some solids are split",
 }
 LOOK_FOR = (
     'Compare "No prompt, without guidance" with "No prompt, with Self-Attention Guidance": on average solids '

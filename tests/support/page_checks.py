@@ -12,7 +12,7 @@ MISSING = ("Content Security Policy", "example.png")
 CLASSIC_OVERLAPS = """() => {
     const boxes = window.app.graph.nodes.map(node => ({
         type: node.type, left: node.pos[0], top: node.pos[1] - LiteGraph.NODE_TITLE_HEIGHT,
-        right: node.pos[0] + node.size[0], bottom: node.pos[1] + node.size[1],
+        right: node.pos[0] + node.size[0], bottom: node.pos[1] + (node.flags.collapsed ? 0 : node.size[1]),
     }));
     return OVERLAPS(boxes);
 }"""

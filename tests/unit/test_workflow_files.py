@@ -58,9 +58,9 @@ def test_links_agree_with_the_slots_at_both_ends(workflow):
 
 
 def box(node):
-    """Left, top, right and bottom of a node with its title."""
+    """Left, top, right and bottom of a node with its title, all that is drawn of a collapsed one."""
     (x, y), (width, height) = node["pos"], node["size"]
-    return x, y - TITLE, x + width, y + height
+    return x, y - TITLE, x + width, y if node["flags"].get("collapsed") else y + height
 
 
 def overlap(a, b):

@@ -21,7 +21,7 @@ from ..sampling.chunks import Chunk, Evaluation, Reader
 from ..sampling.crops import UNTRACED
 from ..sampling.guiders import list_names, positive_first
 from ..sampling.placements import Conditions, Placement, full_frame_condition
-from ..sampling.schedule import SigmaRange, counted_from, sigma_of, step_of
+from ..sampling.schedule import SigmaRange, counted_from, first_sigmas, sigma_of, step_of
 from ..sampling.step_recorder import Recorder
 from .executing import executing
 from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers
@@ -79,7 +79,8 @@ class Recording:
         height, width = noise.shape[-2:]
         run: Run[Any] = Run(executing(), tuple(noise.shape), (height * scale, width * scale))
         self.record.begin(run)
-        recorded = RecordedRun(self, guider, run, sigmas.cpu(), evenly(in_range, self.max_steps))
+        first = first_sigmas(sampler, sigmas)
+        recorded = RecordedRun(self, guider, run, sigmas.cpu(), first, evenly(in_range, self.max_steps))
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, recorded.predict_noise):
                 return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
@@ -90,16 +91,23 @@ class Recording:
 class RecordedRun:
     """The state of a recording run.
 
-    numbers: the steps to record.
+    first: schedule.first_sigmas. numbers: the steps to record.
     """
 
     def __init__(
-        self, recording: Recording, guider: Any, run: Run[Any], sigmas: Tensor, numbers: Sequence[int]
+        self,
+        recording: Recording,
+        guider: Any,
+        run: Run[Any],
+        sigmas: Tensor,
+        first: Tensor,
+        numbers: Sequence[int],
     ) -> None:
         self.recording = recording
         self.guider = guider
         self.run = run
         self.sigmas = sigmas
+        self.first_sigmas = first
         self.numbers = numbers
         self.preview = LivePreview(recording.preview_node, len(numbers))
         self.warned = False
@@ -113,7 +121,7 @@ class RecordedRun:
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = sigma_of(timestep, self.sigmas)
+        sigma = sigma_of(timestep, self.sigmas, self.first_sigmas)
         number = step_of(sigma, self.sigmas)
         if number not in self.numbers or not self.begins(number, sigma):
             return executor(x, timestep, model_options, seed)

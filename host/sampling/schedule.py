@@ -197,14 +197,31 @@ def is_part(model_sampling: Any, noise: Tensor, sigmas: Tensor) -> bool:
     return float(sigmas[-1]) > 0 or continues(model_sampling, noise, sigmas)
 
 
-def sigma_of(timestep: Tensor, sample_sigmas: Tensor) -> float:
-    """The sigma of an evaluation, from timestep (B,): that of the schedule which it is rounded from.
+def first_sigmas(sampler: Any, sample_sigmas: Tensor) -> Tensor:
+    """The sigmas (N,) at which the steps of a sampler begin to evaluate, on the CPU.
 
-    A sampler that computes in half precision rounds its sigmas, by more than TOLERANCE.
+    Those of the schedule. With s_churn, sigma_hat = (1 + gamma) sigma, because each step adds noise first
+    (EDM, arXiv:2206.00364, algorithm 2).
+    """
+    sigmas = sample_sigmas.cpu()
+    options = getattr(sampler, "extra_options", {})
+    gamma = min(options.get("s_churn", 0.0) / max(len(sigmas) - 1, 1), 2**0.5 - 1)
+    churned = (sigmas >= options.get("s_tmin", 0.0)) & (sigmas <= options.get("s_tmax", math.inf))
+    return torch.where(churned, sigmas * (gamma + 1), sigmas)
+
+
+def sigma_of(timestep: Tensor, sample_sigmas: Tensor, first: Tensor) -> float:
+    """The sigma of an evaluation, from timestep (B,): where a step begins, that of the schedule.
+
+    first (N,): first_sigmas. A sampler that computes in half precision rounds its sigmas, by more than
+    TOLERANCE.
     """
     sigma, schedule = timestep.max().cpu(), sample_sigmas.cpu()
-    unrounded = schedule[schedule.to(sigma.dtype) == sigma].tolist()
-    return unrounded[-1] if unrounded else float(sigma)
+    for evaluated in (first, schedule):
+        of_step = schedule[evaluated.to(sigma.dtype) == sigma].tolist()
+        if of_step:
+            return of_step[-1]
+    return float(sigma)
 
 
 def step_of(sigma: float, sample_sigmas: Tensor) -> int:

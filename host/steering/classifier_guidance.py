@@ -57,7 +57,7 @@ class ClassifierGuidance:
         patcher = guider.model_patcher
         require_classifier_fits(self.settings.head.head, patcher)
         require_differentiable(guider, noise, CLASSIFIER)
-        run = ClassifierRun(self.settings, guider, noise, latent_image, sigmas, denoise_mask)
+        run = ClassifierRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)
         with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
             return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
 
@@ -71,11 +71,12 @@ class ClassifierRun(GuidedRun):
         guider: Any,
         noise: Tensor,
         latent_image: Tensor,
+        sampler: Any,
         sigmas: Tensor,
         denoise_mask: Tensor | None,
     ) -> None:
         whole = settings.start_percent, settings.end_percent
-        super().__init__(CLASSIFIER, guider, noise, latent_image, sigmas, denoise_mask, *whole)
+        super().__init__(CLASSIFIER, guider, noise, latent_image, sampler, sigmas, denoise_mask, *whole)
         self.warn_unless_reached(self.percentages, ["scale"])
         self.settings = settings
         self.loss_scale = first_loss_scale(guider)
@@ -93,7 +94,7 @@ class ClassifierRun(GuidedRun):
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = self.sigma_of(timestep, model_options)
+        sigma = self.sigma_of(timestep)
         if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         step = ClassifierStep(

@@ -87,7 +87,7 @@ class DepthAwareRun(GuidedRun):
         denoise_mask: Tensor | None,
     ) -> None:
         whole = settings.start_percent, settings.end_percent
-        super().__init__(DEPTH_AWARE, guider, noise, latent_image, sigmas, denoise_mask, *whole)
+        super().__init__(DEPTH_AWARE, guider, noise, latent_image, sampler, sigmas, denoise_mask, *whole)
         self.settings = settings
         self.preview = LivePreview(settings.preview_node, len(self.steps))
         percentages = percentages_of_strengths(settings, self.percentages)
@@ -130,7 +130,7 @@ class DepthAwareRun(GuidedRun):
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = self.sigma_of(timestep, model_options)
+        sigma = self.sigma_of(timestep)
         start = self.start_of_step(x, sigma, model_options)
         settings = self.acting_at(start)
         if not settings.acts:

@@ -13,7 +13,15 @@ from ..gradients.weights import refuse_quantised
 from ..sampling.evaluated_steps import EvaluatedSteps
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
-from ..sampling.schedule import SigmaRange, counted_from, denoise_mask_at, is_nth_step, is_part, sigma_of
+from ..sampling.schedule import (
+    SigmaRange,
+    counted_from,
+    denoise_mask_at,
+    first_sigmas,
+    is_nth_step,
+    is_part,
+    sigma_of,
+)
 from ..taps.uncompiled import refuse_uncontrollable_compiler
 
 
@@ -35,8 +43,8 @@ LOSS_SCALE, LOSS_SCALE_STEP = 2.0**8, 2.0**-4
 class GuidedRun:
     """One guided sampling run: where in the schedule it is guided, and the warnings it has given.
 
-    node: its name in warnings. noise, latent_image, sigmas, denoise_mask: of the sampler; the last is None
-    without one.
+    node: its name in warnings. noise, latent_image, sigmas, denoise_mask: what the sampler is given; the last
+    is None without one.
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class GuidedRun:
         guider: Any,
         noise: Tensor,
         latent_image: Tensor,
+        sampler: Any,
         sigmas: Tensor,
         denoise_mask: Tensor | None,
         start_percent: float,
@@ -57,6 +66,7 @@ class GuidedRun:
         self.counted_from = counted_from(self.model_sampling, noise, latent_image, sigmas)
         self.is_part = is_part(self.model_sampling, noise, sigmas)
         self.sample_sigmas = sigmas
+        self.first_sigmas = first_sigmas(sampler, sigmas)
         self.steps = sigmas[:-1].tolist()
         self.percentages = PercentRange("start_percent", start_percent, "end_percent", end_percent)
         self.within = self.sigmas(self.percentages)
@@ -105,9 +115,9 @@ class GuidedRun:
         """The sigmas of the sampler, or those of this run if another node's options lack them."""
         return model_options.get("transformer_options", {}).get("sample_sigmas", self.sample_sigmas)
 
-    def sigma_of(self, timestep: Tensor, model_options: dict[str, Any]) -> float:
+    def sigma_of(self, timestep: Tensor) -> float:
         """The sigma of an evaluation (schedule.sigma_of)."""
-        return sigma_of(timestep, self.schedule(model_options))
+        return sigma_of(timestep, self.sample_sigmas, self.first_sigmas)
 
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
         """The denoise mask at this timestep."""

@@ -48,7 +48,7 @@ class SelfAttentionGuidance:
                 f"{NODE}: branch is 'negative', but the guider has no negative conditioning. "
                 "Set branch to 'auto' or 'positive'."
             )
-        run = SelfAttentionRun(self.settings, guider, noise, latent_image, sigmas, denoise_mask)
+        run = SelfAttentionRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)
         with for_this_run(guider, WrappersMP.PREDICT_NOISE, run.predict_noise):
             samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         if run.blurred == {False} and self.settings.mask != "global":
@@ -74,11 +74,12 @@ class SelfAttentionRun(GuidedRun):
         guider: Any,
         noise: Tensor,
         latent_image: Tensor,
+        sampler: Any,
         sigmas: Tensor,
         denoise_mask: Tensor | None,
     ) -> None:
         percentages = settings.start_percent, settings.end_percent
-        super().__init__(NODE, guider, noise, latent_image, sigmas, denoise_mask, *percentages)
+        super().__init__(NODE, guider, noise, latent_image, sampler, sigmas, denoise_mask, *percentages)
         self.settings = settings
         self.warn_unless_reached(self.percentages, ["scale"])
         self.last: dict[torch.Size, tuple[Tensor, float]] = {}
@@ -93,7 +94,7 @@ class SelfAttentionRun(GuidedRun):
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE wrapper: one evaluation at x and sigma that the sampler asks for."""
-        sigma = self.sigma_of(timestep, model_options)
+        sigma = self.sigma_of(timestep)
         if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         schedule = self.schedule(model_options)

@@ -1,16 +1,21 @@
 """Samplers with two evaluations in a step: guidance acts in both or in none."""
 
+from functools import partial
+
 import comfy.sample
 import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from inner_guidance.host.keys import TAG
 from inner_guidance.host.sampling.evaluated_steps import EvaluatedSteps
 from inner_guidance.host.steering import classifier_guidance, dag_run
+from inner_guidance.nodes.record import InnerRecordAttention
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.classifier_models import classifier_guided
+from inner_guidance.tests.support.node_defaults import execute
 
 pytestmark = pytest.mark.oldest_host
 
@@ -27,6 +32,48 @@ def test_sag_acts_in_both_evaluations_of_its_last_step(sampler, evaluations):
     tiny.sample(model, steps=4, sampler=sampler)
 
     assert len(seen.extra) == evaluations
+
+
+CHURNED = ("euler", "heun", "dpm_2", "heunpp2")
+
+
+def sampled_with_churn(model, sampler, **options):
+    """Six steps of a sampler that adds noise at the start of those between s_tmin and s_tmax."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(tiny.prompt(0), tiny.prompt(1))
+    guider.set_cfg(4.0)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
+    torch.manual_seed(0)
+    latent = torch.zeros(1, 4, 16, 16)
+    guider.sample(
+        tiny.noise(), latent, comfy.samplers.ksampler(sampler, options), sigmas, disable_pbar=True, seed=0
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"s_tmin": 0.1, "s_tmax": 5.0}], ids=["all steps", "some steps"])
+@pytest.mark.parametrize("sampler", CHURNED)
+@pytest.mark.parametrize(
+    "guide",
+    [partial(tiny.guided, start_percent=0.3, end_percent=0.6), partial(tiny.guided, every_n_steps=2)],
+    ids=["a range", "every second step"],
+)
+def test_the_same_evaluations_are_guided_where_the_sampler_adds_noise_first(guide, sampler, options):
+    def guided_evaluations(**options):
+        model = tiny.patcher()
+        seen = tiny.watch(model)
+        sampled_with_churn(guide(model), sampler, **options)
+        return [TAG in forward.transformer_options for forward in seen.passes]
+
+    plain = guided_evaluations()
+    assert True in plain
+    assert guided_evaluations(s_churn=3.0, **options) == plain
+
+
+@pytest.mark.parametrize("sampler", CHURNED)
+def test_each_step_is_recorded_where_the_sampler_adds_noise_first(sampler):
+    model, record = execute(InnerRecordAttention, model=tiny.patcher())
+    sampled_with_churn(model, sampler, s_churn=3.0)
+    assert [step.number for step in record.runs[-1].steps] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("sampler", SECOND_ORDER)

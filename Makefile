@@ -88,3 +88,5 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@for seed in 1 2; do for stage in "recogniser --minutes 15" "depth_judge --minutes 7"; do \
 		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed; done; done
 	@$(VENV) -m tools.run experiments.sag_experiment judges
+	@for seed in 1 2; do $(VENV) -m tools.run demo.train_classifier --seed $$seed --out .cache/other_seeds/$$seed; done
+	@$(VENV) -m tools.run experiments.sag_experiment classifiers

@@ -2,6 +2,7 @@
 
     python -m tools.run benchmarks.speed [--rows NAME ...] [--repeats N]      writes speed.md
     python -m tools.run --device gpu benchmarks.speed --model sdxl            prints that model's rows
+    python -m tools.run benchmarks.speed --model z_image --half               at half the width and height
 
 The models have random weights: Stable Diffusion 1.5 at 512 px, and the middle block of SDXL with the shapes
 of 2048 px; or one of models.REAL_SIZES. A step is one evaluation that the sampler asks for, with a positive
@@ -43,12 +44,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="rows of the last table to measure, besides the plain step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", choices=REAL_SIZES, help="the rows of this model alone")
+    parser.add_argument("--half", action="store_true", help="half the width and height of --model's images")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     if options.model:
         with torch.inference_mode():
-            steps = measured_steps(options.model, options.rows, options.repeats)
-        print(*all_rows(steps, f"{REAL_SIZES[options.model].title}, {machine()}"), sep="\n")
+            steps = measured_steps(options.model, options.rows, options.repeats, options.half)
+        size = ", at half of that" if options.half else ""
+        print(*all_rows(steps, f"{REAL_SIZES[options.model].title}{size}, {machine()}"), sep="\n")
         return
     started = time.monotonic()
     imported = import_seconds()
@@ -70,13 +73,15 @@ def main() -> None:
     print(options.out.read_text(encoding="utf-8"))
 
 
-def measured_steps(name: str, names: Iterable[str] | None, repeats: int) -> Steps:
-    """The cost of each row, for a model of REAL_SIZES."""
+def measured_steps(name: str, names: Iterable[str] | None, repeats: int, half: bool = False) -> Steps:
+    """The cost of each row, for a model of REAL_SIZES. half: at half the width and height."""
     model = REAL_SIZES[name].model()
     rows = rows_of(model, NOT_OF[name])
     if names is not None:
         rows = {name: row for name, row in rows.items() if name in {PLAIN, *names}}
-    return Steps(rows, model.model_size(), repeats, REAL_SIZES[name].latent)
+    *batch, height, width = REAL_SIZES[name].latent
+    size = (height // 2, width // 2) if half else (height, width)
+    return Steps(rows, model.model_size(), repeats, (*batch, *size))
 
 
 def attention_memory() -> dict[str, float]:

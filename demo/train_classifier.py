@@ -1,6 +1,6 @@
 """Trains the demo model's classifier head with the code behind Train Classifier Head.
 
-    python -m tools.run demo.train_classifier [--family UNet] [--scenes 4000] [--steps 2500]
+    python -m tools.run demo.train_classifier [--family UNet] [--scenes 4000] [--steps 2500] [--seed 0]
 
 Its classes are colour and shape of the main object, such as "red sphere". It reads the model in demo/weights,
 on scenes that the model was not trained on, and is written to demo/weights.
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--family", choices=demo.FAMILIES, default=demo.UNET)
     parser.add_argument("--scenes", type=int, default=4000, help="renders to train on")
     parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of the training")
     parser.add_argument("--out", type=Path, help="folder for the file, instead of demo/weights")
     parser.add_argument("--report", type=Path, help="PNG file for the report of the training")
     options = parser.parse_args()
@@ -52,12 +53,14 @@ def main() -> None:
                 images,
                 names,
                 AUTO,
-                ClassifierTraining(options.steps, 16, 2e-3, 0),
+                ClassifierTraining(options.steps, 16, 2e-3, options.seed),
                 clip.encode_from_tokens_scheduled(clip.tokenize("")),
             )
         head = trained.head.head
         head.network.half()  # a float32 again when it is loaded
-        save_classifier_head((options.out or demo.WEIGHTS) / family.classifier_head, head)
+        folder = options.out or demo.WEIGHTS
+        folder.mkdir(parents=True, exist_ok=True)
+        save_classifier_head(folder / family.classifier_head, head)
     print(head.training)
     if options.report:
         Image.fromarray(pictures_to_uint8(trained.report[0]).numpy()).save(options.report)

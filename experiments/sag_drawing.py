@@ -35,6 +35,7 @@ from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
 from .dag_pictures import decode
 from .kept_files import checksum, save
 from .node_inputs import with_defaults
+from .other_seeds import OTHER_SEEDS
 from .sag_judges import SagJudges
 from .sag_rows import Group, Row, Seen
 from .set_figures import effective_scale
@@ -54,9 +55,7 @@ class SagDrawing:
         network: Any = self.model.get_model_object("diffusion_model").to(dtype)
         network.dtype = dtype  # by which the host casts the inputs
         self.judges: dict[int, SagJudges] = {}
-        self.classifier = HostedClassifierHead.of(
-            load_classifier_head(demo.WEIGHTS / demo.CLASSIFIER_HEAD_FILE)
-        )
+        self.classifiers: dict[int, HostedClassifierHead] = {}
         self.drawn_by = [checksum(demo.WEIGHTS / name) for name in (files.model, demo.TEXT_FILE)]
         self.dtype = dtype
         self.work = work
@@ -108,6 +107,12 @@ class SagDrawing:
         if group.judges not in self.judges:
             self.judges[group.judges] = SagJudges(group.judges)
         return self.judges[group.judges]
+
+    def classifier(self, seed: int) -> HostedClassifierHead:
+        """The classifier head of a training seed, loaded once."""
+        if seed not in self.classifiers:
+            self.classifiers[seed] = HostedClassifierHead.of(load_classifier_head(classifier_file(seed)))
+        return self.classifiers[seed]
 
     def sample(self, group: Group, name: str, seeds: Sequence[int]) -> tuple[Tensor, float, Tensor]:
         """Latents of a row, CPU seconds for each, and their effective CFG scales."""
@@ -161,7 +166,9 @@ class SagDrawing:
         model: Any = self.model
         if row.classifier:
             inputs = with_defaults(InnerClassifierGuidance, class_name=class_name, scale=row.classifier)
-            (model,) = InnerClassifierGuidance.execute(model, self.classifier, **inputs).result
+            (model,) = InnerClassifierGuidance.execute(
+                model, self.classifier(row.classifier_seed), **inputs
+            ).result
         if row.attention is not None:
             inputs = with_defaults(InnerSelfAttentionGuidance, **attention_inputs(row))
             (model,) = InnerSelfAttentionGuidance.execute(model, **inputs).result
@@ -185,9 +192,9 @@ class SagDrawing:
         """All that determines the latents of a row."""
         row = group.rows[name]
         made_by = asdict(row) | {"cfg": self.cfg(group, row), "captions": group.captions}
-        del made_by["as_strong_as"]
+        del made_by["as_strong_as"], made_by["classifier_seed"]
         if row.classifier:
-            made_by["classifier head"] = checksum(demo.WEIGHTS / demo.CLASSIFIER_HEAD_FILE)
+            made_by["classifier head"] = checksum(classifier_file(row.classifier_seed))
         else:
             del made_by["classifier"]
         made_by |= {"sampler": [SAMPLER, self.scheduler], "weights": self.drawn_by}
@@ -195,6 +202,11 @@ class SagDrawing:
         if row.attention is not None:
             made_by["attention"] = with_defaults(InnerSelfAttentionGuidance, **attention_inputs(row))
         return made_by
+
+
+def classifier_file(seed: int) -> Path:
+    """The classifier head of a training seed; 0 for the demo model's."""
+    return (OTHER_SEEDS / str(seed) if seed else demo.WEIGHTS) / demo.CLASSIFIER_HEAD_FILE
 
 
 def attention_inputs(row: Row) -> dict[str, Any]:

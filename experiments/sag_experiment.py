@@ -3,10 +3,12 @@
     python -m tools.run experiments.sag_experiment sweep      writes self_attention_guidance_sweep.md
     python -m tools.run experiments.sag_experiment compare    writes self_attention_guidance.md
     python -m tools.run experiments.sag_experiment judges     writes self_attention_guidance_judges.md
+    python -m tools.run experiments.sag_experiment classifiers     writes classifier_heads_of_other_seeds.md
 
-`sweep` draws tuning seeds, the others reporting seeds (docs/results/protocol.md). `judges` needs judges that
-differ from the demo model's in the seed of their training: run `demo.train recogniser` and `demo.train
-depth_judge` with `--seed 1 --out .cache/other_seeds/1`, and the same with 2.
+`sweep` draws tuning seeds, the others reporting seeds (docs/results/protocol.md). `judges` and `classifiers`
+need networks that differ from the demo model's in the seed of their training: run `demo.train recogniser` and
+`demo.train depth_judge`, or `demo.train_classifier`, with `--seed 1 --out .cache/other_seeds/1`, and the same
+with 2.
 
 The demo model draws, with the nodes as they are. What the judges see is kept in the work folder, so a second
 call resumes an interrupted one. All rows of a table grow together: --tables-only writes tables of what every
@@ -28,21 +30,28 @@ from tqdm import tqdm
 from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .sag_drawing import BATCH, SAMPLER, SagDrawing, batches, class_of, shown
-from .sag_rows import NONE, STEPS, Group, Seen, of_other_judges, reported, swept
+from .sag_rows import NONE, STEPS, Group, Seen, of_other_classifiers, of_other_judges, reported, swept
 from .sag_table import LEGEND, tables
 from .seeds import REFERENCES
 
 COMMAND = "python -m tools.run experiments.sag_experiment"
-GROUPS = {"sweep": swept, "compare": reported, "judges": of_other_judges}
+GROUPS = {
+    "sweep": swept,
+    "compare": reported,
+    "judges": of_other_judges,
+    "classifiers": lambda transformer: {} if transformer else {"heads": of_other_classifiers()},
+}
 TITLES = {
     "sweep": "Self-Attention Guidance, one setting at a time",
     "compare": "Does Self-Attention Guidance help?",
     "judges": "Do judges of other training seeds see that Self-Attention Guidance helps?",
+    "classifiers": "Do classifier heads of other training seeds guide as well?",
 }
 FILES = {
     "sweep": "self_attention_guidance_sweep",
     "compare": "self_attention_guidance",
     "judges": "self_attention_guidance_judges",
+    "classifiers": "classifier_heads_of_other_seeds",
 }
 REFERENCE_RENDERS = 1000
 
@@ -68,6 +77,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
     options = parser.parse_args()
     groups = GROUPS[options.command](options.family != demo.UNET)
+    if not groups:
+        parser.error(f"There is no table {options.command} of the {options.family}.")
     unknown = {*(options.groups or ())} - {*groups}
     if unknown:
         parser.error(f"There is no {' and no '.join(sorted(unknown))}. The groups are {', '.join(groups)}.")

@@ -42,6 +42,8 @@ class Row:
     """Scale of the host's Perturbed-Attention Guidance; 0: without it."""
     classifier: float = 0.0
     """Scale of Classifier Guidance, to the class of each batch; 0: without it."""
+    classifier_seed: int = 0
+    """Training seed of the classifier head; 0 for the demo model's."""
     square: bool = False
     """Whether the mask is a square in the middle, of the area that attention has."""
     steps: int = STEPS
@@ -120,6 +122,16 @@ def of_other_judges(transformer: bool) -> dict[str, Group]:
         f"seed-{seed}": replace(plain, title=title, rows=rows, pictures=400, judges=seed)
         for seed, title in enumerate(("The demo model's judges", "Judges of seed 1", "Judges of seed 2"))
     }
+
+
+def of_other_classifiers() -> Group:
+    """Classifier guidance of the UNet, alone and with SAG, by heads of three training seeds."""
+    rows = {NONE: Row()}
+    for attention, title in ((None, "classifier"), (CHOSEN, "SAG, chosen + classifier")):
+        for seed, head in enumerate(("the demo model's", "seed 1", "seed 2")):
+            rows[f"{title}, {head}"] = Row(attention, classifier=CLASSIFIER, classifier_seed=seed)
+    title = "Classifier heads of three training seeds: empty prompt, CFG 1"
+    return Group(title, rows, REPORTING, 200, classes=True)
 
 
 def swept(transformer: bool) -> dict[str, Group]:

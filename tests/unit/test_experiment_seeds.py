@@ -19,6 +19,7 @@ def test_sweeps_tune_and_comparisons_report():
         assert {group.seeds for group in sag_rows.swept(transformer).values()} == {seeds.TUNING}
         for groups in (sag_rows.reported(transformer), sag_rows.of_other_judges(transformer)):
             assert {group.seeds for group in groups.values()} == {seeds.REPORTING}
+    assert sag_rows.of_other_classifiers().seeds == seeds.REPORTING
 
 
 def test_every_group_of_sag_has_its_baseline_first():

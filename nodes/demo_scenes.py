@@ -23,7 +23,7 @@ class InnerDemoScenes(io.ComfyNode):
         return io.Schema(
             node_id="InnerDemoScenes",
             display_name="Demo Scenes",
-            **search_aliases("scenes", "depth map", "training images", "depth dataset"),
+            **search_aliases("scenes", "training images", "depth dataset"),
             category="image",
             description=(
                 "Renders rooms like those that the demo model draws, with their exact depth. Use them to "

@@ -20,7 +20,7 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
         """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerSelfAttentionGuidance",
-            display_name="Self-Attention Guidance (Inner)",
+            display_name="Self-Attention Guidance (SAG, Inner)",
             **search_aliases("SAG", "attention guidance"),
             category="model/patch/unet",
             description=(

@@ -1,13 +1,16 @@
 """What an artist types in the page's node search finds every node of the pack."""
 
+import re
+
 import pytest
-from playwright.sync_api import Error
+from playwright.sync_api import Error, expect
 
 from inner_guidance.tests.support.node_searches import SEARCHES
 
 SEARCH = "() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')"
 NAME = "type => LiteGraph.registered_node_types[type].title"
 MILLISECONDS = 10_000
+OURS = re.compile("inner.guidance", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("language", ["page", "chinese_page"], ids=["English", "Chinese"])
@@ -25,3 +28,11 @@ def test_every_node_is_found(language, request):
         page.keyboard.press("Escape")
 
     assert not missed
+
+
+@pytest.mark.parametrize("typed", ["SAG", "DAG", "depth map", "attention map", "depth control"])
+def test_the_first_that_is_found_is_ours(typed, page):
+    page.evaluate(SEARCH)
+    page.get_by_role("combobox").last.fill(typed)
+    expect(page.get_by_role("option").first).to_contain_text(OURS, timeout=MILLISECONDS)
+    page.keyboard.press("Escape")

@@ -21,3 +21,12 @@ def test_search_finds_the_node(typed, node_id):
 
 def test_every_node_is_searched_for():
     assert {node_id for _, node_id in SEARCHES} == {node.define_schema().node_id for node in NODES}
+
+
+@pytest.mark.oldest_host
+@pytest.mark.parametrize(
+    ("acronym", "node_id"), [("SAG", "InnerSelfAttentionGuidance"), ("DAG", "InnerDepthAwareGuidance")]
+)
+def test_acronyms_are_in_the_names_that_every_version_searches(acronym, node_id):
+    (node,) = [node for node in NODES if node.define_schema().node_id == node_id]
+    assert acronym in node.define_schema().display_name

@@ -19,7 +19,7 @@ ARGUMENTS = (
 )
 STARTED = "() => window.app?.graph && LiteGraph.registered_node_types.InnerLoadDemoModel"
 START_MILLISECONDS = 120_000
-VIEWPORT = {"width": 1600, "height": 1000}
+VIEWPORT = {"width": 1920, "height": 1080}
 
 
 # Without the first the page opens with the template browser, which asks for the host's own templates.

@@ -131,7 +131,7 @@ def of_other_classifiers() -> Group:
         for seed, head in enumerate(("the demo model's", "seed 1", "seed 2")):
             rows[f"{title}, {head}"] = Row(attention, classifier=CLASSIFIER, classifier_seed=seed)
     title = "Classifier heads of three training seeds: empty prompt, CFG 1"
-    return Group(title, rows, REPORTING, 200, classes=True)
+    return Group(title, rows, REPORTING, 100, classes=True)
 
 
 def swept(transformer: bool) -> dict[str, Group]:

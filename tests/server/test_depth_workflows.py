@@ -102,7 +102,7 @@ def test_a_saved_prior_guides_as_it_did_when_it_was_new(pictures, workflow, serv
     for title in (*SHORT_TRAINING, "Save Depth Prior", "All that it learns from: near is white"):
         del prompt[ids[title]]
     prompt["loader"] = {"class_type": "InnerLoadDepthPrior", "inputs": {"name": SAVED_PRIOR}}
-    prompt[ids["Depth-Aware Guidance"]]["inputs"]["depth_prior"] = ["loader", 0]
+    prompt[ids["Depth-Aware Guidance (DAG)"]]["inputs"]["depth_prior"] = ["loader", 0]
 
     loaded = pixels(server.run(prompt)[ids["With the new prior"]][0])
 

@@ -28,6 +28,7 @@ FEW = (
 # Of models that only the newest host has all of.
 NEWEST_ONLY = (
     "test_gradient_families",
+    "test_gradient_plain_kernels",
     "test_model_families",
     "test_model_sequences",
     "test_random_checkpoints",

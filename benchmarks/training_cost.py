@@ -16,7 +16,6 @@ from pathlib import Path
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
 
 from ..depth_head.metrics import DepthRange
 from ..depth_head.training import TrainingResult, TrainingSettings, train
@@ -25,13 +24,13 @@ from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .evaluations import evaluations, peak_bytes, seconds
 from .models import REAL_SIZES, prompt
 from .speed import machine
+from .speed_tables import MIB
 
 TABLE = Path(__file__).with_suffix(".md")
 BATCH, IMAGES = 4, 2
 # The figures of held-out images take further passes before the first and after the last step.
 TIMED_STEPS = 5
 STEPS, DRAWN_IN = 1000, 20  # of the node, and of an image
-MEBIBYTE = 2**20
 
 
 def main() -> None:
@@ -52,8 +51,8 @@ pixel_mlp, {BATCH} images a step. Memory is what PyTorch needs besides the model
 
 | | seconds | MiB |
 |---|---|---|
-| plain CFG step of one image | {plain:.3g} | {plain_peak / MEBIBYTE:.0f} |
-| training step | {took:.3g} | {peak / MEBIBYTE:.0f} |
+| plain CFG step of one image | {plain:.3g} | {plain_peak / MIB:.0f} |
+| training step | {took:.3g} | {peak / MIB:.0f} |
 
 {STEPS:,} training steps take as long as drawing {drawn:.0f} images of {DRAWN_IN} steps.
 """,
@@ -70,8 +69,13 @@ def training(model: ModelPatcher, size: tuple[int, ...], steps: int, finished: l
 
     def learn(unet: FrozenModel) -> TrainingResult:
         features = features_of(unet, latents, list(network.taps))
-        on_device: Tensor = labels.to(unet.device)
-        return train(network, features, on_device, settings, lambda *_: finished.append(time.perf_counter()))
+        return train(
+            network,
+            features,
+            labels.to(unet.device),
+            settings,
+            lambda *_: finished.append(time.perf_counter()),
+        )
 
     return with_frozen_model(model, prompt(model, 0), (BATCH, *size[1:]), learn)
 

@@ -20,6 +20,7 @@ from inner_guidance.tests.support.node_defaults import execute
 pytestmark = pytest.mark.oldest_host
 
 SECOND_ORDER = ("heun", "dpm_2", "dpm_2_ancestral")
+CHURNED = ("euler", "heun", "dpm_2", "heunpp2")
 END = 0.34  # the steps of 4 start at 0, 1/3, 2/3 and 1
 SCHEDULE = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.0])
 
@@ -32,9 +33,6 @@ def test_sag_acts_in_both_evaluations_of_its_last_step(sampler, evaluations):
     tiny.sample(model, steps=4, sampler=sampler)
 
     assert len(seen.extra) == evaluations
-
-
-CHURNED = ("euler", "heun", "dpm_2", "heunpp2")
 
 
 def sampled_with_churn(model, sampler, **options):

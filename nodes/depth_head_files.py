@@ -22,8 +22,8 @@ class InnerLoadDepthHead(io.ComfyNode):
         """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerLoadDepthHead",
-            display_name="Load Depth Head",
-            **search_aliases("readout", "readout head", "depth estimator", "depth control"),
+            display_name="Load Depth Head (Readout)",
+            **search_aliases("readout", "readout head", "depth estimator"),
             category="model/loaders",
             description=(
                 "Loads a depth head: a small network that reads depth from a diffusion model's features. Put "

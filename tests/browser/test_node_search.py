@@ -30,7 +30,7 @@ def test_every_node_is_found(language, request):
     assert not missed
 
 
-@pytest.mark.parametrize("typed", ["SAG", "DAG", "depth map", "attention map", "depth control"])
+@pytest.mark.parametrize("typed", ["SAG", "DAG", "depth map", "readout", "attention map", "depth control"])
 def test_the_first_that_is_found_is_ours(typed, page):
     page.evaluate(SEARCH)
     page.get_by_role("combobox").last.fill(typed)

@@ -76,6 +76,9 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.dag_experiment hinge
 	@for seed in 1 2; do for what in head "prior --size 32"; do \
 		$(VENV) -m tools.run demo.train_depth $$what --seed $$seed --out .cache/other_seeds/$$seed; done; done
+	@$(VENV) -m tools.run demo.train renders
+	@for seed in 1 2; do for stage in "recogniser --minutes 15" "depth_judge --minutes 6"; do \
+		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed; done; done
 	@$(VENV) -m tools.run experiments.dag_experiment seeds
 	@$(VENV) -m tools.run experiments.downstream
 	@$(VENV) -m tools.run experiments.dag_experiment screen
@@ -84,9 +87,6 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.sag_experiment compare
 	@$(VENV) -m tools.run experiments.sag_experiment sweep --family transformer
 	@$(VENV) -m tools.run experiments.sag_experiment compare --family transformer
-	@$(VENV) -m tools.run demo.train renders
-	@for seed in 1 2; do for stage in "recogniser --minutes 15" "depth_judge --minutes 7"; do \
-		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed; done; done
 	@$(VENV) -m tools.run experiments.sag_experiment judges
 	@for seed in 1 2; do $(VENV) -m tools.run demo.train_classifier --seed $$seed --out .cache/other_seeds/$$seed; done
 	@$(VENV) -m tools.run experiments.sag_experiment classifiers

@@ -31,7 +31,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
 from .dag_rows import NONE, Group, compared, hinged, swept
 from .dag_table import LEGEND, table
-from .other_seeds import OTHER_SEEDS, of_other_seeds
+from .other_seeds import missing_files, of_other_seeds
 from .seeds import TUNING
 from .target_rows import kept, screened
 
@@ -123,28 +123,28 @@ def main() -> None:
         for name, group in groups.items()
         if name in (options.groups or groups)
     }
-    if options.command == "seeds" and not OTHER_SEEDS.exists():
+    if options.command == "seeds" and (missing := missing_files()):
         parser.error(
-            "Train them first, for N of 1 and 2: python -m tools.run demo.train_depth prior --size 32 "
-            f"--seed N --out {OTHER_SEEDS}/N, and the same with head."
+            f"{', '.join(map(str, missing))} not found: train them with the commands at the head of "
+            "experiments/other_seeds.py."
         )
     with torch.inference_mode():
         drawings = Drawings(
             options.work.resolve(), getattr(torch, options.dtype), options.family, options.weights
         )
-        judges = Judges(drawings)
+        judges = {seed: Judges(drawings, seed) for seed in {group.judges for group in groups.values()}}
         part, parts = map(int, options.part.split("/"))
         draw(judges, [*groups.values()], part, parts, options.minutes)
         if parts > 1:
             return
-        complete = {name: as_far_as_drawn(judges, group) for name, group in groups.items()}
+        complete = {name: as_far_as_drawn(judges[group.judges], group) for name, group in groups.items()}
         groups = {name: group for name, group in complete.items() if group.samples > 0}
         if not groups:
             raise SystemExit("No row without guidance has a batch yet: call it again.")
-        lines = heading(options, judges, max(groups.values(), key=lambda group: group.samples))
+        lines = heading(options, drawings, tunes=all(group.seeds == TUNING for group in groups.values()))
         for name, group in groups.items():
-            lines += table(judges, group)
-            judges.write_sheets(f"{options.command}-{name}", group)
+            lines += table(judges[group.judges], group)
+            judges[group.judges].write_sheets(f"{options.command}-{name}", group)
     suffix = "" if options.family == demo.UNET else f"_{options.family}"
     if options.weights != demo.WEIGHTS:
         suffix += f"_{options.weights.name}"
@@ -153,7 +153,9 @@ def main() -> None:
     print(out.read_text(encoding="utf-8"))
 
 
-def draw(judges: Judges, groups: Sequence[Group], part: int, parts: int, minutes: float) -> None:
+def draw(
+    judges: Mapping[int, Judges], groups: Sequence[Group], part: int, parts: int, minutes: float
+) -> None:
     """Draws and judges what is missing, the first batch of every row, then the second, until time is up."""
     jobs = [
         (group, row, group.seeds[offset])
@@ -163,10 +165,10 @@ def draw(judges: Judges, groups: Sequence[Group], part: int, parts: int, minutes
         for row in group.rows
     ]
     ends = time.monotonic() + 60 * minutes
-    for job in tqdm(jobs[part::parts], desc="drawing", unit="batch"):
+    for group, row, first in tqdm(jobs[part::parts], desc="drawing", unit="batch"):
         if time.monotonic() > ends:
             return
-        judges.batch(*job)
+        judges[group.judges].batch(group, row, first)
 
 
 def as_far_as_drawn(judges: Judges, group: Group) -> Group:
@@ -180,11 +182,8 @@ def as_far_as_drawn(judges: Judges, group: Group) -> Group:
     )
 
 
-def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list[str]:
-    """Title, command and legend of the tables, and how well the judge does on the largest group's renders."""
-    judged = judges.judge_accuracy(largest.seeds, largest.samples)
-    tunes = largest.seeds == TUNING
-    drawings = judges.drawings
+def heading(options: argparse.Namespace, drawings: Drawings, tunes: bool) -> list[str]:
+    """Title, command and legend of the tables. tunes: whether they are of tuning seeds."""
     read = drawings.model_name, drawings.head_name
     files = (*read, "latent_head", "depth_prior", "depth_judge", "recogniser")
     family = [] if options.family == demo.UNET else ["--family", options.family]
@@ -206,9 +205,5 @@ def heading(options: argparse.Namespace, judges: Judges, largest: Group) -> list
         "",
         *(["**Tuning seeds:** this chooses a setting and reports none.", ""] if tunes else []),
         *LEGEND,
-        "",
-        f"The judge on {largest.samples} renders that it never saw: "
-        + "; ".join(f"{name}: {metrics}" for name, metrics in judged.items())
-        + ".",
         "",
     ]

@@ -25,7 +25,8 @@ from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .dag_figures import warp
 from .dag_pictures import BATCH, Drawings, read_prior
 from .dag_rows import Group
-from .kept_files import save
+from .kept_files import checksum, save
+from .other_seeds import OTHER_SEEDS
 from .prior_losses import literal_loss
 from .seeds import REFERENCES
 
@@ -64,15 +65,20 @@ class Seen:
 
 
 class Judges:
-    """Depth judge and recogniser, and the depth head and prior that guide."""
+    """Depth judge and recogniser, and the depth head and prior that guide.
 
-    def __init__(self, drawings: Drawings) -> None:
+    seed: of the training of judge and recogniser; 0 for those of the demo model.
+    """
+
+    def __init__(self, drawings: Drawings, seed: int = 0) -> None:
         self.drawings = drawings
         self.prior = read_prior(drawings.prior_file)
-        self.depth_judge = DepthJudge().eval()
-        self.depth_judge.load_state_dict(demo.read_weights(demo.WEIGHTS / DEPTH_JUDGE_FILE))
-        self.recogniser = Recogniser().eval()
-        self.recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
+        folder = OTHER_SEEDS / str(seed) if seed else demo.WEIGHTS
+        files = folder / DEPTH_JUDGE_FILE, folder / RECOGNISER_FILE
+        self.depth_judge, self.recogniser = DepthJudge().eval(), Recogniser().eval()
+        for network, file in zip((self.depth_judge, self.recogniser), files, strict=True):
+            network.load_state_dict(demo.read_weights(file))
+        self.checksums = drawings.checksums | {file.stem: checksum(file) for file in files}
 
     def batch(self, group: Group, name: str, first: int) -> Seen:
         """The outputs for BATCH pictures of a row, which are drawn if they are missing."""
@@ -93,7 +99,7 @@ class Judges:
         """The outputs for pictures (BATCH, 256, 256, 3) in uint8, kept in a file whose name begins so."""
         read = self.drawings.model_name, self.drawings.head_name
         names = ("depth_judge", "recogniser", *read, "depth_prior")
-        judges = "".join(self.drawings.checksums[name][:4] for name in names)
+        judges = "".join(self.checksums[name][:4] for name in names)
         path = batch.parent / f"{batch.name}-seen-{judges}.safetensors"
         if not path.exists():
             judged, recognised = judge(self.depth_judge, pictures), recognise(self.recogniser, pictures)

@@ -70,6 +70,8 @@ class Group:
     """Whether the prompts are the captions of the target depth's scenes; otherwise they are empty."""
     side: int = 8
     """dFID compares depth maps of side x side cells."""
+    judges: int = 0
+    """Training seed of depth judge and recogniser; 0 for those of the demo model."""
 
     def batches(self, size: int) -> range:
         """The first seeds of the batches of pictures."""

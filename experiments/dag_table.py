@@ -68,6 +68,10 @@ def table(judges: Judges, group: Group) -> list[str]:
         f"{count} pictures per row, {group.steps} steps of {group.sampler}, {group.scheduler}, CFG "
         f"{group.cfg:g}; dFID of {group.side} x {group.side} cells.",
         "",
+        f"The judge on {count} renders that it never saw: "
+        + "; ".join(f"{name}: {one}" for name, one in judges.judge_accuracy(group.seeds, count).items())
+        + ".",
+        "",
         *markdown.table(columns, cells),
         "",
         "CPU s (as a ratio): "

@@ -6,9 +6,9 @@
     python -m tools.run experiments.sag_experiment classifiers     writes classifier_heads_of_other_seeds.md
 
 `sweep` draws tuning seeds, the others reporting seeds (docs/results/protocol.md). `judges` and `classifiers`
-need networks that differ from the demo model's in the seed of their training: run `demo.train recogniser` and
-`demo.train depth_judge`, or `demo.train_classifier`, with `--seed 1 --out .cache/other_seeds/1`, and the same
-with 2.
+need networks that differ from the demo model's in the seed of their training: run `demo.train recogniser`,
+`demo.train depth_judge` and, for `classifiers`, `demo.train_classifier` with `--seed 1 --out
+.cache/other_seeds/1`, and the same with 2.
 
 The demo model draws, with the nodes as they are. What the judges see is kept in the work folder, so a second
 call resumes an interrupted one. All rows of a table grow together: --tables-only writes tables of what every
@@ -39,7 +39,7 @@ GROUPS = {
     "sweep": swept,
     "compare": reported,
     "judges": of_other_judges,
-    "classifiers": lambda transformer: {} if transformer else {"heads": of_other_classifiers()},
+    "classifiers": of_other_classifiers,
 }
 TITLES = {
     "sweep": "Self-Attention Guidance, one setting at a time",

@@ -23,6 +23,8 @@ CHOSEN: Mapping[str, Any] = {**SWEPT, "blur_sigma": 8.0}
 """Inputs of the node that this sweep chose for the UNet, and from which its other inputs are swept."""
 CHOSEN_TRANSFORMER: Mapping[str, Any] = {**CHOSEN, "scale": 0.25}
 """The same for the transformer."""
+JUDGES = ("The demo model's judges", "Judges of seed 1", "Judges of seed 2")
+"""Titles of tables by the training seed of their judges."""
 
 Seen = dict[str, Tensor]
 """What the judges see in N pictures.
@@ -120,18 +122,24 @@ def of_other_judges(transformer: bool) -> dict[str, Group]:
     rows = {name: plain.rows[name] for name in names if name in plain.rows}
     return {
         f"seed-{seed}": replace(plain, title=title, rows=rows, pictures=400, judges=seed)
-        for seed, title in enumerate(("The demo model's judges", "Judges of seed 1", "Judges of seed 2"))
+        for seed, title in enumerate(JUDGES)
     }
 
 
-def of_other_classifiers() -> Group:
-    """Classifier guidance of the UNet, alone and with SAG, by heads of three training seeds."""
+def of_other_classifiers(transformer: bool) -> dict[str, Group]:
+    """Classifier guidance of the UNet, alone and with SAG, by heads and judges of three training seeds."""
+    if transformer:
+        return {}
     rows = {NONE: Row()}
     for attention, title in ((None, "classifier"), (CHOSEN, "SAG, chosen + classifier")):
         for seed, head in enumerate(("the demo model's", "seed 1", "seed 2")):
             rows[f"{title}, {head}"] = Row(attention, classifier=CLASSIFIER, classifier_seed=seed)
-    title = "Classifier heads of three training seeds: empty prompt, CFG 1"
-    return Group(title, rows, REPORTING, 100, classes=True)
+    return {
+        f"seed-{seed}": Group(
+            f"Empty prompt, CFG 1. {title}", rows, REPORTING, 100, classes=True, judges=seed
+        )
+        for seed, title in enumerate(JUDGES)
+    }
 
 
 def swept(transformer: bool) -> dict[str, Group]:

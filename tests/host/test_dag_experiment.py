@@ -32,7 +32,7 @@ class Book:
 
 def asked(*share):
     book = Book()
-    draw(book, [GROUP], *share)
+    draw({0: book}, [GROUP], *share)
     return book.asked
 
 
@@ -53,8 +53,15 @@ def test_no_batch_begins_after_the_time_is_up():
 def test_a_shorter_group_stops_at_its_own_number():
     book = Book()
     short = replace(GROUP, rows={NONE: Row(None)}, samples=10)
-    draw(book, [short, replace(GROUP, samples=20)], 0, 1, math.inf)
+    draw({0: book}, [short, replace(GROUP, samples=20)], 0, 1, math.inf)
     assert [first for _, first in book.asked] == [FIRST] * 4 + [SECOND] * 3
+
+
+def test_judges_of_another_seed_see_only_their_own_groups():
+    shipped, other = Book(), Book()
+    draw({0: shipped, 1: other}, [GROUP, replace(GROUP, rows={"a": Row({})}, judges=1)], 0, 1, math.inf)
+    assert len(shipped.asked) == 9
+    assert other.asked == [("a", first) for first in (FIRST, SECOND, THIRD)]
 
 
 @pytest.fixture

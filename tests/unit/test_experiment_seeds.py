@@ -17,9 +17,8 @@ def test_ranges_are_held_out_and_share_no_seed():
 def test_sweeps_tune_and_comparisons_report():
     for transformer in (False, True):
         assert {group.seeds for group in sag_rows.swept(transformer).values()} == {seeds.TUNING}
-        for groups in (sag_rows.reported(transformer), sag_rows.of_other_judges(transformer)):
-            assert {group.seeds for group in groups.values()} == {seeds.REPORTING}
-    assert sag_rows.of_other_classifiers().seeds == seeds.REPORTING
+        for of in (sag_rows.reported, sag_rows.of_other_judges, sag_rows.of_other_classifiers):
+            assert {group.seeds for group in of(transformer).values()} <= {seeds.REPORTING}
 
 
 def test_every_group_of_sag_has_its_baseline_first():

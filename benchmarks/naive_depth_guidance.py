@@ -18,7 +18,7 @@ from ..depth_head.architectures import BRANCHES, DepthNetwork
 from ..guidance import depth_aware as dag
 from ..host.gradients.weights import differentiable_weights
 from ..host.keys import GuiderExecutor
-from ..host.sampling.schedule import noise_share, time_at
+from ..host.sampling.noise_levels import noise_share, time_at
 from ..host.taps.blocks import FeatureLayer, feature_blocks
 from ..host.taps.feature_tap import FeatureTap
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...depth_head.architectures.latent import ESTIMATE
 from ...pictures.images import as_rgb
 from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
-from ..sampling.schedule import TIMES
+from ..sampling.noise_levels import TIMES
 from ..taps.uncompiled import refuse_uncontrollable_compiler
 from .heads import HostedDepthHead, reads_latents, require_head_fits
 

@@ -14,7 +14,7 @@ from ...guidance.prompt_attention import prompt_attention
 from ..depth.heads import HostedDepthHead
 from ..sampling.attention_recorder import RECEIVED
 from ..sampling.chunks import ForwardPass, MapKey, Maps, Reader
-from ..sampling.schedule import time_at
+from ..sampling.noise_levels import time_at
 from ..taps.attention_received import attention_tap, received_by
 from ..taps.attention_tap import Attention
 from ..taps.blocks import AttentionLayer, FeatureLayer

@@ -21,7 +21,8 @@ from ..sampling.chunks import Chunk, Evaluation, Reader
 from ..sampling.crops import UNTRACED
 from ..sampling.guiders import list_names, positive_first
 from ..sampling.placements import Conditions, Placement, full_frame_condition
-from ..sampling.schedule import SigmaRange, counted_from, first_sigmas, sigma_of, step_of
+from ..sampling.schedule import first_sigmas, sigma_of, step_of
+from ..sampling.sigma_ranges import SigmaRange, counted_from
 from ..sampling.step_recorder import Recorder
 from .executing import executing
 from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers

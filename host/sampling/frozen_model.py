@@ -21,7 +21,7 @@ from ..keys import TAG, WRAPPER_KEY, ModelExecutor, add_wrapper, drop_ours
 from ..taps.named_features import NamedFeatures
 from ..taps.uncompiled import uncompiled
 from .inner_latent import InnerLatent
-from .schedule import sigma_at
+from .noise_levels import sigma_at
 
 Conditioning = list[list[Any]]
 T = TypeVar("T")

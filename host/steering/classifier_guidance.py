@@ -17,7 +17,7 @@ from ...classifier_head.network import ClassifierNetwork
 from ...guidance.classifier import classifier_shift, log_probability
 from ..classifier.heads import HostedClassifierHead, require_classifier_fits
 from ..keys import GuiderExecutor, for_this_run
-from ..sampling.schedule import noise_coefficient, signal_coefficient
+from ..sampling.noise_levels import noise_coefficient, signal_coefficient
 from .gradient_pass import GradientReader
 from .gradient_step import GradientStep
 from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale, require_differentiable

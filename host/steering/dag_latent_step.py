@@ -13,7 +13,7 @@ from torch import Tensor
 from ...depth_head.architectures.latent import ESTIMATE
 from ...depth_head.training import LAST_TIME
 from ...guidance import depth_aware as dag
-from ..sampling.schedule import flow_time
+from ..sampling.noise_levels import flow_time
 from .dag_losses import losses
 from .dag_step import DepthAwareStep
 from .guided_run import finite_images

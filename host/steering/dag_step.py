@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ...guidance import depth_aware as dag
-from ..sampling.schedule import noise_share
+from ..sampling.noise_levels import noise_share
 from .dag_losses import ROBUST, DepthAwareSettings, Networks
 from .shift_step import ShiftStep
 

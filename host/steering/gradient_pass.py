@@ -17,9 +17,9 @@ from ..gradients.rows import rows_are_independent
 from ..keys import WRAPPER_KEY, ModelExecutor
 from ..sampling.crops import conditions_of, whole_chunks
 from ..sampling.inner_latent import InnerLatent
+from ..sampling.noise_levels import time_at
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Placement
-from ..sampling.schedule import time_at
 from ..taps.named_features import NamedFeatures
 from .guided_run import finite_images
 from .shift_step import NOT_WHOLE

@@ -13,15 +13,8 @@ from ..gradients.weights import refuse_quantised
 from ..sampling.evaluated_steps import EvaluatedSteps
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
-from ..sampling.schedule import (
-    SigmaRange,
-    counted_from,
-    denoise_mask_at,
-    first_sigmas,
-    is_nth_step,
-    is_part,
-    sigma_of,
-)
+from ..sampling.schedule import first_sigmas, sigma_of
+from ..sampling.sigma_ranges import SigmaRange, counted_from, is_nth_step, is_part
 from ..taps.uncompiled import refuse_uncontrollable_compiler
 
 
@@ -120,9 +113,14 @@ class GuidedRun:
         return sigma_of(timestep, self.sample_sigmas, self.first_sigmas)
 
     def mask_at(self, timestep: Tensor, model_options: dict[str, Any]) -> Tensor | float:
-        """The denoise mask at this timestep."""
-        sample_sigmas = self.schedule(model_options)
-        return denoise_mask_at(self.guider, self.denoise_mask, timestep, model_options, sample_sigmas)
+        """1 where the sampler keeps what the model predicts, 0 where it pastes the given latent back."""
+        if self.denoise_mask is None:
+            return 1.0
+        of_sigma = model_options.get("denoise_mask_function")
+        if of_sigma is None:
+            return self.denoise_mask
+        of_run = {"model": self.guider, "sigmas": self.schedule(model_options)}
+        return of_sigma(timestep, self.denoise_mask, extra_options=of_run)
 
     def start_of_step(self, x: Tensor, sigma: float, model_options: dict[str, Any]) -> float:
         """The sigma at which the step of this evaluation starts; that decides whether the guidance acts.

@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..keys import GuiderExecutor, for_this_run
-from ..sampling.schedule import noise_to_signal
+from ..sampling.noise_levels import noise_to_signal
 from .guided_run import GuidedRun, seed_at
 from .sag_settings import SelfAttentionSettings
 from .sag_step import SelfAttentionStep

@@ -24,9 +24,9 @@ from ..keys import CALC_COND_BATCH_FUNCTION, add_wrapper
 from ..sampling.attention_recorder import AttentionRecorder
 from ..sampling.chunks import Evaluation
 from ..sampling.crops import UNTRACED
+from ..sampling.noise_levels import signal_coefficient, v_coefficient
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions
-from ..sampling.schedule import signal_coefficient, v_coefficient
 from .extra_pass import extra_pass
 from .guided_run import finite_images
 from .sag_settings import BRANCHES, NEGATIVE, POSITIVE, SelfAttentionSettings

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.depth.heads import feature_channels
 from inner_guidance.host.sampling.frozen_model import with_frozen_model
-from inner_guidance.host.sampling.schedule import sigma_at, time_at
+from inner_guidance.host.sampling.noise_levels import sigma_at, time_at
 from inner_guidance.tests.support import tiny_models as tiny
 
 pytestmark = pytest.mark.oldest_host

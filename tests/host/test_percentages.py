@@ -11,7 +11,7 @@ import torch
 
 from inner_guidance.depth_head.head import PUBLIC_READOUT
 from inner_guidance.host.depth.heads import HostedDepthHead
-from inner_guidance.host.sampling import schedule
+from inner_guidance.host.sampling import sigma_ranges
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
@@ -77,9 +77,9 @@ def test_percentages_are_turned_into_sigmas_and_back(kind, model_type):
 
     for percent in (0.1, 0.5, 0.9):
         sigma = model_sampling.percent_to_sigma(percent)
-        assert schedule.percent_at(model_sampling, sigma) == pytest.approx(percent, abs=1e-4)
-    assert schedule.percent_at(model_sampling, float(model_sampling.sigma_max)) == 0
-    assert schedule.percent_at(model_sampling, math.inf) == 0
+        assert sigma_ranges.percent_at(model_sampling, sigma) == pytest.approx(percent, abs=1e-4)
+    assert sigma_ranges.percent_at(model_sampling, float(model_sampling.sigma_max)) == 0
+    assert sigma_ranges.percent_at(model_sampling, math.inf) == 0
 
 
 @pytest.mark.parametrize(("kind", "model_type"), PARAMETRISATIONS)
@@ -88,7 +88,7 @@ def test_half_of_image_to_image_is_half_of_what_is_sampled(kind, model_type):
     model_sampling = tiny.patcher(kind, model_type).get_model_object("model_sampling")
     first = model_sampling.percent_to_sigma(0.4)
 
-    half = schedule.SigmaRange.from_percent(model_sampling, 0.0, 0.5, counted_from=first)
+    half = sigma_ranges.SigmaRange.from_percent(model_sampling, 0.0, 0.5, counted_from=first)
 
     assert half.end == pytest.approx(float(model_sampling.percent_to_sigma(0.7)), rel=1e-3)
     assert first in half
@@ -101,8 +101,8 @@ def test_in_text_to_image_percentages_are_the_hosts(scheduler):
     sigmas = comfy.samplers.calculate_sigmas(model_sampling, scheduler, 6)
     empty = torch.zeros(1, 4, 16, 16)
 
-    counted_from = schedule.counted_from(model_sampling, tiny.noise(), empty, sigmas)
-    within = schedule.SigmaRange.from_percent(model_sampling, 0.2, 0.7, counted_from)
+    counted_from = sigma_ranges.counted_from(model_sampling, tiny.noise(), empty, sigmas)
+    within = sigma_ranges.SigmaRange.from_percent(model_sampling, 0.2, 0.7, counted_from)
 
     assert within.start == model_sampling.percent_to_sigma(0.2)
     assert within.end == model_sampling.percent_to_sigma(0.7)

@@ -8,7 +8,8 @@ import comfy.samplers
 import pytest
 import torch
 
-from inner_guidance.host.sampling import schedule
+from inner_guidance.host.sampling import noise_levels, schedule
+from inner_guidance.host.sampling.sigma_ranges import SigmaRange
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
@@ -91,8 +92,8 @@ def test_every_second_step_of_unsampling_has_an_extra_pass():
 def test_a_start_of_0_percent_has_no_upper_end():
     flow = tiny.patcher("flux", "FLUX").get_model_object("model_sampling")
 
-    assert 1.2 in schedule.SigmaRange.from_percent(flow, 0.0, 1.0)
-    assert 1.2 not in schedule.SigmaRange.from_percent(flow, 0.01, 1.0)
+    assert 1.2 in SigmaRange.from_percent(flow, 0.0, 1.0)
+    assert 1.2 not in SigmaRange.from_percent(flow, 0.01, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_start_of_0_percent_has_no_upper_end():
 def test_noise_to_signal(kind, model_type, sigma, ratio):
     model_sampling = tiny.patcher(kind, model_type).get_model_object("model_sampling")
 
-    assert schedule.noise_to_signal(model_sampling, sigma) == pytest.approx(ratio, rel=1e-5)
+    assert noise_levels.noise_to_signal(model_sampling, sigma) == pytest.approx(ratio, rel=1e-5)
 
 
 def test_guidance_of_a_flow_model_between_the_passes_is_the_last_one_in_eps():
@@ -145,7 +146,7 @@ def test_guidance_of_a_flow_model_between_the_passes_is_the_last_one_in_eps():
 def test_depth_is_finite_without_noise_on_an_edm_model():
     model_sampling = tiny.patcher(model_type="EDM").get_model_object("model_sampling")
 
-    sigma = schedule.sigma_at(model_sampling, torch.zeros(2))
+    sigma = noise_levels.sigma_at(model_sampling, torch.zeros(2))
 
     assert model_sampling.timestep(sigma).isfinite().all()
     assert (sigma > 0).all()

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inner_guidance.host.sampling import schedule
+from inner_guidance.host.sampling import schedule, sigma_ranges
 from inner_guidance.tests.support import tiny_models as tiny
 
 PERCENT = st.floats(0, 1)
@@ -27,12 +27,12 @@ def test_a_range_is_in_order_and_holds_the_first_step_where_it_begins_at_0(
     model_sampling = sampling(kind, model_type)
     first = float(model_sampling.percent_to_sigma(begin)) if begin > 0 else math.inf
 
-    within = schedule.SigmaRange.from_percent(model_sampling, start, end, first)
+    within = sigma_ranges.SigmaRange.from_percent(model_sampling, start, end, first)
 
     assert not math.isnan(within.start + within.end)
     assert (within.start >= within.end) == (start < end)
     if begin > 0:
-        from_0 = schedule.SigmaRange.from_percent(model_sampling, 0.0, end, first)
+        from_0 = sigma_ranges.SigmaRange.from_percent(model_sampling, 0.0, end, first)
         assert end == 0 or first in from_0
 
 
@@ -42,7 +42,7 @@ def test_the_percent_of_a_sigma_has_that_sigma(kind, model_type, percent):
     model_sampling = sampling(kind, model_type)
     sigma = min(float(model_sampling.percent_to_sigma(percent)), float(model_sampling.sigma_max))
 
-    found = schedule.percent_at(model_sampling, sigma)
+    found = sigma_ranges.percent_at(model_sampling, sigma)
 
     assert 0 <= found <= 1
     again = min(float(model_sampling.percent_to_sigma(found)), float(model_sampling.sigma_max))

@@ -70,8 +70,8 @@ STAGES = (
 SHEET_PICTURES = 16
 
 
-def main() -> None:
-    """Runs a stage."""
+def read_arguments() -> argparse.Namespace:
+    """Stage, time, seed and folders."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -97,8 +97,12 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=WEIGHTS, help="recogniser, depth_judge: folder for the file"
     )
-    options = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    """Runs a stage."""
+    options = read_arguments()
     options.work.mkdir(parents=True, exist_ok=True)
     renders, latents = options.work / "renders", options.work / "latents"
     autoencoder, diffusion = options.work / "autoencoder.pt", options.work / "diffusion.pt"
@@ -112,7 +116,9 @@ def main() -> None:
             checkpoints = (diffusion, autoencoder, transformer)
             for checkpoint in checkpoints:
                 if checkpoint.exists():
-                    parser.error(f"{checkpoint} exists: move it away to start from the published weights.")
+                    raise SystemExit(
+                        f"{checkpoint} exists: move it away to start from the published weights."
+                    )
             for checkpoint, weights in zip(checkpoints, published, strict=True):
                 write_checkpoint(checkpoint, model=weights, average=weights)
         case "autoencoder" | "decoder":

@@ -48,7 +48,7 @@ REMARKS = {
 }
 LOOK_FOR = (
     'Compare "No prompt, without guidance" with "No prompt, with Self-Attention Guidance": on average solids '
-    "are sharper and more often whole. "
+    "are sharper, and more of them can be recognised. "
     'Look for "Depth that came out", which follows "Depth to keep" while "Depth without guidance" does not; '
     "some colours land on the wrong solid, and some solids are split."
 )

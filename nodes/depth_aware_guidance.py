@@ -221,7 +221,7 @@ def for_latents(head: DepthHead, mode: str, consistency_scale: float, **settings
         )
     if consistency_scale != 0:
         logging.info(
-            "Depth-Aware Guidance: consistency needs a depth head that reads features, %s reads latents: "
+            "Depth-Aware Guidance: consistency needs a depth head that reads features, but %s reads latents: "
             "consistency_scale counts as 0.",
             head.name,
         )

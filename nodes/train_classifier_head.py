@@ -49,8 +49,10 @@ class InnerTrainClassifierHead(io.ComfyNode):
                     default=AUTO,
                     tooltip=(
                         "The blocks to read. auto uses the middle block and the middle of the decoder. o0, "
-                        "o1, ... are the blocks of the decoder, deepest first. o3-o8 is a range; separate "
-                        "several with commas. Higher numbers see finer detail, lower ones more of the scene."
+                        "o1, ... are the blocks of the decoder, deepest first. Models without a decoder, "
+                        "such as Flux, have b0, b1, ...; there auto uses blocks up to half depth. o3-o8 is "
+                        "a range; separate several with commas. Higher numbers see finer detail, lower ones "
+                        "more of the scene."
                     ),
                 ),
                 io.Int.Input(
@@ -97,8 +99,8 @@ class InnerTrainClassifierHead(io.ComfyNode):
                     "positive",
                     optional=True,
                     tooltip=(
-                        "The prompt for the model during training, ideally an empty one. Leave unconnected "
-                        "to use zeros instead."
+                        "The prompt for the model during training, ideally an empty one. UNets (SD 1.x, 2.x, "
+                        "XL) can do without: leave unconnected to use zeros instead."
                     ),
                 ),
             ],

@@ -95,9 +95,15 @@ def as_sampled(model: ModelPatcher, latents: Tensor) -> Tensor:
 def image_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
     """Latents of images (B, C, h, w), as this model takes them: (B, C, 1, h, w) for models of videos.
 
-    Raises ValueError for latents of another model or of a video, too small ones and an empty batch.
+    Raises ValueError for latents of another model or of a video, too small ones, numbers that are not finite
+    and an empty batch.
     """
     require_some(latents)
+    if not latents.isfinite().all():
+        raise ValueError(
+            "The latent has values that are not finite: check the image, and the precision of the VAE or of "
+            "the model that made it."
+        )
     latent_format = model.model.latent_format
     channels = latent_format.latent_channels
     of_video = latent_format.latent_dimensions == 3

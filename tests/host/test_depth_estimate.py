@@ -184,6 +184,7 @@ def test_a_latent_that_was_not_sampled_is_warned_of(caplog):
         ({"latent": None, "image": torch.rand(1, 8, 8, 3), "vae": EightfoldVAE()}, "is 1 x 1, too small"),
         ({"latent": latent(1, 16, 8, 8)}, "is 1 x 16 x 8 x 8, but this model needs images of 4 channels"),
         ({"latent": latent(1, 4, 3, 8, 8)}, "is 1 x 4 x 3 x 8 x 8, but"),
+        ({"latent": {"samples": torch.full((1, 4, 8, 8), torch.nan)}}, "values that are not finite"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence(given, sentence):

@@ -1,5 +1,6 @@
 """A classifier head: a network, and the facts that its use depends on."""
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +26,17 @@ class ClassifierHead:
 
     def label(self, class_name: str) -> int:
         """The number of a class. Raises ValueError, which lists the classes, for an unknown name."""
-        wanted = class_name.strip().casefold()
+        wanted = folded(class_name)
         for number, name in enumerate(self.classes):
-            if name.casefold() == wanted:
+            if folded(name) == wanted:
                 return number
         known = ", ".join(self.classes[:LISTED])
         more = f" and {len(self.classes) - LISTED} more" if len(self.classes) > LISTED else ""
         raise ValueError(
             f"class_name: {self.name} does not know '{legible(class_name)}'. It knows {known}{more}."
         )
+
+
+def folded(class_name: str) -> str:
+    """A class name for comparisons, whatever its capitals and however its accents are encoded."""
+    return unicodedata.normalize("NFC", class_name.strip().casefold())

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ..depth_head.files import damaged, fill, is_name, legible, name_of, parse, read, write
-from .head import ClassifierHead
+from .head import ClassifierHead, folded
 from .network import ClassifierNetwork
 
 KIND = "classifier_head"
@@ -36,7 +36,7 @@ def load_classifier_head(path: Path) -> ClassifierHead:
     classes = parse(path, metadata, "classes", list)
     if not all(isinstance(name, str) and is_name(name) for name in classes):
         raise damaged(path, "its classes are not short names")
-    if len({name.casefold() for name in classes}) < len(classes):
+    if len({folded(name) for name in classes}) < len(classes):
         raise damaged(path, "two of its classes have the same name")
     try:
         with torch.device("meta"):

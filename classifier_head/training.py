@@ -1,7 +1,8 @@
 """Training a classifier head on the features of a frozen diffusion model.
 
     loss       cross-entropy, at t uniform over the whole schedule: the classifier must know noise
-    held out   a part of the images, which selects the best state and measures the accuracy
+    held out   a part of the images, which selects the best state and measures the accuracy; of each class, an
+               image remains to learn from
 
 All random numbers come from the seed. The caller passes in the function that computes features.
 """
@@ -23,7 +24,7 @@ CHECKED_IMAGES = 64
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """The settings of the node. held_out: share of the images, at least one."""
+    """The settings of the node. held_out: share of the images, at least one (see split)."""
 
     steps: int
     batch_size: int
@@ -60,14 +61,14 @@ def train_classifier(
 ) -> ClassifierResult:
     """Train a network in place. Afterwards it is on the CPU, in evaluation mode and in its best state.
 
-    labels (N,): class numbers; N is 2 or more. on_step and interruption: as in depth_head/training.py.
+    labels (N,): class numbers; some class has two images. on_step and interruption: as in
+    depth_head/training.py.
     """
-    labels = labels.clone().to(device)
-    network.to(device)
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(labels), generator=generator)
-    count = max(1, round(settings.held_out * len(labels)))
-    held_out, rest = order[:count], order[count:]
+    held_out, rest = split(labels, order, max(1, round(settings.held_out * len(labels))))
+    labels = labels.clone().to(device)
+    network.to(device)
 
     def loss_of_step() -> Tensor:
         rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
@@ -92,7 +93,23 @@ def train_classifier(
     except interruption:
         interrupted = True
     network.cpu()
-    return ClassifierResult(fitted.losses, fitted.best_step, accuracy, count, interrupted)
+    return ClassifierResult(fitted.losses, fitted.best_step, accuracy, len(held_out), interrupted)
+
+
+def split(labels: Tensor, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The images to hold out and the rest, both in this order: `count` of them, or fewer with small classes.
+
+    The last image of a class is never held out: the head could not learn the class.
+    """
+    left = labels.bincount().tolist()
+    chosen: list[int] = []
+    for place, label in enumerate(labels[order].tolist()):
+        if left[label] > 1 and len(chosen) < count:
+            left[label] -= 1
+            chosen.append(place)
+    held_out = torch.zeros(len(order), dtype=torch.bool)
+    held_out[chosen] = True
+    return order[held_out], order[~held_out]
 
 
 def predict(

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...classifier_head.classifier_report import LOSS, draw_classifier_report
-from ...classifier_head.head import ClassifierHead
+from ...classifier_head.head import ClassifierHead, folded
 from ...classifier_head.network import ClassifierNetwork
 from ...classifier_head.training import ClassifierResult, ClassifierTraining, train_classifier
 from ...depth_head.files import LONGEST_QUOTE, is_name, legible
@@ -21,7 +22,7 @@ from ..depth.head_training import AUTO, default_blocks, features_of
 from ..depth.heads import feature_channels, model_family
 from ..depth.training_pairs import encode
 from ..depth.training_watch import TrainingWatch
-from ..sampling.frozen_model import Conditioning, FrozenModel, with_frozen_model
+from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.uncompiled import refuse_uncontrollable_compiler
@@ -58,8 +59,14 @@ def train_classifier_head(
         raise ValueError(
             f"class_names: all images are '{classes[0]}'. A classifier needs images of two classes at least."
         )
+    if len(classes) == len(names):
+        raise ValueError(
+            "class_names: no class has two images. A classifier needs one to learn from and one to judge by; "
+            "use a few dozen of each class."
+        )
     family = model_family(model)
     network = new_classifier(model, blocks, len(classes), settings.seed)
+    require_prompt(model, positive)
     refuse_uncontrollable_compiler(model, "Train Classifier Head")
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
     latents = encode(model, vae, images, progress)
@@ -110,14 +117,16 @@ def read_class_names(text: str, count: int) -> list[str]:
     """
     named: list[tuple[str, int]] = []
     spelled: dict[str, str] = {}
-    for line in filter(None, map(str.strip, text.splitlines())):
+    # Names of files on a Mac have their accents apart.
+    for line in filter(None, map(str.strip, unicodedata.normalize("NFC", text).splitlines())):
         repeated = REPEATED.fullmatch(line)
         name, times = (repeated[1], int(repeated[2])) if repeated else (line, 1)
         if not is_name(name):
             raise ValueError(
-                f"class_names: '{legible(line)}' is not a class name: use 1 to {LONGEST_QUOTE} characters."
+                f"class_names: '{legible(line)}' is not a class name: use 1 to {LONGEST_QUOTE} characters, "
+                "all of them visible or plain spaces."
             )
-        first = spelled.setdefault(name.casefold(), name)
+        first = spelled.setdefault(folded(name), name)
         if first != name:
             raise ValueError(
                 f"class_names: '{first}' and '{name}' differ in capitals only: write one of them."

@@ -32,7 +32,8 @@ def red_and_blue(count):
 def trained(count=8, **settings):
     images, names = red_and_blue(count)
     given = {"images": images, "class_names": names, "steps": 40, "batch_size": 4, "learning_rate": 0.01}
-    return execute(InnerTrainClassifierHead, model=tiny.patcher(), vae=PixelVAE(), **given | settings)
+    given |= {"model": tiny.patcher(), "vae": PixelVAE()}
+    return execute(InnerTrainClassifierHead, **given | settings)
 
 
 def test_a_head_is_trained_saved_loaded_and_guides(tmp_path, monkeypatch):
@@ -73,6 +74,7 @@ def test_an_interruption_keeps_the_best_head(monkeypatch):
         ("cat\ndog\ncat", ["cat", "dog", "cat"]),
         ("cat * 2\n\n  dog ", ["cat", "cat", "dog"]),
         ("red sphere*3", ["red sphere"] * 3),
+        ("caf\u00e9\ncafe\u0301 * 2", ["caf\u00e9"] * 3),
     ],
 )
 def test_class_names(text, names):
@@ -87,7 +89,9 @@ def test_class_names(text, names):
         ("cat * 999999", "names 999999 images, and there are 3"),
         ("", "names 0 images, and there are 3"),
         ("c" * 100, "is not a class name"),
+        ("red\u3000ball * 3", r"'red\\u3000ball \* 3' is not a class name: .* visible or plain spaces"),
         ("cat\ndog\nCat", "'cat' and 'Cat' differ in capitals only"),
+        ("caf\u00e9\ndog\nCafe\u0301", "'caf\u00e9' and 'Caf\u00e9' differ in capitals only"),
     ],
 )
 def test_other_numbers_of_names_are_refused(text, said):
@@ -95,6 +99,24 @@ def test_other_numbers_of_names_are_refused(text, said):
         read_class_names(text, 3)
 
 
-def test_one_class_alone_is_refused():
-    with pytest.raises(ValueError, match="all images are 'red'"):
-        trained(class_names="red * 8")
+@pytest.mark.parametrize(
+    ("count", "names", "said"),
+    [(8, "red * 8", "all images are 'red'"), (2, "red\nblue", "no class has two images")],
+)
+def test_one_class_and_one_image_of_each_are_refused(count, names, said):
+    with pytest.raises(ValueError, match=said):
+        trained(count, class_names=names)
+
+
+def test_a_transformer_without_a_prompt_is_refused_before_the_images_are_encoded():
+    with pytest.raises(
+        ValueError, match="Flux, cannot be evaluated without a prompt: connect one to positive"
+    ):
+        trained(model=tiny.patcher("flux", model_type="FLUX"), vae=None)
+
+
+def test_images_that_encode_to_no_numbers_are_one_sentence():
+    images, _ = red_and_blue(8)
+    images[3] = torch.nan
+    with pytest.raises(ValueError, match="The latent has values that are not finite"):
+        trained(images=images)

@@ -9,7 +9,7 @@ from inner_guidance.classifier_head.classifier_report import draw_classifier_rep
 from inner_guidance.classifier_head.head import ClassifierHead
 from inner_guidance.classifier_head.head_files import load_classifier_head, save_classifier_head
 from inner_guidance.classifier_head.network import ClassifierNetwork
-from inner_guidance.classifier_head.training import LEVELS, ClassifierTraining, train_classifier
+from inner_guidance.classifier_head.training import LEVELS, ClassifierTraining, split, train_classifier
 from inner_guidance.guidance.classifier import classifier_shift, log_probability
 
 TAPS = {"m0": 4, "o1": 3}
@@ -108,6 +108,21 @@ def test_training_learns_to_tell_the_classes_apart(trained):
     assert (log_p[1::2].exp() < 0.1).all()
 
 
+@pytest.mark.parametrize(
+    ("labels", "count", "held_out", "rest"),
+    [
+        ([0, 1, 0, 1], 2, [3, 2], [1, 0]),
+        ([0, 1, 0, 2], 2, [2], [3, 1, 0]),  # images 3 and 1 are all that there is of their classes
+        ([0, 0, 0, 1], 1, [2], [3, 1, 0]),
+        ([1, 1], 1, [1], [0]),
+    ],
+)
+def test_no_class_is_held_out_whole(labels, count, held_out, rest):
+    found = split(torch.tensor(labels), torch.arange(len(labels)).flip(0), count)
+
+    assert [part.tolist() for part in found] == [held_out, rest]
+
+
 def test_the_same_seed_gives_the_same_head(trained):
     torch.manual_seed(0)
     network = ClassifierNetwork(TAPS, 2, (16, 16))
@@ -187,3 +202,8 @@ def test_unknown_class_is_one_sentence_with_the_classes():
     assert head.label(" Blue Box ") == 1
     with pytest.raises(ValueError, match=r"does not know 'cow'\. It knows red sphere, blue box\."):
         head.label("cow")
+
+
+def test_accents_may_be_encoded_in_either_way():
+    for composed, typed in (("caf\u00e9", "Cafe\u0301"), ("cafe\u0301", "Caf\u00c9")):
+        assert ClassifierHead(ClassifierNetwork(TAPS, 2), "a family", ("cat", composed)).label(typed) == 1

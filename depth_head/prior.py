@@ -69,7 +69,8 @@ def train_prior(
     depths (N, 1, h, w) in [0, 1], on any device. Maps are also shown mirrored. Timesteps are stratified over
     a batch. on_step is called with the number of steps done and the losses. interruption: an exception of
     unet or on_step that ends the training, and keeps what was learned, once a step is done; before that it is
-    raised. Returns the loss of every step. To be called outside inference mode.
+    raised. Returns the loss of every step. Raises ValueError if the training diverges. To be called outside
+    inference mode.
     """
     device = next(unet.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +99,12 @@ def train_prior(
             loss = F.mse_loss(unet(noised, timesteps.float().to(device)), eta)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            if not (loss.isfinite() & norm.isfinite()):
+                raise ValueError(
+                    f"The training diverged after {step} steps: its numbers are no longer finite. Lower "
+                    "learning_rate."
+                )
             optimiser.step()
             decay = min(AVERAGE_DECAY, (1 + step) / (10 + step))
             for name, weight in unet.named_parameters():

@@ -85,6 +85,11 @@ def test_a_seed_is_a_prior():
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_training_that_diverges_names_the_learning_rate():
+    with pytest.raises(ValueError, match=r"diverged after \d+ steps: .* Lower learning_rate"):
+        train(learning_rate=1.0, steps=60, size="32")
+
+
 def cancel_in_pass(monkeypatch, cancel, number):
     """The user presses Cancel in the UNet's pass of this number, counted from 1."""
     forward, passes = UNetModel.forward, [0]

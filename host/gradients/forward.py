@@ -30,9 +30,10 @@ from ..taps.uncompiled import uncompiled
 from .attention import DifferentiableAttention
 from .checkpointing import checkpointed
 from .kernels import training_kernels
-from .normal_tensors import normal
+from .normal_tensors import NormalTensors, normal
 from .patches import differentiable_forwards, differentiable_patches
 from .plain_kernels import plain_kernels
+from .rows import foreign_wrappers
 from .weights import differentiable_weights
 from .writes import writes_allowed
 
@@ -159,6 +160,8 @@ def differentiate(
         with (
             FeatureTap(layers, read).reading(model.diffusion_model, leaf, inputs["c_crossattn"]),
             writes_allowed() if is_transformer else nullcontext(),
+            # Wrappers of other nodes (EasyCache) keep tensors of passes under inference mode.
+            NormalTensors() if any(foreign_wrappers(options)) else nullcontext(),
         ):
             out = call(executor, inputs).detach()
         if len(features) < len(layers):

@@ -55,15 +55,20 @@ def foreign_functions(model: torch.nn.Module, transformer_options: Mapping[str, 
     override = transformer_options.get("optimized_attention_override")
     if override is not None:
         yield override
-    for wrapper_type in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
-        for key, wrappers in transformer_options.get("wrappers", {}).get(wrapper_type, {}).items():
-            if key not in ROW_BY_ROW_WRAPPERS:
-                yield from wrappers
+    yield from foreign_wrappers(transformer_options)
     for module in model.modules():
         if has_foreign_forward(module):
             yield vars(module)["forward"]
         hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
         yield from (hook for hook in hooks if not isinstance(hook, OfThread))
+
+
+def foreign_wrappers(transformer_options: Mapping[str, Any]) -> Iterator[Any]:
+    """The wrappers of other nodes that run around and inside a forward pass."""
+    for wrapper_type in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL):
+        for key, wrappers in transformer_options.get("wrappers", {}).get(wrapper_type, {}).items():
+            if key not in ROW_BY_ROW_WRAPPERS:
+                yield from wrappers
 
 
 def _is_row_by_row(function: Any) -> bool:

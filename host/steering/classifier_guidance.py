@@ -63,7 +63,10 @@ class ClassifierGuidance:
 
 
 class ClassifierRun(GuidedRun):
-    """The state of a run: the loss scale, and the network on the model's device."""
+    """The state of a run: the loss scale, and the network on the model's device.
+
+    last: the gradient and the noise coefficient there, for each size of the latent.
+    """
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class ClassifierRun(GuidedRun):
         self.warn_unless_reached(self.percentages, ["scale"])
         self.settings = settings
         self.loss_scale = first_loss_scale(guider)
+        self.last: dict[torch.Size, tuple[Tensor, Tensor]] = {}
         self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
         with torch.inference_mode(mode=False):
             network = copy.deepcopy(settings.head.head.network)
@@ -103,7 +107,7 @@ class ClassifierRun(GuidedRun):
             self.loss_scale,
             x=x,
             denoise_mask=self.mask_at(timestep, model_options),
-            previous=None,
+            previous=self.previous(x, timestep),
             fresh=True,
             not_of_sampler=self.not_of_sampler,
             own_lists=self.own_lists,
@@ -111,10 +115,22 @@ class ClassifierRun(GuidedRun):
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.own_lists is not None:
             denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
+        if step.gradient is not None:
+            self.last[x.shape] = step.gradient, noise_coefficient(self.model_sampling, timestep, x.ndim)
         self.warn(step.problem, sigma, step.unguided)
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+    def previous(self, x: Tensor, timestep: Tensor) -> Tensor | None:
+        """The last gradient of a latent like x, for another sigma.
+
+        c grad log p is held constant, which is the shift of the noise, as Self-Attention Guidance holds its.
+        """
+        if x.shape not in self.last:
+            return None
+        gradient, noise = self.last[x.shape]
+        return gradient * (noise / noise_coefficient(self.model_sampling, timestep, x.ndim))
 
 
 class ClassifierStep(GradientStep):

@@ -72,8 +72,8 @@ class DepthAwareRun(GuidedRun):
     """The state of a run: the last gradient, the loss scale, head and prior on the model's device.
 
     pushed: whether any gradient was not 0, a tensor on the device; None before the first.
-    last: the gradient, its scales and its sigma, for each size of the latent, because some samplers (Euler
-    SMEA Dyn) evaluate it at a second size within a step.
+    last: the gradient, its scales, its sigma and whether it was reused there, for each size of the latent,
+    because some samplers (Euler SMEA Dyn) evaluate it at a second size within a step.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class DepthAwareRun(GuidedRun):
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.renoises_estimate = renoises_estimate(sampler)
         self.not_of_sampler = guider.model_options.get("sampler_post_cfg_function", [])
-        self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...], float]] = {}
+        self.last: dict[torch.Size, tuple[Tensor | None, tuple[float, ...], float, bool]] = {}
         self.pushed: Tensor | None = None
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
@@ -137,7 +137,9 @@ class DepthAwareRun(GuidedRun):
             return executor(x, timestep, model_options, seed)
         schedule = self.schedule(model_options)
         following = next_sigma(sigma, schedule)
-        last, last_scales, last_sigma = self.last.get(x.shape, (None, (), math.inf))
+        last, last_scales, last_sigma, reused = self.last.get(x.shape, (None, (), math.inf, False))
+        if last_scales != settings.scales:
+            last = None
         # Later evaluations of a step take the gradient of the one at its start: see EvaluatedSteps.
         at_start = math.isclose(sigma, start, rel_tol=TOLERANCE)
         later = not at_start and math.isclose(last_sigma, start, rel_tol=TOLERANCE)
@@ -149,8 +151,7 @@ class DepthAwareRun(GuidedRun):
             seed=seed_at(sigma, seed),
             previous=last,
             fresh=last is None
-            or last_scales != settings.scales
-            or (not later and self.is_nth_step(sigma, schedule, settings.every_n_steps)),
+            or (not later and (reused or self.is_nth_step(sigma, schedule, settings.every_n_steps))),
             following=following,
             share=1 - following / sigma if self.renoises_estimate else 1.0,
             not_of_sampler=self.not_of_sampler,
@@ -160,7 +161,7 @@ class DepthAwareRun(GuidedRun):
         if step.own_lists is not None:
             denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
         if step.fresh:
-            self.last[x.shape] = step.gradient, settings.scales, sigma
+            self.last[x.shape] = step.gradient, settings.scales, sigma, step.reused
             if step.gradient is not None:
                 found = step.gradient.any()
                 self.pushed = found if self.pushed is None else self.pushed | found

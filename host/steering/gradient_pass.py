@@ -24,6 +24,8 @@ from ..taps.named_features import NamedFeatures
 from .guided_run import finite_images
 from .shift_step import NOT_WHOLE
 
+UNREAD = "the features of the model could not be read"
+
 
 class GradientReader:
     """The features that a guidance reads in one forward pass, and its gradient there.
@@ -49,7 +51,7 @@ class GradientReader:
         self.loss_scale = loss_scale
         self.checkpointing = checkpointing
         self.gradient: Tensor | None = None
-        self.problem: str | None = "the features of the model could not be read"
+        self.problem: str | None = UNREAD
         self.overflowed = False
         self.unguided: list[int] = []
 

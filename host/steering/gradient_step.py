@@ -14,7 +14,7 @@ from torch import Tensor
 from ..keys import add_wrapper
 from ..sampling.guiders import POSITIVE, list_names, positive_first
 from ..sampling.placements import Conditions, full_frame_condition, placements_of
-from .gradient_pass import GradientPass, GradientReader
+from .gradient_pass import UNREAD, GradientPass, GradientReader
 from .shift_step import NOT_WHOLE, ShiftStep
 
 
@@ -31,9 +31,11 @@ class GradientStep(ShiftStep):
         raise NotImplementedError
 
     def read(self, reader: GradientReader) -> None:
-        """Keeps the results of the pass."""
+        """Keeps the results of the pass. Where a cache of the steps has skipped the model: `previous`."""
         self.gradient = reader.gradient
         self.problem, self.overflowed, self.unguided = reader.problem, reader.overflowed, reader.unguided
+        if self.problem == UNREAD and self.previous is not None:
+            self.gradient, self.problem, self.reused = self.previous, None, True
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""

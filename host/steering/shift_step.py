@@ -19,7 +19,8 @@ NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads
 class ShiftStep:
     """The guidance of one evaluation that the sampler asked for, at the latent x.
 
-    previous: the `gradient` of the last step that had one; fresh False uses it and takes none.
+    previous: the `gradient` of the last step that had one; fresh False uses it and takes none. `reused`:
+    whether a step had to use it that should have taken one.
     not_of_sampler: the post-CFG functions that were there before the sampler added its own.
     own_lists: GuidedRun.own_lists.
     """
@@ -38,6 +39,8 @@ class ShiftStep:
         self.x = x
         self.denoise_mask = denoise_mask
         self.fresh = fresh
+        self.previous = previous
+        self.reused = False
         self.gradient = None if fresh else previous
         self.problem: str | None = None
         self.overflowed = False

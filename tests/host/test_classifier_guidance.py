@@ -2,6 +2,7 @@
 
 import logging
 
+import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
 
@@ -170,6 +171,20 @@ def test_without_cfg_and_with_several_samplers():
             for model in (tiny.patcher(), classifier_guided(tiny.patcher(), scale=3.0))
         )
         tiny.assert_steered(guided, plain)
+
+
+def test_a_skipped_step_of_a_cache_takes_the_last_shift_of_the_noise(caplog):
+    model = easycache.EasyCacheNode.execute(tiny.patcher(), 10.0, 0.0, 1.0, False).result[0]
+    guided = classifier_guided(model, scale=0.3)
+    seen = Seen(guided)
+
+    tiny.sample(guided, cfg=CFG, steps=6)
+
+    assert "has no effect" not in caplog.text
+    last, *skipped = [shift / sigma for _, sigma, shift in seen.steps[1:]]
+    assert last.abs().max() > 0.1
+    for shift in skipped:
+        torch.testing.assert_close(shift, last, rtol=0, atol=1e-3 * float(last.abs().max()))
 
 
 def test_checkpointing_gives_the_same_image():

@@ -3,6 +3,7 @@
 import logging
 
 import comfy.samplers
+import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
 
@@ -138,6 +139,32 @@ def test_in_between_the_last_direction_is_used_again():
     tiny.assert_steered(reused, plain)
     tiny.assert_steered(every, reused)
     assert (every - reused).norm() < (every - plain).norm()
+
+
+@pytest.mark.parametrize("every_n_steps", [1, 2])
+def test_a_skipped_step_of_a_cache_takes_the_last_direction(gradients, every_n_steps, caplog):
+    """All steps but the first two are skipped; each next one tries to make up for the missing gradient."""
+    model = easycache.EasyCacheNode.execute(tiny.patcher(), 10.0, 0.0, 1.0, False).result[0]
+    guided = depth.depth_guided(model, every_n_steps=every_n_steps)
+    seen, denoised = tiny.watch(guided), []
+
+    tiny.sample(guided, steps=6, callback=lambda i, x0, *_: denoised.append(x0.double()))
+
+    assert "has no effect" not in caplog.text
+    assert len(gradients) == {1: 6, 2: 5}[every_n_steps]
+    uncond, cond = seen.passes[-1].out.double().chunk(2)
+    assert (denoised[-1] - (uncond + 4 * (cond - uncond))).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("settings", [{"every_n_steps": 2}, {"start_percent": 0.3}])
+def test_a_cache_of_the_steps_has_seen_steps_without_a_gradient(settings, gradients):
+    """It compares the latent with tensors that it keeps from them, which are inference tensors."""
+    model = easycache.EasyCacheNode.execute(tiny.patcher(), 0.2, 0.15, 0.95, False).result[0]
+
+    image = sampled(model=model, settings=settings, steps=12)
+
+    assert len(gradients) > 1
+    tiny.assert_steered(image, sampled(model=model, guide=False, steps=12))
 
 
 def test_guidance_without_a_negative(gradients):

@@ -95,6 +95,9 @@ class GradientStep(ShiftStep):
         if window is not None:
             self.problem = "the latent is evaluated in context windows. Sample without them to guide here"
             return None
+        if self.own_lists is not None and POSITIVE not in self.own_lists:
+            self.problem = "the guider has no prompt named positive"
+            return None
         placements = {i: placements_of(conds[i] or [], x_in, timestep) for i in positive_first(names)}
         if any(name == POSITIVE and not placements[i] for i, name in enumerate(names)):
             self.problem = "the positive has no prompt for this step"

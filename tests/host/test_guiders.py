@@ -11,6 +11,7 @@ from comfy.patcher_extension import WrappersMP
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.classifier_models import classifier_guided
 
 pytestmark = pytest.mark.oldest_host
 
@@ -112,6 +113,7 @@ GUIDANCES = {
     "SAG": tiny.guided,
     "DAG": depth.depth_guided,
     "DAG, paper": lambda model: depth.depth_guided(model, mode="paper", consistency_scale=50.0),
+    "classifier": lambda model: classifier_guided(model, scale=3.0),
 }
 
 
@@ -127,6 +129,29 @@ def hosts_shift():
 def test_the_shift_is_that_of_the_hosts_guider(make_guider, guidance, hosts_shift):
     """Whatever the guider multiplies on the way, and in whatever order it evaluates its lists."""
     assert_close(shift(make_guider, GUIDANCES[guidance]), hosts_shift[guidance])
+
+
+class OtherNames(comfy.samplers.CFGGuider):
+    """Its lists are not called positive and negative."""
+
+    def predict_noise(self, x, timestep, model_options, seed=None):
+        lists = [self.conds[name] for name in ("without", "with")]
+        uncond, cond = comfy.samplers.calc_cond_batch(self.inner_model, lists, x, timestep, model_options)
+        return uncond + self.cfg * (cond - uncond)
+
+
+@pytest.mark.parametrize(
+    "guide", [tiny.guided, depth.depth_guided, classifier_guided], ids=["SAG", "DAG", "classifier"]
+)
+def test_a_guider_without_a_positive_is_left_alone_and_the_log_says_so(guide, caplog):
+    def other_names(model):
+        guider = OtherNames(model)
+        guider.inner_set_conds({"with": POSITIVE, "without": NEGATIVE})
+        guider.set_cfg(4.0)
+        return guider
+
+    assert torch.equal(denoised(other_names, guide(tiny.patcher())), denoised(other_names, tiny.patcher()))
+    assert len([m for m in caplog.messages if "has no effect at sigma" in m]) == 1
 
 
 @pytest.mark.parametrize("guide", GUIDANCES.values(), ids=GUIDANCES)

@@ -113,12 +113,13 @@ class JointAttentionTap:
             k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         tokens, length = self.tokens, k.shape[2]
         if self.crosses:
-            keys, queries = tokens.sizes[PROMPT], tokens.image(q.shape[2])
+            keys, queries = (tokens.sizes[PROMPT],), tokens.image(q.shape[2])
             image, prompt = NONE, ALL
         else:
-            keys, queries = q.shape[2], tokens.image(length)
-            image, prompt = queries or NONE, tokens.prompt(length)
-        if queries is None or len(q) != tokens.batch or length != keys:
+            # FluxKVCache leaves reference images out of the sequence, and adds their keys of an earlier step.
+            keys, queries = (q.shape[2], q.shape[2] + tokens.cut), tokens.image(q.shape[2])
+            image, prompt = tokens.image(length) or NONE, tokens.prompt(length)
+        if queries is None or len(q) != tokens.batch or length not in keys:
             return None
         if self.reads_prompt and prompt == NONE:
             return None

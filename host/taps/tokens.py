@@ -18,7 +18,8 @@ class Tokens:
     """Where the tokens of the image and of the prompt are in one forward pass of a joint model.
 
     x (B, C, *spatial) and context (B, tokens, d) are the input of the pass; grid is the image's. Other inputs
-    of the model may change the sequence, so a pass is read inside `observing`.
+    of the model may change the sequence, so a pass is read inside `observing`. cut: the tokens of reference
+    images that another node has left out of the sequence.
     """
 
     def __init__(self, joint: JointModel, diffusion_model: Any, x: Tensor, context: Tensor | None) -> None:
@@ -28,6 +29,7 @@ class Tokens:
         self.batch = len(x)
         self.grid: tuple[int, ...] = tuple(-(-n // side) for n, side in zip(x.shape[2:], sides, strict=True))
         self.count = torch.Size(self.grid).numel()
+        self.cut = 0
         self.sequence = joint.sequence
         if getattr(diffusion_model, "ref_conv", None) is not None:  # Wan Fun
             self.sequence = (REFERENCES, IMAGE)
@@ -75,6 +77,7 @@ class Tokens:
         may be anywhere.
         """
         (images, text), (images_now, text_now) = before, after
+        self.cut = max(0, images - images_now)
         if images_now > images:
             self.sizes.pop(IMAGE, None)
         if text_now is not None and text_now != text:

@@ -5,6 +5,7 @@ import comfy.ldm.chroma_radiance.model
 import comfy.ldm.hidream_o1.model
 import comfy.ldm.lumina.model
 import comfy.ldm.wan.model
+import comfy_extras.nodes_flux as nodes_flux
 import pytest
 import torch
 
@@ -48,6 +49,27 @@ def test_reference_images_are_not_the_image(name):
     assert calls[call][0].shape[2] >= TEXT + 48 + 12
     assert_received(attention, family, calls[call], start)
     assert_features(features, family, outputs[0], first)
+
+
+@pytest.mark.parametrize("name", ["flux2", "flux2 single"])
+def test_reference_images_whose_keys_are_kept_are_not_the_image(name):
+    """From the second step on, FluxKVCache adds them behind the keys of the sequence."""
+    family, (call, start, _) = FAMILIES[name], REFERENCES[name]
+    reference = tiny.noise(1, *family.shape[:-2], 8, 6, seed=4)
+    model = nodes_flux.FluxKVCache.execute(patcher(name)).result[0]
+    model, recorded = rec.record_attention(model, blocks=family.name)
+    prompts = {
+        branch: tiny.prompt(seed, reference_latents=[reference])
+        for branch, seed in (("positive", 0), ("negative", 1))
+    }
+
+    with rec.all_attention(model) as calls:
+        tiny.sample(model, torch.zeros(1, *family.shape), steps=2, **prompts)
+
+    _, second = rec.steps_of(recorded)
+    q, k = calls[len(calls) // 2 + call]
+    assert (q.shape[2], k.shape[2]) == (512 + 48, 512 + 48 + 48)
+    assert_received(second, family, (q, k), start)
 
 
 @pytest.mark.parametrize(

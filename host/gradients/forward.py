@@ -11,7 +11,8 @@ Only what the backward pass needs is kept:
   separate pass, as the host would run it. If code of other nodes may make one half depend on the other
   (rows.py), both are differentiated together.
 - After the last layer that a loss depends on, the forward pass continues without a graph.
-- With `checkpointing`, the backward pass computes blocks again (checkpointing.py).
+- With `checkpointing`, the backward pass computes blocks again (checkpointing.py). Not where they would then
+  compute something else (fills_cache).
 """
 
 import threading
@@ -31,7 +32,7 @@ from .attention import DifferentiableAttention
 from .checkpointing import checkpointed
 from .kernels import training_kernels
 from .normal_tensors import NormalTensors, normal
-from .patches import differentiable_forwards, differentiable_patches
+from .patches import differentiable_forwards, differentiable_patches, fills_cache
 from .plain_kernels import plain_kernels
 from .rows import foreign_wrappers
 from .weights import differentiable_weights
@@ -125,6 +126,7 @@ def differentiate(
     """evaluate_with_gradient in one pass."""
     model = executor.class_obj
     is_transformer = joint_model(model.diffusion_model) is not None
+    checkpointing = checkpointing and not fills_cache(inputs)
     with (
         ONE_AT_A_TIME,
         torch.inference_mode(mode=False),

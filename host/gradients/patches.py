@@ -38,6 +38,16 @@ def differentiable_patches(transformer_options: Mapping[str, Any]) -> dict[str, 
     }
 
 
+def fills_cache(inputs: Mapping[str, Any]) -> bool:
+    """Whether in this pass FluxKVCache keeps the keys of reference images, which it uses from then on.
+
+    A block that runs again in the backward pass would find them twice. inputs: the arguments of the pass.
+    """
+    patches = inputs["transformer_options"].get("patches", {}).get("attn1_patch", [])
+    empty = any(type(patch).__name__ == "KV_Attn_Input" and not patch.cache for patch in patches)
+    return empty and bool(inputs.get("ref_latents"))
+
+
 def _differentiable(patch: Any, on_skip: bool = False) -> Any:
     if isinstance(patch, tuple):  # forward_timestep_embed_patch: a type of layer, and what runs in its place
         layer, instead = patch

@@ -112,6 +112,7 @@ class JointAttentionTap:
         if k.shape[1] != q.shape[1]:  # a key for several heads
             k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         tokens, length = self.tokens, k.shape[2]
+        keys: tuple[int, ...]
         if self.crosses:
             keys, queries = (tokens.sizes[PROMPT],), tokens.image(q.shape[2])
             image, prompt = NONE, ALL

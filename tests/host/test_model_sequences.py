@@ -11,6 +11,7 @@ import torch
 
 from inner_guidance.host.taps.blocks import attention_blocks, feature_blocks
 from inner_guidance.host.taps.joint_models import joint_model
+from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.model_families import (
@@ -51,25 +52,50 @@ def test_reference_images_are_not_the_image(name):
     assert_features(features, family, outputs[0], first)
 
 
-@pytest.mark.parametrize("name", ["flux2", "flux2 single"])
-def test_reference_images_whose_keys_are_kept_are_not_the_image(name):
-    """From the second step on, FluxKVCache adds them behind the keys of the sequence."""
-    family, (call, start, _) = FAMILIES[name], REFERENCES[name]
+def sample_with_kept_keys(name, guide):
+    """Two steps with a reference image. FluxKVCache keeps its keys in the first; then it is left out."""
+    family = FAMILIES[name]
     reference = tiny.noise(1, *family.shape[:-2], 8, 6, seed=4)
-    model = nodes_flux.FluxKVCache.execute(patcher(name)).result[0]
-    model, recorded = rec.record_attention(model, blocks=family.name)
+    model = guide(nodes_flux.FluxKVCache.execute(patcher(name)).result[0])
     prompts = {
         branch: tiny.prompt(seed, reference_latents=[reference])
         for branch, seed in (("positive", 0), ("negative", 1))
     }
-
     with rec.all_attention(model) as calls:
-        tiny.sample(model, torch.zeros(1, *family.shape), steps=2, **prompts)
+        return tiny.sample(model, torch.zeros(1, *family.shape), steps=2, **prompts), calls
 
-    _, second = rec.steps_of(recorded)
+
+@pytest.mark.parametrize("name", ["flux2", "flux2 single"])
+def test_reference_images_whose_keys_are_kept_are_not_the_image(name):
+    """They stand behind the keys of the sequence."""
+    family, (call, start, _) = FAMILIES[name], REFERENCES[name]
+    records = []
+
+    def recorded(model):
+        model, record = rec.record_attention(model, blocks=family.name)
+        records.append(record)
+        return model
+
+    _, calls = sample_with_kept_keys(name, recorded)
+
+    _, second = rec.steps_of(records[0])
     q, k = calls[len(calls) // 2 + call]
     assert (q.shape[2], k.shape[2]) == (512 + 48, 512 + 48 + 48)
     assert_received(second, family, (q, k), start)
+
+
+def test_blocks_in_which_keys_are_kept_do_not_run_again():
+    """In the backward pass, the reference image would be there twice."""
+    head = depth_head("flux2")
+    image, checkpointed = (
+        sample_with_kept_keys(
+            "flux2",
+            lambda model, on=on: depth.depth_guided(model, depth_head=head, checkpointing=on),
+        )[0]
+        for on in (False, True)
+    )
+
+    torch.testing.assert_close(checkpointed, image, rtol=1e-3, atol=1e-3 * float(image.abs().max()))
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,10 @@ class SelfAttentionGuidance:
 
 
 class SelfAttentionRun(GuidedRun):
-    """The state of a run after its last extra pass, by size of the latent: guidance, noise to signal.
+    """The state of a run after its last fresh step, by size of the latent: guidance, noise to signal, reused.
 
-    Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step. blurred: whether a step
-    found something to blur, of all steps.
+    Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step. A step after one that
+    reused guidance is fresh. blurred: whether a step found something to blur, of all steps.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SelfAttentionRun(GuidedRun):
         super().__init__(NODE, guider, noise, latent_image, sampler, sigmas, denoise_mask, *percentages)
         self.settings = settings
         self.warn_unless_reached(self.percentages, ["scale"])
-        self.last: dict[torch.Size, tuple[Tensor, float]] = {}
+        self.last: dict[torch.Size, tuple[Tensor, float, bool]] = {}
         self.blurred: set[bool] = set()
 
     def predict_noise(
@@ -98,12 +98,13 @@ class SelfAttentionRun(GuidedRun):
         if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         schedule = self.schedule(model_options)
+        reused = x.shape not in self.last or self.last[x.shape][2]
         step = SelfAttentionStep(
             self.settings,
             self.mask_at(timestep, model_options),
             seed=seed_at(sigma, seed),
             previous=self.previous(x.shape, sigma),
-            fresh=x.shape not in self.last or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
+            fresh=reused or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
             own_lists=self.own_lists,
         )
         options = step.options(model_options)
@@ -115,7 +116,7 @@ class SelfAttentionRun(GuidedRun):
             ratio = noise_to_signal(self.model_sampling, sigma)
             # Where x is noise alone, e = e_bar; where it has no noise, there is no e.
             if step.guidance is not None and 0 < ratio < math.inf:
-                self.last[x.shape] = step.guidance, ratio
+                self.last[x.shape] = step.guidance, ratio, step.reused
         if step.blurred is not None:
             self.blurred.add(step.blurred)
         self.warn(step.problem, sigma, step.unguided)
@@ -128,5 +129,5 @@ class SelfAttentionRun(GuidedRun):
         """
         if shape not in self.last:
             return None
-        guidance, ratio = self.last[shape]
+        guidance, ratio, _ = self.last[shape]
         return guidance * (noise_to_signal(self.model_sampling, sigma) / ratio)

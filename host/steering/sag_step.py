@@ -43,7 +43,7 @@ class SelfAttentionStep:
     """The guidance of one evaluation that the sampler asked for.
 
     previous: the guidance of the last extra pass, for this sigma; fresh False reuses it without an extra
-    pass. own_lists: GuidedRun.own_lists.
+    pass. `reused`: whether a fresh step had to. own_lists: GuidedRun.own_lists.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class SelfAttentionStep:
         self.seed = seed
         self.previous = previous
         self.fresh = fresh
+        self.reused = False
         self.guidance = None if fresh else previous
         self.problem: str | None = None
         self.unguided: list[int] = []
@@ -168,7 +169,7 @@ class SelfAttentionStep:
         x, sigma, model, settings = args["input"], args["sigma"], evaluation.model, self.settings
         if mask is None:
             # A cache of the steps may have skipped the model, or another node its attention.
-            self.guidance = self.previous
+            self.guidance, self.reused = self.previous, True
             if self.guidance is None:
                 self.problem = "the attention of the chosen blocks could not be read"
             return

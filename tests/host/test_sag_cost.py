@@ -221,6 +221,25 @@ def test_nothing_is_reused_after_the_negative_has_ended():
         assert torch.equal(step, 4.0 * forward.out)  # cfg 4 with a negative of 0, as the host has it
 
 
+def test_a_cache_that_skips_every_extra_pass_only_delays_it():
+    """It skips steps 2 and 4, in which every_n_steps wants one."""
+    model, kept = tiny.patcher(), []
+
+    def skip(executor, *args, **kwargs):
+        if TAG in args[-1]:
+            return executor(*args, **kwargs)
+        kept.append(kept[-1] if len(kept) in (2, 4) else executor(*args, **kwargs))
+        return kept[-1]
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", skip)
+    seen = tiny.watch(model)
+
+    tiny.sample(tiny.guided(model, every_n_steps=2), steps=6)
+
+    steps = sorted({p.sigma for p in seen.passes}, reverse=True)
+    assert [steps.index(p.sigma) for p in seen.extra] == [0, 3, 5]
+
+
 def test_a_skipped_step_of_a_cache_takes_the_last_guidance():
     model = easycache.EasyCacheNode.execute(tiny.patcher(), 10.0, 0.0, 1.0, False).result[0]
     seen = tiny.watch(model)

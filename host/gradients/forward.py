@@ -151,6 +151,10 @@ def differentiate(
         )
         if inputs["control"] is not None or AFTER_SKIP in options["patches"]:
             options["patches"] = with_skips_apart(options["patches"])
+        # Wrappers of other nodes (EasyCache) keep tensors of passes under inference mode.
+        wrapped = NormalTensors() if any(foreign_wrappers(options)) else None
+        if wrapped:
+            inputs["transformer_options"] = wrapped.in_wrappers(options)
         features: Features = {}
         differentiated = set(layers) - set(constant)
 
@@ -162,8 +166,7 @@ def differentiate(
         with (
             FeatureTap(layers, read).reading(model.diffusion_model, leaf, inputs["c_crossattn"]),
             writes_allowed() if is_transformer else nullcontext(),
-            # Wrappers of other nodes (EasyCache) keep tensors of passes under inference mode.
-            NormalTensors() if any(foreign_wrappers(options)) else nullcontext(),
+            wrapped or nullcontext(),
         ):
             out = call(executor, inputs).detach()
         if len(features) < len(layers):

@@ -30,9 +30,9 @@ class HostNamesFloat32(TorchFunctionMode):
 
 
 def caller():
-    """The module that has called a function of PyTorch."""
+    """The module that has called a function of PyTorch, also through a mode of the pack."""
     frame = sys._getframe(2)
-    while frame.f_globals["__name__"].startswith("torch"):
+    while frame.f_globals["__name__"].startswith("torch") or frame.f_code.co_name == "__torch_function__":
         frame = frame.f_back
     return frame.f_globals["__name__"]
 

@@ -5,6 +5,7 @@ evaluates. Self-Attention Guidance degrades another copy of the latent and adds 
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,10 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...classifier_head.network import ClassifierNetwork
-from ...guidance.classifier import classifier_shift, log_probability
+from ...guidance.classifier import NOISE_ALONE, classifier_shift, log_probability
 from ..classifier.heads import HostedClassifierHead, require_classifier_fits
 from ..keys import GuiderExecutor, for_this_run
-from ..sampling.noise_levels import noise_coefficient, signal_coefficient
+from ..sampling.noise_levels import noise_coefficient, noise_to_signal, signal_coefficient
 from .gradient_pass import GradientReader
 from .gradient_step import GradientStep
 from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale, require_differentiable
@@ -81,6 +82,7 @@ class ClassifierRun(GuidedRun):
         whole = settings.start_percent, settings.end_percent
         super().__init__(CLASSIFIER, guider, noise, latent_image, sampler, sigmas, denoise_mask, *whole)
         self.warn_unless_reached(self.percentages, ["scale"])
+        self.warn_of_noise_alone()
         self.settings = settings
         self.loss_scale = first_loss_scale(guider)
         self.last: dict[torch.Size, tuple[Tensor, Tensor]] = {}
@@ -121,6 +123,16 @@ class ClassifierRun(GuidedRun):
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+    def warn_of_noise_alone(self) -> None:
+        """Log that nothing is guided if x is noise alone in all steps: a flow model's first one is."""
+        ratios = [noise_to_signal(self.model_sampling, sigma) for sigma in self.steps if sigma in self.within]
+        if ratios and min(ratios) * NOISE_ALONE >= 1 and not self.is_part:
+            logging.warning(
+                "%s: no effect of scale in this run: where it guides, the latent is noise alone, with "
+                "nothing to classify. Raise end_percent, or sample more steps.",
+                CLASSIFIER,
+            )
 
     def previous(self, x: Tensor, timestep: Tensor) -> Tensor | None:
         """The last gradient of a latent like x, for another sigma.

@@ -102,6 +102,15 @@ def test_scale_0_says_that_the_node_does_nothing(caplog):
     assert torch.equal(tiny.sample(idle), tiny.sample(tiny.patcher()))
 
 
+def test_a_run_of_noise_alone_says_that_nothing_is_guided(caplog):
+    latent = torch.zeros(1, 4, 16, 16)
+    for steps, said in ((1, 1), (2, 0)):
+        caplog.clear()
+        model = classifier_guided(tiny.patcher(model_type="FLOW"), scale=3.0)
+        tiny.sample(model, latent, steps=steps, scheduler="simple")
+        assert len([m for m in caplog.messages if "the latent is noise alone" in m]) == said
+
+
 def test_another_class_is_another_gradient():
     cat, dog = (
         tiny.sample(classifier_guided(tiny.patcher(), scale=3.0, class_name=name)) for name in ("cat", "dog")

@@ -87,6 +87,7 @@ def test_reference_images_whose_keys_are_kept_are_not_the_image(name):
 def test_blocks_in_which_keys_are_kept_do_not_run_again():
     """In the backward pass, the reference image would be there twice."""
     head = depth_head("flux2")
+    plain, _ = sample_with_kept_keys("flux2", lambda model: model)
     image, checkpointed = (
         sample_with_kept_keys(
             "flux2",
@@ -95,6 +96,7 @@ def test_blocks_in_which_keys_are_kept_do_not_run_again():
         for on in (False, True)
     )
 
+    tiny.assert_steered(image, plain)
     torch.testing.assert_close(checkpointed, image, rtol=1e-3, atol=1e-3 * float(image.abs().max()))
 
 

@@ -10,7 +10,7 @@ FILES = sorted(FOLDER.glob("*.json"))
 NOTES = ("Note", "MarkdownNote")
 MODEL_FILES = (".safetensors", ".ckpt", ".pth", ".pt")
 TITLE, HEADING, SPARE = 30, 40, 40  # pixels: a node's title, a group's heading, what stays free below a node
-WIDEST = 2150  # pixels of a template
+WIDEST = 2070  # pixels of a template
 SCREEN, FIT, EDGE = (1920, 1080), 0.75, 10  # a page, how much a template fills, pixels around that
 READABLE = 8 / 14  # zoom; below it the classic canvas draws no text, which is 14 px high and 8 at least
 

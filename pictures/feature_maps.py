@@ -42,14 +42,19 @@ def feature_pictures(
 ) -> list[FeaturePicture]:
     """LayerMap features (B, C, *grid) as pictures, in the order of the blocks, then of the steps.
 
-    each_block False: one picture of all blocks together, each with the same weight. each_step False: of the
-    mean over the steps. seed: of the k-means.
+    each_block False: one picture of all blocks together, each with the same weight; of steps that have them
+    all. each_step False: of the mean over the steps, on the finest grid. seed: of the k-means. Raises
+    ValueError if no step has all blocks.
     """
+    if each_step and not each_block:
+        found = _complete(found)
     of_blocks = []
     for block in grouped(found, each_block=True, each_step=False):
         steps = [_frames(one.values.float()) for one in block.members]
         of_blocks.append(
-            principal_components(steps if each_step else [reduce(torch.add, steps) / len(steps)])
+            principal_components(
+                steps if each_step else [reduce(torch.add, _on(_finest(steps), steps)) / len(steps)]
+            )
         )
     if not each_block and len(of_blocks) > 1:
         of_blocks = [principal_components(joined(of_blocks))]
@@ -60,6 +65,29 @@ def feature_pictures(
         of_region = mean_colours(colours, region, regions)
         shown += [(c, r, of_region) for c, r in zip(colours, region, strict=True)]
     return [FeaturePicture(title, *parts) for title, parts in zip(titles, shown, strict=True)]
+
+
+def _complete(found: Sequence[LayerMap]) -> list[LayerMap]:
+    """The features of the steps at which every block was recorded: a cache may skip blocks in some steps."""
+    blocks = list(dict.fromkeys(one.block for one in found))
+    recorded = {(one.step, one.block) for one in found}
+    complete = [one for one in found if all((one.step, block) in recorded for block in blocks)]
+    if not complete:
+        raise ValueError(
+            f"Feature Maps: no recorded step has all of {', '.join(blocks)}. Set blocks to each, or steps to "
+            "average."
+        )
+    return complete
+
+
+def _finest(pictures: Sequence[Tensor]) -> torch.Size:
+    """The grid (h, w) with the most places: a node may shrink the latent inside the model in some steps."""
+    return max((p.shape[2:] for p in pictures), key=lambda grid: grid.numel())
+
+
+def _on(grid: torch.Size, pictures: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors (B, C, h, w) on one grid, bilinear."""
+    return [p if p.shape[2:] == grid else F.interpolate(p, grid, mode="bilinear") for p in pictures]
 
 
 def _frames(features: Tensor) -> Tensor:
@@ -97,13 +125,15 @@ def _by_channel(features: Tensor) -> Tensor:
 def joined(blocks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Components of several blocks as one: blocks[i][j] (B, k_i, h_i, w_i) to [j] (B, sum k_i, h, w).
 
-    Each block is resized to the finest grid and scaled to the same total variance.
+    Each block is resized to the finest grid and scaled to the same total variance. One that is the same
+    everywhere, up to rounding, adds nothing.
     """
-    finest = max((pictures[0].shape[2:] for pictures in blocks), key=lambda grid: grid.numel())
+    finest = _finest([picture for pictures in blocks for picture in pictures])
     scaled = []
     for pictures in blocks:
-        variance = torch.cat([_by_channel(p) for p in pictures], dim=1).var(dim=1).sum()
-        scaled.append([F.interpolate(p / variance.sqrt(), finest, mode="bilinear") for p in pictures])
+        variance = torch.cat([_by_channel(p) for p in pictures], dim=1).var(dim=1, correction=0).sum()
+        deviation = variance.sqrt().clamp_min(torch.finfo(variance.dtype).eps)
+        scaled.append(_on(finest, [p / deviation for p in pictures]))
     return [torch.cat(of_picture, dim=1) for of_picture in zip(*scaled, strict=True)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import comfy_extras.nodes_model_downscale as downscale
 import pytest
 import torch
 
@@ -83,6 +84,19 @@ class TestFeatureMaps:
         pictures, _ = shown(InnerFeatureMaps, feature_record(), image=image, opacity=0.0, legend=False)
 
         assert torch.equal(pictures[0], image[0, ..., :3] if channels == 4 else image[0, ..., [0, 0, 0]])
+
+    @pytest.mark.parametrize("blocks", ["each", "together"])
+    def test_of_steps_on_two_grids(self, blocks):
+        """Deep Shrink halves the latent inside the model in the first steps."""
+        shrunk = downscale.PatchModelAddDownscale.execute(patcher(), 2, 2.0, 0.0, 0.5, True, "area", "area")
+        watched, record = record_features(shrunk.result[0], blocks="m0, o3")
+        sample(watched, steps=4)
+        grids = {len(step.features["positive", "m0"][0, 0]) for step in record.runs[0].steps}
+
+        pictures, _ = shown(InnerFeatureMaps, record, blocks=blocks)
+
+        assert len(grids) == 2
+        assert len(pictures) == (2 if blocks == "each" else 1)
 
     def test_says_what_to_wire(self):
         with pytest.raises(ValueError, match="image is empty"):

@@ -126,8 +126,8 @@ def test_joined_blocks_have_the_same_weight_on_the_finest_grid():
 
     assert [z.shape for z in joined] == [(1, 5, 8, 8)] * 2
     both = torch.cat([z.transpose(0, 1).flatten(1) for z in joined], dim=1)
-    assert float(both[3:].var(dim=1).sum()) == pytest.approx(1, rel=1e-3)
-    assert 0.2 < float(both[:3].var(dim=1).sum()) < 1  # resizing takes some of it
+    assert float(both[3:].var(dim=1, correction=0).sum()) == pytest.approx(1, rel=1e-3)
+    assert 0.2 < float(both[:3].var(dim=1, correction=0).sum()) < 1  # resizing takes some of it
 
 
 class TestFeaturePictures:
@@ -168,6 +168,37 @@ class TestFeaturePictures:
             torch.testing.assert_close(
                 picture.region_colours[number], picture.colours[0][:, expected == number].mean(dim=1)
             )
+
+    def test_a_step_on_a_coarser_grid_is_in_the_mean(self):
+        """A constant step scales all colours alike, so they are those of the other step alone."""
+        fine, coarse = LayerMap(5, "o3", quarters()[0]), LayerMap(2, "o3", torch.full((1, 12, 4, 4), 7.0))
+
+        alone, mean = (fm.feature_pictures(found, True, False, 4, 0) for found in ([fine], [coarse, fine]))
+
+        assert mean[0].title == "o3, steps 3-6"
+        torch.testing.assert_close(mean[0].colours, alone[0].colours)
+
+    @pytest.mark.parametrize("each_step", [True, False])
+    def test_a_block_without_differences_adds_nothing(self, each_step):
+        block = [LayerMap(2, "o3", quarters()[0])]
+        constant = [LayerMap(2, "m0", torch.full((1, 6, 4, 4), 0.3)), LayerMap(2, "i9", random(1, 6, 1, 1))]
+
+        alone, both = (
+            fm.feature_pictures(found, False, each_step, 4, 0) for found in (block, [*constant, *block])
+        )
+
+        torch.testing.assert_close(both[0].colours, alone[0].colours)
+
+    def test_together_are_the_steps_that_have_all_blocks(self):
+        every, missing = self.recorded(), self.recorded()[:-1]  # o3 is missing at step 6
+
+        (expected,) = fm.feature_pictures(every[:2], False, True, 4, 0)
+        (only,) = fm.feature_pictures(missing, False, True, 4, 0)
+
+        assert only.title == "2 blocks, step 3"
+        assert torch.equal(only.colours, expected.colours)
+        with pytest.raises(ValueError, match="no recorded step has all of o3, m0"):
+            fm.feature_pictures(missing[1:], False, True, 4, 0)
 
     def test_frames_of_a_video_are_pictures(self):
         frames = torch.stack([quarters(seed=i)[0] for i in range(3)], dim=2)  # (1, 12, 3, 8, 8)

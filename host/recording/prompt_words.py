@@ -44,7 +44,7 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     wanted word, or if this CLIP makes another number of tokens of it.
     """
     streams = tokenized(clip, prompt)
-    asked = [phrase.strip() for phrase in wanted.split(",") if phrase.strip()]
+    asked = [" ".join(phrase.split()) for phrase in wanted.split(",") if phrase.strip()]
     found: dict[str, list[int]] = {phrase: [] for phrase in asked}
     listed: dict[str, None] = {}
     for key, start in beginnings(streams, context_length).items():

@@ -71,6 +71,12 @@ def word_maps(
             f"Set it to {count} or less."
         )
     of_prompt = [one for number, one in attention if number == condition]
+    if not of_prompt:
+        others = ", ".join(str(number + 1) for number in sorted({number for number, _ in attention}))
+        raise ValueError(
+            f"prompt_number: prompt {condition + 1} of the {branch} conditioning is used in none of the "
+            f"recorded steps; those used there have the number {others}."
+        )
     words = prompt_words(clip, prompt, of_prompt[0].values.shape[1], wanted)
     return {
         word.text: [

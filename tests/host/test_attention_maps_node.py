@@ -9,7 +9,7 @@ from comfy import sd1_clip
 from inner_guidance.guidance.self_attention import average_on_finest_grid, resize_nearest
 from inner_guidance.host.recording.records import AttentionRecord, AttentionStep
 from inner_guidance.nodes.attention_maps import InnerAttentionMaps
-from inner_guidance.tests.support.recorded_runs import WORDS, attention_record, filled, shown
+from inner_guidance.tests.support.recorded_runs import WORDS, attention_record, filled, shares, shown
 
 pytestmark = pytest.mark.oldest_host
 
@@ -107,6 +107,17 @@ class TestAttentionMaps:
         assert masks[0].amax(dim=1).nonzero().flatten().tolist() == [*range(64, 80), *range(96, 112)]
         assert masks[2].amax(dim=1).nonzero().flatten().tolist() == [*range(32, 48)]
 
+    def test_words_that_are_broken_over_two_lines_are_one_map(self, clip):
+        """The words may come from a node whose text has several lines; a caption has one."""
+        asked = {"attention": "cross", "prompt": PROMPT, "clip": clip}
+
+        broken, whole = (
+            shown(InnerAttentionMaps, attention_record("positive"), words=words, **asked)[0]
+            for words in ("white\nwall,\n sphere\n", "white wall, sphere")
+        )
+
+        assert torch.equal(broken, whole)
+
     def test_image_sets_the_size_and_shows_through(self):
         image = torch.rand(2, 96, 160, 3)
 
@@ -163,6 +174,18 @@ class TestAttentionMaps:
 
         with pytest.raises(ValueError, match=sentence):
             shown(InnerAttentionMaps, attention_record("positive"), **asked)
+
+    def test_a_prompt_of_other_steps(self, clip):
+        """The first of two prompts, each for a part of the sampling, is over when the record begins."""
+        step = AttentionStep(9, 1.0, {}, {("positive", "u1.0", 1): shares()})
+        record = filled(AttentionRecord(), [step])
+        asked = {"attention": "cross", "prompt": PROMPT, "clip": clip, "legend": False}
+
+        _, masks = shown(InnerAttentionMaps, record, prompt_number=2, **asked)
+
+        assert len(masks) == 2 * len(WORDS)
+        with pytest.raises(ValueError, match=r"prompt 1 of the positive .* used there have the number 2"):
+            shown(InnerAttentionMaps, record, **asked)
 
     def test_nothing_recorded(self):
         with pytest.raises(ValueError, match=r"nothing is recorded. Connect its MODEL to a sampler"):

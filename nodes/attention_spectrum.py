@@ -10,7 +10,7 @@ from ..guidance.attention_spectrum import PATCH_SIZES, as_numbers, in_words, ove
 from ..guidance.self_attention import average_on_finest_grid, resize_nearest
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import received_maps
-from ..pictures.images import images_of, require_images
+from ..pictures.images import images_of, require_finite, require_images
 from ..pictures.spectrum_plot import plot
 from .attention_maps import BRANCHES
 from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
@@ -141,8 +141,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
                 f"image: it is {width} x {height}, and the smallest patch that is measured has "
                 f"{PATCH_SIZES[0]} pixels a side. Connect the decoded image."
             )
-        if not image.isfinite().all():
-            raise ValueError("image: it has values that are not finite. Check the VAE and its precision.")
+        require_finite(image, "image")
         thresholds = sorted({threshold, second_threshold})
 
         found = spectra(image, attention, thresholds)

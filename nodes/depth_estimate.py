@@ -6,11 +6,11 @@ import torch
 from comfy_api.latest import io
 
 from ..depth_head.rendering import NORMALISED, STYLES, as_picture, enlarge, enlarge_along_edges
-from ..host.depth.estimation import encode_whole, estimate_depth, pixels_per_latent
+from ..host.depth.estimation import encode_whole, estimate_depth, pixels_per_latent, require_readable
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import depths_of
 from ..host.recording.records import FeatureRecord
-from ..pictures.images import images_of, require_images
+from ..pictures.images import images_of, require_finite, require_images
 from .schema import DEPTH_HEAD, FEATURE_RECORD, search_aliases
 
 DEPTH = io.Custom("DEPTH")  # (B, H, W), relative inverse depth in [0, 1], near = 1
@@ -178,11 +178,8 @@ class InnerDepthEstimate(io.ComfyNode):
             )
         if image is not None:
             require_images(image, "image")
-        if latent is not None:
-            latents = latent["samples"]
-        elif image is not None and vae is not None:
-            latents = encode_whole(vae, image)
-        else:
+            require_finite(image, "image")
+        if latent is None and (image is None or vae is None):
             raise ValueError(
                 "Depth Estimate has nothing to read depth from: connect latent, or image and vae."
             )
@@ -196,6 +193,10 @@ class InnerDepthEstimate(io.ComfyNode):
             if image is not None:
                 image = images_of(image, len(steps[0])).repeat(len(steps), 1, 1, 1)
         else:
+            require_readable(model, depth_head.head, positive)
+            latents = encode_whole(model, vae, image) if latent is None else latent["samples"]
+            if enlarge == EDGES:
+                image = images_of(image, len(latents))
             depth = estimate_depth(model, depth_head, latents, noise_level, ensemble, seed, positive)
         large = cls.enlarged(depth, image, enlarge, pixels_per_latent(model))
         return io.NodeOutput(as_picture(large, style), large[:, 0], depth[:, 0])
@@ -206,5 +207,5 @@ class InnerDepthEstimate(io.ComfyNode):
         if image is None:
             return enlarge(depth, [ratio * side for side in depth.shape[-2:]])
         if how == EDGES:
-            return enlarge_along_edges(depth, images_of(image, len(depth)).movedim(-1, 1))
+            return enlarge_along_edges(depth, image.movedim(-1, 1))
         return enlarge(depth, image.shape[1:3])

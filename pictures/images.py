@@ -20,6 +20,15 @@ def require_images(images: Tensor, name: str) -> None:
         )
 
 
+def require_finite(images: Tensor, name: str) -> None:
+    """Raises ValueError for values that are no numbers or infinite. name: of the input."""
+    if not all(value.isfinite() for value in images.aminmax()):
+        raise ValueError(
+            f"{name} has values that are not finite: check the node that makes it. A VAE may overflow at its "
+            "precision."
+        )
+
+
 def images_of(images: Tensor, count: int) -> Tensor:
     """The images (M, H, W, C) that `count` maps belong to: (count, H, W, 3), on the CPU, where the maps are.
 

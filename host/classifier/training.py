@@ -17,7 +17,7 @@ from ...classifier_head.head import ClassifierHead, folded
 from ...classifier_head.network import ClassifierNetwork
 from ...classifier_head.training import ClassifierResult, ClassifierTraining, train_classifier
 from ...depth_head.files import LONGEST_QUOTE, is_name, legible
-from ...pictures.images import require_images
+from ...pictures.images import require_finite, require_images
 from ..depth.head_training import AUTO, default_blocks, features_of
 from ..depth.heads import feature_channels, model_family
 from ..depth.training_pairs import encode
@@ -53,6 +53,7 @@ def train_classifier_head(
     Raises ValueError before any long work if the names do not match the images, or if a block does not exist.
     """
     require_images(images, "images")
+    require_finite(images, "images")
     names = read_class_names(class_names, len(images))
     classes = tuple(sorted(set(names)))
     if len(classes) < 2:

@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...depth_head.architectures.latent import ESTIMATE
+from ...depth_head.head import DepthHead
 from ...pictures.images import as_rgb
 from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..sampling.noise_levels import TIMES
@@ -35,15 +36,13 @@ def estimate_depth(
     """Relative inverse depth (B, 1, h, w), on the CPU, of latents (B, C, h, w) as VAEs give them.
 
     noise_level: time / 1000. Every image is read with the same `ensemble` noises, so the frames of a video
-    agree and an image's depth does not depend on what else is in the batch. Raises ValueError, in a sentence
-    that names both, if the head does not fit the model.
+    agree and an image's depth does not depend on what else is in the batch. Raises ValueError as
+    require_readable and image_latents do.
     """
-    require_head_fits(hosted.head, model)
+    require_readable(model, hosted.head, positive)
     latents = image_latents(model, latents)
     if reads_latents(hosted.head):
         return depth_of_latents(model, hosted, latents)
-    require_prompt(model, positive)
-    refuse_uncontrollable_compiler(model, "Depth Estimate")
     network = hosted.head.network
     names = network.branch_taps["strong"]
     generator = torch.Generator().manual_seed(seed)
@@ -64,6 +63,14 @@ def estimate_depth(
         return total / ensemble
 
     return with_frozen_model(model, positive, (batch, *latents.shape[1:]), work, [hosted.patcher])
+
+
+def require_readable(model: ModelPatcher, head: DepthHead, positive: Conditioning | None) -> None:
+    """Raises ValueError for a head of another model, a prompt that is missing, and a compiled model."""
+    require_head_fits(head, model)
+    if not reads_latents(head):
+        require_prompt(model, positive)
+        refuse_uncontrollable_compiler(model, "Depth Estimate")
 
 
 @torch.inference_mode(False)
@@ -144,10 +151,11 @@ def largest_batch(model: ModelPatcher, shape: torch.Size, wanted: int) -> int:
     return max(1, min(wanted, LARGEST_BATCH, int(free / one)))
 
 
-def encode_whole(vae: Any, images: Tensor) -> Tensor:
+def encode_whole(model: ModelPatcher, vae: Any, images: Tensor) -> Tensor:
     """Latents of images (B, H, W, C) of any size, one after the other.
 
-    An image whose size is no multiple of the VAE's blocks is resized, because the VAE would crop it.
+    An image whose size is no multiple of the VAE's blocks is resized, because the VAE would crop it. Raises
+    ValueError, at the first, as image_latents does.
     """
     require_some(images)
     block = vae.spacial_compression_encode()
@@ -155,4 +163,8 @@ def encode_whole(vae: Any, images: Tensor) -> Tensor:
     pixels = as_rgb(images).movedim(-1, 1)
     if list(pixels.shape[-2:]) != size:
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return torch.cat([vae.encode(picture).cpu() for picture in pixels.movedim(1, -1).split(1)])
+    latents: list[Tensor] = []
+    for picture in pixels.movedim(1, -1).split(1):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        latents.append(image_latents(model, vae.encode(picture).cpu()))
+    return torch.cat(latents)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...pictures.images import as_rgb, require_images
+from ...pictures.images import as_rgb, require_finite, require_images
 from .estimation import image_latents
 
 SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
@@ -31,6 +31,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
     if images.numel() == 0 or depths.numel() == 0:
         raise ValueError("The images or the depth maps have no pixels: check the nodes that make them.")
     require_images(images, "images")
+    require_finite(images, "images")
     require_images(depths, "depths")
     aspect, label_aspect = (t.shape[2] / t.shape[1] for t in (images, depths))
     if abs(label_aspect / aspect - 1) > SAME_SHAPE:

@@ -48,12 +48,11 @@ def test_the_shipped_latent_head_reads_held_out_renders():
     assert path.stat().st_size < 1.1 * 10**6
     head = HostedDepthHead.of(load_depth_head(path))
     renders = [render(sample_scene(HELD_OUT + i)) for i in range(4)]
-    latents = encode_whole(
-        demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
-        torch.stack([seen.rgb.movedim(0, -1) for seen in renders]),
-    )
+    model = demo.load_model(demo.WEIGHTS / demo.UNET_FILE)
+    vae = demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE)
+    latents = encode_whole(model, vae, torch.stack([seen.rgb.movedim(0, -1) for seen in renders]))
 
-    depth = estimate_depth(demo.load_model(demo.WEIGHTS / demo.UNET_FILE), head, latents, 0.1, 1, 0)
+    depth = estimate_depth(model, head, latents, 0.1, 1, 0)
 
     labels = torch.stack([RANGE.relative(seen.depth)[None] for seen in renders])
     labels = F.interpolate(labels, depth.shape[-2:], mode="area")

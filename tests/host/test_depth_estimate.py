@@ -11,7 +11,8 @@ from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.architectures.readout import Readout
 from inner_guidance.depth_head.head import DepthHead
 from inner_guidance.host.depth import estimation
-from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels
+from inner_guidance.host.depth.head_training import new_network
+from inner_guidance.host.depth.heads import HostedDepthHead, feature_channels, model_family
 from inner_guidance.host.recording.records import Execution, FeatureRecord, FeatureStep, Run
 from inner_guidance.host.sampling.frozen_model import with_frozen_model
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
@@ -34,6 +35,12 @@ def hosted(architecture="pixel_mlp", family=SMALL):
         else:
             network = PixelMLP({n: channels[n] for n in ("o0", "o2")}, ("o0", "o2"), ("o0",), (16,))
     return HostedDepthHead.of(DepthHead(network.requires_grad_(False).eval(), family, name="made_here"))
+
+
+def transformer_head(model):
+    with torch.inference_mode(False):
+        network = new_network(model, "pixel_mlp", "auto", "auto", seed=0).requires_grad_(False).eval()
+    return HostedDepthHead.of(DepthHead(network, model_family(model)))
 
 
 def latent(*shape, seed=5):
@@ -192,12 +199,64 @@ def test_what_cannot_be_looked_at_is_one_sentence(given, sentence):
         estimate(**given)
 
 
+class CountingVAE(EightfoldVAE):
+    def __init__(self, channels=4):
+        self.channels = channels
+        self.encoded = 0
+
+    def encode(self, pixels):
+        self.encoded += 1
+        return super().encode(pixels)[:, :1].repeat(1, self.channels, 1, 1)
+
+
+FRAMES = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+
 def test_a_head_for_another_model_is_refused_before_anything_runs():
+    model, vae = tiny.patcher(), CountingVAE()
+    seen = tiny.watch(model)
+    for given in ({}, {"image": FRAMES, "vae": vae}):
+        with pytest.raises(
+            ValueError, match=f"made_here reads the features of SDX, but this model is {SMALL}"
+        ):
+            estimate(model, hosted(family="SDX"), **given)
+    assert len(seen) == vae.encoded == 0
+
+
+def test_a_prompt_that_is_missing_is_said_before_the_images_are_encoded():
+    model, vae = tiny.patcher("flux", "FLUX"), CountingVAE(16)
+    with pytest.raises(ValueError, match="Flux, cannot be evaluated without a prompt"):
+        estimate(model, transformer_head(model), image=FRAMES, vae=vae)
+    assert vae.encoded == 0
+
+
+def test_the_vae_of_another_model_is_refused_at_the_first_image():
+    vae = CountingVAE(16)
+    with pytest.raises(ValueError, match="is 1 x 16 x 8 x 8, but this model needs images of 4 channels"):
+        estimate(image=FRAMES, vae=vae)
+    assert vae.encoded == 1
+
+
+def test_what_the_edges_are_taken_from_is_checked_before_the_model_is_evaluated():
     model = tiny.patcher()
     seen = tiny.watch(model)
-    with pytest.raises(ValueError, match=f"made_here reads the features of SDX, but this model is {SMALL}"):
-        estimate(model, hosted(family="SDX"))
+    spoilt = FRAMES.clone()
+    spoilt[1, 7, 7] = torch.nan
+    for image, sentence in (
+        (FRAMES, "3 images cannot belong to 4 maps"),
+        (spoilt, "image has values that are"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            estimate(model, latent=latent(4, 4, 8, 8), image=image, enlarge="along edges")
     assert len(seen) == 0
+
+
+def test_an_interruption_ends_the_encoding():
+    vae = CountingVAE()
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(InterruptProcessingException):
+        estimate(image=FRAMES, vae=vae)
+    assert vae.encoded == 0
 
 
 def test_an_interruption_ends_it():

@@ -115,8 +115,19 @@ def test_a_transformer_without_a_prompt_is_refused_before_the_images_are_encoded
         trained(model=tiny.patcher("flux", model_type="FLUX"), vae=None)
 
 
-def test_images_that_encode_to_no_numbers_are_one_sentence():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_images_without_finite_numbers_are_refused_before_they_are_encoded(value):
     images, _ = red_and_blue(8)
-    images[3] = torch.nan
+    images[3, 5, 5] = value
+    with pytest.raises(ValueError, match="images has values that are not finite"):
+        trained(images=images, vae=None)
+
+
+class OverflowingVAE(PixelVAE):
+    def encode(self, pixels):
+        return super().encode(pixels) * torch.inf
+
+
+def test_images_that_encode_to_no_numbers_are_one_sentence():
     with pytest.raises(ValueError, match="The latent has values that are not finite"):
-        trained(images=images)
+        trained(vae=OverflowingVAE())

@@ -158,6 +158,7 @@ def test_every_unet_family_trains():
             r"depths: 6 of the 6 depth maps have a single grey value",
         ),
         ({"depths": torch.full((6, 64, 48, 3), torch.nan)}, "depths has values that are not finite"),
+        ({"images": pairs(6) * torch.nan, "depths": pairs(6), "vae": None}, "images has values that are not"),
         ({"blocks": "u3"}, "this model has no block u3"),
         ({"architecture": "readout", "blocks": "o2-o3"}, "has no block o2. It has r0-r3"),
         ({"near": 5.0, "far": 2.0}, "must be above 0 and below far"),

@@ -12,6 +12,7 @@ from .metrics import normalise
 UNIFORM = 1e-3
 # Rounding of resized maps leaves [0, 1] by this much.
 TOLERANCE = 1e-3
+PART = 32
 # Mean difference between the colour channels, as a share of the largest value, above which maps are no greys.
 COLOURED = 0.04
 
@@ -37,7 +38,8 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     maps = colour.mean(dim=-1).unsqueeze(1)
     if not maps.isfinite().all():
         raise ValueError(f"{name} has values that are not finite: check the node that makes the depth maps.")
-    if (colourfulness(colour) > COLOURED).any():
+    # In parts, because of its copies: a batch of thousands of maps is large.
+    if any((colourfulness(part) > COLOURED).any() for part in colour.split(PART)):
         logging.warning(
             "%s is in colour, but depth maps are grey: near is white, far is black. Connect the depth map of "
             "a photograph, and turn colours off in the node that makes depth maps.",

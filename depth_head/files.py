@@ -11,6 +11,7 @@ loaded, at most FILE_LIMIT bytes, and any fault becomes one sentence.
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
@@ -29,6 +30,7 @@ FILE_LIMIT = 2**29
 # Names, shapes and metadata; a head has about 20 kB of them.
 HEADER_LIMIT = 2**20
 MOST_BRACKETS = 100
+TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')  # in JSON
 LONGEST_QUOTE = 80
 VARIANCE = "running_var"  # what normalisations call theirs; its root is taken
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -153,8 +155,9 @@ def parse(path: Path, metadata: Mapping[str, str], name: str, kind: type[T]) -> 
     """The JSON value of a metadata entry. Raises ValueError if there is none of this type."""
     text = metadata.get(name, "")
     try:
-        # Reject what is nested too deeply to be written again.
-        value = json.loads(text) if text.count("[") + text.count("{") <= MOST_BRACKETS else None
+        # Reject what is nested too deeply to be written again. Brackets in a text nest nothing.
+        brackets = sum(map(TEXT.sub("", text).count, "[{"))
+        value = json.loads(text) if brackets <= MOST_BRACKETS else None
     except ValueError:
         value = None
     if type(value) is not kind:

@@ -45,7 +45,7 @@ def load_depth_head(path: Path) -> DepthHead:
 
     Raises ValueError, in one sentence, for a file that is missing, damaged, or something else.
     """
-    if path.suffix == READOUT_SUFFIX:
+    if path.suffix.lower() == READOUT_SUFFIX:  # the host lists .PT, too
         return read_readout(path)
     metadata, tensors = read(path, KIND)
     name = legible(path.name)

@@ -177,6 +177,15 @@ def test_file_round_trip(tmp_path):
     torch.testing.assert_close(loaded.network(features, time), head.network(features, time))
 
 
+def test_names_with_brackets_come_back(tmp_path):
+    """A description may have few brackets, but those in its texts do not count."""
+    classes = tuple(f'[{number}] "quoted\\{{' for number in range(150))
+    head = ClassifierHead(ClassifierNetwork(TAPS, len(classes), (8, 8)).eval(), "a family", classes)
+    save_classifier_head(tmp_path / "head.safetensors", head)
+
+    assert load_classifier_head(tmp_path / "head.safetensors").classes == classes
+
+
 @pytest.mark.parametrize(
     "classes",
     [

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner_guidance.depth_head.depth_maps import (
     centre_crop,
@@ -52,6 +53,38 @@ def test_labels_within_0_to_1_keep_the_scale_that_they_share(caplog):
 
     assert torch.equal(read_depth_maps(image(labels), "depths"), image(labels).mean(-1)[:, None])
     assert not caplog.records
+
+
+class LargestCopy(TorchDispatchMode):
+    """The most elements of any tensor that is made, views left out."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        if isinstance(out, torch.Tensor) and not func.is_view:
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_no_copy_is_larger_than_the_depth_that_is_returned():
+    """Of thousands of maps, copies in colour do not fit in memory."""
+    maps = image(depth(200)).contiguous()
+
+    with LargestCopy() as copies:
+        read = read_depth_maps(maps, "depths")
+
+    assert copies.elements == read.numel()
+
+
+def test_one_map_in_colour_among_many_is_warned_of(caplog):
+    maps = image(depth(100)).clone()
+    maps[70, ..., 0] = 0
+
+    read_depth_maps(maps, "depths")
+
+    (record,) = caplog.records
+    assert record.getMessage().startswith("depths is in colour")
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.float16, torch.float64])

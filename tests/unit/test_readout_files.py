@@ -51,6 +51,13 @@ def test_a_public_readout_head_computes_what_its_layout_says(tmp_path, channels,
     assert again.model_family == family
 
 
+def test_a_file_name_in_capitals_is_a_public_head_too(tmp_path):
+    """The host lists files whatever the case of their ending."""
+    path = tmp_path / "READOUT_SDV15.PT"
+    torch.save(public_checkpoint(SD15_CHANNELS), path)
+    assert load_depth_head(path).model_family == SD1
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("owned",)

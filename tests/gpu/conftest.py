@@ -4,7 +4,6 @@ GPU_CHECK=cpu lets the checks run on the CPU alone, to try them. CHECKPOINT and 
 test_checkpoint.py.
 """
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +15,7 @@ import torch
 from inner_guidance.tests.gpu.checks import CheckError
 from inner_guidance.tests.gpu.launches import TRIED, Launch, on_the_cpu
 from inner_guidance.tests.gpu.prompts import PROMPTS
-from inner_guidance.tests.gpu.report import FAILED, PASSED, SKIPPED, Report, Row
+from inner_guidance.tests.gpu.report import FAILED, PASSED, SKIPPED, Report, Row, commit_of
 from inner_guidance.tools.host_server import HostServer, HostServerError
 from inner_guidance.tools.template_runs import TemplateRun, TemplateRunError, run_with_twins
 
@@ -50,11 +49,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     report = config.stash[REPORT]
     if STATS not in config.stash:
         return
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
     path = config.rootpath / FOLDER / "report.md"
-    text = report.markdown(config.stash[STATS], described.stdout.strip())
+    text = report.markdown(config.stash[STATS], commit_of(config.rootpath))
     path.write_text(text, encoding="utf-8")
     terminalreporter.write_line(f"\n{text}\nThis report, to paste into an issue: {path}")
 

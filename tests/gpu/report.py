@@ -1,9 +1,12 @@
 """The Markdown report of `make gpu-check`, to paste into an issue."""
 
+import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 PASSED, FAILED, SKIPPED = "pass", "**FAIL**", "not run"
+UNKNOWN = "of an unknown commit"
 
 
 class Row(NamedTuple):
@@ -41,6 +44,21 @@ class Report:
         for title, text in self.sections.items():
             lines += ["", f"## {title}", "", text.strip()]
         return "\n".join(lines) + "\n"
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit of a checkout; "of an unknown commit" without git, or outside a repository."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return UNKNOWN
+    return described.stdout.strip() or UNKNOWN
 
 
 def one_line(cell: str) -> str:

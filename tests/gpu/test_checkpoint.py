@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from inner_guidance.tests.gpu.checkpoint import PLAIN, Subject, drawing, training
+from inner_guidance.tests.gpu.checks import CheckError
 from inner_guidance.tests.gpu.figures import figures_table
 from inner_guidance.tests.gpu.launches import CPU_LAUNCHES, LAUNCHES, TRIED
 from inner_guidance.tests.support.node_defaults import with_defaults
@@ -28,9 +29,12 @@ ON_SHEET = 256
 
 def linked(base, folder, file):
     """Give a server a model file."""
-    link = base / "models" / folder / Path(file).name
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise CheckError(f"there is no file {path.absolute()}: write the path of a model file")
+    link = base / "models" / folder / path.name
     link.parent.mkdir(parents=True, exist_ok=True)
-    link.symlink_to(Path(file).resolve())
+    link.symlink_to(path.resolve())
     return link.name
 
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from PIL import Image
 
+from inner_guidance.tests.gpu.checks import CheckError
 from inner_guidance.tests.gpu.comparison import Deviation, deviation
 from inner_guidance.tests.gpu.figures import figures_table
 from inner_guidance.tests.gpu.launches import precision
 from inner_guidance.tests.gpu.prompts import compiled
-from inner_guidance.tests.gpu.report import FAILED, PASSED, SKIPPED, Report, Row
+from inner_guidance.tests.gpu.report import FAILED, PASSED, SKIPPED, UNKNOWN, Report, Row, commit_of
+from inner_guidance.tests.gpu.test_checkpoint import linked
 from inner_guidance.tests.gpu.tolerances import TOLERANCES, Tolerance
 from inner_guidance.tools.template_runs import TemplateRun, Twins
 
@@ -134,3 +136,25 @@ def test_figures_without_a_depth_model():
     shown = [{"picture": Image.new("RGB", (8, 8))}] * 2
 
     assert figures_table({"without": shown, "SAG": shown}).splitlines()[3] == "| SAG | 0.000 |  |  |"
+
+
+def test_a_report_needs_no_git(root, tmp_path, monkeypatch):
+    """The checks have run for half an hour when it is written."""
+    assert commit_of(tmp_path) == UNKNOWN
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit_of(root) == UNKNOWN
+
+
+def test_model_files_of_the_user(tmp_path, monkeypatch):
+    """Downloads may be links to files whose names are hashes."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "d34db33f").write_bytes(b"weights")
+    (tmp_path / "home" / "my model.safetensors").symlink_to("d34db33f")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    name = linked(tmp_path, "checkpoints", "~/my model.safetensors")
+
+    assert name == "my model.safetensors"
+    assert (tmp_path / "models" / "checkpoints" / name).read_bytes() == b"weights"
+    with pytest.raises(CheckError, match=r"there is no file /.*gone\.safetensors: write the path"):
+        linked(tmp_path, "checkpoints", "gone.safetensors")

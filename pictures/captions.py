@@ -57,7 +57,8 @@ def colour_bar(bar: ColourBar, width: int) -> Tensor:
     """The colours from bar.low to bar.high with numbers, and what they mean, on a strip (h, width, 3)."""
     size = font_size(width)
     image, draw = strip(width, 4.6 * size)
-    left, right = size, width - size
+    left = min(size, (width - 1) // 2)
+    right = width - left
     gradient = colours(torch.linspace(0, 1, right - left), bar.colour_map).expand(size, -1, -1)
     image.paste(Image.fromarray(to_bytes(gradient)), (left, size // 2))
     for value in ticks(bar.low, bar.high):

@@ -35,6 +35,13 @@ def test_the_bar_shows_the_colours_of_the_map_where_its_numbers_are():
     assert (below > 0.8).all(dim=-1).sum() <= 4 * 3
 
 
+@pytest.mark.parametrize("width", [1, 8, 22])
+def test_a_picture_narrower_than_a_letter(width):
+    framed = captioned(torch.rand(1, 8, width, 3), ["words"], ColourBar(EMBER, 0.5, 4.5, "attention"))
+
+    assert framed.shape[2] == width
+
+
 def test_a_caption_that_is_too_long_is_cut_and_the_end_stays_free():
     strip = caption("a very long prompt of many words " * 20, 256)
 

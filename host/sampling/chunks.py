@@ -197,14 +197,14 @@ class Evaluation:
     def label_of(self, branch: int, conds: Sequence[Conditions | None]) -> int | None:
         """The number of conds[branch] among the lists of this evaluation.
 
-        Equal to `branch` if the host evaluates the lists that it then combines. Guiders with their own lists
-        (DualCFGGuider) order them differently; the conditions' uuids identify them.
+        Equal to `branch` if the host evaluates the lists that it then combines, even if a node replaced them.
+        Guiders with own lists (DualCFGGuider) order them differently, or leave some out: the uuids tell.
         """
-        wanted = [cond["uuid"] for cond in conds[branch] or ()]
-        lists = [[cond["uuid"] for cond in own or ()] for own in self.conds]
-        if len(lists) == len(conds) and (lists[branch] == wanted or wanted not in lists):
-            return branch
-        return lists.index(wanted) if wanted in lists else None
+        known, lists = [uuids_of(own) for own in conds], [uuids_of(own) for own in self.conds]
+        in_place = lists[branch] if len(lists) == len(known) else None
+        if known[branch] in lists:
+            return branch if in_place == known[branch] else lists.index(known[branch])
+        return None if in_place is None or in_place in known else branch
 
     def lists(self, conds: Sequence[Conditions | None]) -> list[Conditions | None]:
         """The lists of this evaluation, in its order: those out of conds, whole also in a context window."""

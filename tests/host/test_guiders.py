@@ -159,6 +159,12 @@ def test_dual_model_guider_at_cfg_1_calls_no_cfg_function(guide):
     assert_close(shift(partial(dual_model, scale=1.0), guide), shift(partial(cfg, scale=1.0), guide))
 
 
+def test_where_the_dual_guider_leaves_its_negative_out_the_positive_guides():
+    """At cfg_cond2_negative 1 its second prompt stands where other guiders have the negative."""
+    without_negative = partial(dual_cfg, nested=False, scales=(2.0, 1.0))
+    assert_close(shift(without_negative, tiny.guided), shift(cfg, partial(tiny.guided, branch="positive")))
+
+
 @pytest.mark.parametrize(("every_n_steps", "nested"), [(1, False), (2, True)], ids=["regular", "nested"])
 @pytest.mark.parametrize("guide", [tiny.guided, depth.depth_guided], ids=["SAG", "DAG"])
 def test_with_its_second_prompt_like_the_first_the_dual_guider_is_the_hosts(guide, every_n_steps, nested):

@@ -72,11 +72,14 @@ def noise_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
 def v_coefficient(model_sampling: Any, sigma: Tensor, ndim: int) -> Tensor:
     """b^2 in v space: (B, 1, ...) of `ndim` dimensions, for sigma (B,).
 
-    sigma^2 / (sigma^2 + sigma_data^2), which is 1 - abar; sigma for flow models.
+    sigma^2 / (sigma^2 + sigma_data^2), which is 1 - abar; the time t of flow models. That is sigma, but for
+    Cosmos-Predict2, whose x is divided by 1 - t, sigma = t / (1 - t).
     """
     sigma = sigma.view(-1, *[1] * (ndim - 1)).float()
     if isinstance(model_sampling, comfy.model_sampling.CONST):
         return sigma
+    if isinstance(model_sampling, comfy.model_sampling.COSMOS_RFLOW):
+        return sigma / (1 + sigma)
     return sigma**2 / (sigma**2 + model_sampling.sigma_data**2)
 
 

@@ -37,13 +37,15 @@ def signal_and_b2(model_type, sigma):
     """a_t and b^2 of the parametrisations, from their definitions."""
     if model_type == "FLOW":
         return 1 - sigma, sigma
+    if model_type == "FLOW_COSMOS":  # x = x_t / (1 - t)
+        return 1.0, sigma / (1 + sigma)
     data = 0.5 if model_type == "V_PREDICTION_EDM" else 1.0
     return 1.0, sigma**2 / (sigma**2 + data**2)
 
 
 @pytest.mark.parametrize("step", [0, 2])
 @pytest.mark.parametrize("space", ["eps", "v"])
-@pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "V_PREDICTION_EDM", "FLOW"])
+@pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "V_PREDICTION_EDM", "FLOW", "FLOW_COSMOS"])
 def test_a_step_is_the_papers(model_type, space, step):
     sampler, extra, [(q, k)], denoised = one_evaluation(model_type=model_type, space=space, step=step)
     x, _ = halves(sampler.x)

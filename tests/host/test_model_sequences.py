@@ -4,6 +4,7 @@ import comfy.ldm.anima.model
 import comfy.ldm.chroma_radiance.model
 import comfy.ldm.hidream_o1.model
 import comfy.ldm.lumina.model
+import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
 import comfy_extras.nodes_flux as nodes_flux
 import pytest
@@ -115,7 +116,11 @@ def test_a_model_belongs_to_the_family_of_its_base_class(model_class, name):
 
 @pytest.mark.parametrize(
     "model_class",
-    [comfy.ldm.wan.model.SCAIL2WanModel, comfy.ldm.hidream_o1.model.HiDreamO1Transformer],
+    [
+        comfy.ldm.wan.model.SCAIL2WanModel,
+        comfy.ldm.wan.ar_model.CausalWanModel,
+        comfy.ldm.hidream_o1.model.HiDreamO1Transformer,
+    ],
 )
 def test_what_cannot_be_read_is_refused_by_name(model_class):
     model = model_class.__new__(model_class)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...depth_head.rendering import enlarge
 from ...pictures.layer_maps import LayerMap
 from .prompt_words import prompt_words
 from .records import AttentionStep, FeatureStep, Run
@@ -37,14 +38,17 @@ def features_of(run: Run[FeatureStep], branch: str) -> list[LayerMap]:
 
 
 def depths_of(run: Run[FeatureStep]) -> list[Tensor]:
-    """The depth (B, 1, h, w), relative inverse, step by step. Raises ValueError if there is none."""
+    """The depth (B, 1, h, w), relative inverse, step by step. Raises ValueError if there is none.
+
+    A sampler may enlarge the latent between steps: all are at the size of the last.
+    """
     depths = [step.depth.float() for step in run.steps if step.depth is not None]
     if not depths:
         raise ValueError(
             "Record Features: no depth was recorded in this run. Connect the depth head to Record Features "
             "too, and let one prompt cover the whole image."
         )
-    return depths
+    return [enlarge(depth, depths[-1].shape[-2:]) for depth in depths]
 
 
 def word_maps(

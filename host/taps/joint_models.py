@@ -86,7 +86,7 @@ JOINT_MODELS: dict[str, JointModel | None] = {
     ),
     "comfy.ldm.wan.model.WanModel": JointModel("Wan", SELF_AND_CROSS, (IMAGE, REFERENCES), "dim"),
     "comfy.ldm.wan.model.SCAILWanModel": None,  # other images before and behind, of any number
-    "comfy.ldm.wan.ar_model.CausalWanModel": None,  # each pass, an extra one too, adds to the cache of its keys
+    "comfy.ldm.wan.ar_model.CausalWanModel": None,  # any pass, an extra one too, fills its cache of keys
     "comfy.ldm.hidream.model.HiDreamImageTransformer2DModel": JointModel(
         "HiDream",
         (

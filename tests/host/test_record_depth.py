@@ -7,9 +7,11 @@ from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.taps.blocks import feature_blocks
 from inner_guidance.host.taps.feature_tap import FeatureTap
+from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 from inner_guidance.tests.support import recorded_runs as rec
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import depth_guided, head, readout_head
+from inner_guidance.tests.support.node_defaults import execute
 
 pytestmark = pytest.mark.oldest_host
 
@@ -132,3 +134,26 @@ def test_a_head_for_another_model_is_refused_before_any_sampling():
     sentence = "head_of_test reads 128 channels at o3 of .* but this model, .*, has 32 there"
     with pytest.raises(ValueError, match=sentence):
         rec.record_features(tiny.patcher("small"), depth_head=head("sd15"))
+
+
+def test_depth_of_a_sampler_that_enlarges_the_latent_is_shown_at_its_last_size():
+    sampler = pytest.importorskip("comfy_extras.nodes_advanced_samplers").SamplerLCMUpscale
+    watched, record = rec.record_features(tiny.patcher(), depth_head=head())
+    guider = tiny.BasicGuider(watched, tiny.prompt(0))
+    sigmas = torch.tensor([14.0, 4.0, 1.0, 0.0])
+    samples = guider.sample(
+        tiny.noise(), torch.zeros(1, 4, 16, 16), sampler.execute(2.0, 1, "bilinear").result[0], sigmas
+    )
+
+    pictures, _, depth = execute(
+        InnerDepthEstimate,
+        model=tiny.patcher(),
+        depth_head=head(),
+        record=record,
+        latent={"samples": samples},
+    )
+
+    steps = rec.steps_of(record)
+    assert [step.depth.shape[-2:] for step in steps] == [(16, 16), (32, 32), (32, 32)]
+    assert pictures.shape == (3, 256, 256, 3)
+    assert torch.equal(depth[1:], torch.cat([step.depth.float()[:, 0] for step in steps[1:]]))

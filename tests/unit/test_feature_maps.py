@@ -235,3 +235,9 @@ class TestAtSize:
         assert torch.equal(masks[:5].sum(dim=0), torch.ones(8, 8))
         assert torch.equal(masks[7], (region[1] == 2).float())
         assert masks[4].sum() == 0
+
+
+def test_blocks_are_joined_on_the_finest_grid_of_any_step():
+    joined = fm.joined([[random(1, 2, 4, 4), random(1, 2, 8, 8)], [random(1, 2, 4, 4), random(1, 2, 4, 4)]])
+
+    assert [of_step.shape for of_step in joined] == [(1, 4, 8, 8)] * 2

@@ -46,6 +46,7 @@ class ShiftStep:
         self.overflowed = False
         self.unguided: list[int] = []
         self.shift: Tensor | None = None
+        self.handed: list[Tensor] = []  # to functions of the sampler, before there was a shift
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
@@ -75,7 +76,11 @@ class ShiftStep:
     def guided(self, denoised: Tensor, model: Any, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
         """The result of a guider that combines predictions itself, with the guidance."""
         self.find_shift(model, sigma, model_options, self.estimate_of_guider(denoised))
-        return denoised if self.shift is None else denoised + self.shift
+        if self.shift is None:
+            return denoised
+        for unconditional in self.handed:
+            unconditional += self.shift
+        return denoised + self.shift
 
     def find_shift(
         self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
@@ -102,9 +107,15 @@ class ShiftStep:
 
         CFG++ samplers compute the noise that they add again from this estimate, (x - uncond_denoised) /
         sigma. With the shift in both estimates, a step moves x by 1 - sigma_next / sigma of the shift, as
-        Euler's does. With the shift in `denoised` alone, it moves x by the whole shift.
+        Euler's does. With the shift in `denoised` alone, it moves x by the whole shift. Of a guider that
+        combines predictions itself, the shift may follow.
         """
         unconditional = args["uncond_denoised"]
-        if self.shift is None or unconditional is None:
+        if unconditional is None or (self.shift is None and self.own_lists is None):
             return function(args)
-        return function(args | {"uncond_denoised": unconditional + self.shift})
+        if self.shift is not None:
+            unconditional = unconditional + self.shift
+        else:
+            unconditional = unconditional.clone()
+            self.handed.append(unconditional)
+        return function(args | {"uncond_denoised": unconditional})

@@ -154,6 +154,25 @@ def test_a_guider_without_a_positive_is_left_alone_and_the_log_says_so(guide, ca
     assert len([m for m in caplog.messages if "has no effect at sigma" in m]) == 1
 
 
+@pytest.mark.parametrize("name", ["DualCFGGuider regular", "PerpNegGuider"])
+def test_a_latent_head_moves_cfg_pp_samplers_as_far_as_euler(name):
+    """They renoise from the unconditional estimate, before the guider has the result that the head reads."""
+    model = tiny.patcher()
+    guided = depth.depth_guided(model, depth_head=depth.latent_head(model), target_depth=depth.target())
+    sigmas = torch.tensor([14.0, 9.0])
+
+    def moved(sampler):
+        after, before = (
+            GUIDERS[name](one).sample(
+                tiny.noise(), torch.zeros(1, 4, 16, 16), comfy.samplers.sampler_object(sampler), sigmas
+            )
+            for one in (guided, model)
+        )
+        return (after - before).double()
+
+    assert_close(moved("euler_cfg_pp"), moved("euler"))
+
+
 @pytest.mark.parametrize("guide", GUIDANCES.values(), ids=GUIDANCES)
 def test_dual_model_guider_at_cfg_1_calls_no_cfg_function(guide):
     assert_close(shift(partial(dual_model, scale=1.0), guide), shift(partial(cfg, scale=1.0), guide))

@@ -83,7 +83,12 @@ def is_part(model_sampling: Any, noise: Tensor, sigmas: Tensor) -> bool:
     return float(sigmas[-1]) > 0 or continues(model_sampling, noise, sigmas)
 
 
-def is_nth_step(sigma: float, sample_sigmas: Tensor, within: SigmaRange, n: int) -> bool:
-    """Whether the step of sigma is the first of those in the range, or the n-th, 2n-th, ... after it."""
+def is_due(sigma: float, sample_sigmas: Tensor, within: SigmaRange, n: int, last: float) -> bool:
+    """Whether the step of sigma is the first of those in the range, or the n-th, 2n-th, ... after it.
+
+    Or the first that is evaluated after one of these was not: LazyCache skips whole steps. last: the sigma
+    for which this was true before.
+    """
     first = next((i for i, s in enumerate(sample_sigmas.tolist()) if s in within), 0)
-    return (step_of(sigma, sample_sigmas) - first) % n == 0
+    number, before = (step_of(at, sample_sigmas) - first for at in (sigma, last))
+    return number % n == 0 or number // n > before // n

@@ -151,7 +151,7 @@ class DepthAwareRun(GuidedRun):
             seed=seed_at(sigma, seed),
             previous=last,
             fresh=last is None
-            or (not later and (reused or self.is_nth_step(sigma, schedule, settings.every_n_steps))),
+            or (not later and (reused or self.is_due(sigma, schedule, settings.every_n_steps, last_sigma))),
             following=following,
             share=1 - following / sigma if self.renoises_estimate else 1.0,
             not_of_sampler=self.not_of_sampler,

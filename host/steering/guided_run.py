@@ -14,7 +14,7 @@ from ..sampling.evaluated_steps import EvaluatedSteps
 from ..sampling.guiders import combines_itself
 from ..sampling.placements import Conditions
 from ..sampling.schedule import first_sigmas, sigma_of
-from ..sampling.sigma_ranges import SigmaRange, counted_from, is_nth_step, is_part
+from ..sampling.sigma_ranges import SigmaRange, counted_from, is_due, is_part
 from ..taps.uncompiled import refuse_uncontrollable_compiler
 
 
@@ -129,9 +129,12 @@ class GuidedRun:
         """
         return self.evaluated[x.shape].start(sigma, self.schedule(model_options))
 
-    def is_nth_step(self, sigma: float, sample_sigmas: Tensor, n: int) -> bool:
-        """Whether the step of sigma is the first that is guided, or the n-th, 2n-th, ... after it."""
-        return is_nth_step(sigma, sample_sigmas, self.within, n)
+    def is_due(self, sigma: float, sample_sigmas: Tensor, n: int, last: float) -> bool:
+        """Whether the guidance of the step of sigma is computed, as at every n-th step (sigma_ranges.is_due).
+
+        last: the sigma for which it was computed before.
+        """
+        return is_due(sigma, sample_sigmas, self.within, n, last)
 
     def warn(self, problem: str | None, sigma: float, images: Sequence[int] = ()) -> None:
         """Log why there is no guidance at this sigma, once in a run for each problem. None: no problem.

@@ -62,7 +62,7 @@ class SelfAttentionGuidance:
 
 
 class SelfAttentionRun(GuidedRun):
-    """The state of a run after its last fresh step, by size of the latent: guidance, noise to signal, reused.
+    """The state of a run after its last fresh step, by size of the latent: guidance, sigma, reused.
 
     Some samplers (Euler SMEA Dyn) evaluate the latent at a second size within a step. A step after one that
     reused guidance is fresh. blurred: whether a step found something to blur, of all steps.
@@ -98,13 +98,13 @@ class SelfAttentionRun(GuidedRun):
         if self.start_of_step(x, sigma, model_options) not in self.within:
             return executor(x, timestep, model_options, seed)
         schedule = self.schedule(model_options)
-        reused = x.shape not in self.last or self.last[x.shape][2]
+        _, last, reused = self.last.get(x.shape, (None, math.inf, True))
         step = SelfAttentionStep(
             self.settings,
             self.mask_at(timestep, model_options),
             seed=seed_at(sigma, seed),
             previous=self.previous(x.shape, sigma),
-            fresh=reused or self.is_nth_step(sigma, schedule, self.settings.every_n_steps),
+            fresh=reused or self.is_due(sigma, schedule, self.settings.every_n_steps, last),
             own_lists=self.own_lists,
         )
         options = step.options(model_options)
@@ -113,10 +113,9 @@ class SelfAttentionRun(GuidedRun):
             denoised = step.guided(denoised, x, timestep, options)
         if step.fresh:
             self.last.pop(x.shape, None)
-            ratio = noise_to_signal(self.model_sampling, sigma)
             # Where x is noise alone, e = e_bar; where it has no noise, there is no e.
-            if step.guidance is not None and 0 < ratio < math.inf:
-                self.last[x.shape] = step.guidance, ratio, step.reused
+            if step.guidance is not None and 0 < noise_to_signal(self.model_sampling, sigma) < math.inf:
+                self.last[x.shape] = step.guidance, sigma, step.reused
         if step.blurred is not None:
             self.blurred.add(step.blurred)
         self.warn(step.problem, sigma, step.unguided)
@@ -129,5 +128,6 @@ class SelfAttentionRun(GuidedRun):
         """
         if shape not in self.last:
             return None
-        guidance, ratio, _ = self.last[shape]
-        return guidance * (noise_to_signal(self.model_sampling, sigma) / ratio)
+        guidance, last, _ = self.last[shape]
+        now, then = (noise_to_signal(self.model_sampling, at) for at in (sigma, last))
+        return guidance * (now / then)

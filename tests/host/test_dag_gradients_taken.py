@@ -6,6 +6,7 @@ import comfy.samplers
 import comfy_extras.nodes_easycache as easycache
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.keys import TAG
 from inner_guidance.host.steering import gradient_pass
@@ -154,6 +155,22 @@ def test_a_skipped_step_of_a_cache_takes_the_last_direction(gradients, every_n_s
     assert len(gradients) == {1: 6, 2: 5}[every_n_steps]
     uncond, cond = seen.passes[-1].out.double().chunk(2)
     assert (denoised[-1] - (uncond + 4 * (cond - uncond))).abs().max() > 1e-4
+
+
+def test_a_cache_that_skips_whole_steps_only_delays_a_gradient(gradients):
+    """As LazyCache does; it skips steps 2 and 4, in which every_n_steps wants one."""
+    model, kept = tiny.patcher(), []
+
+    def skip(executor, *args, **kwargs):
+        kept.append(kept[-1] if len(kept) in (2, 4) else executor(*args, **kwargs))
+        return kept[-1]
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "lazycache", skip)
+
+    sampled(model=model, settings={"every_n_steps": 2}, steps=6)
+
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 6)
+    assert [sigma for _, sigma in gradients] == [pytest.approx(float(sigmas[i])) for i in (0, 3, 5)]
 
 
 @pytest.mark.parametrize("settings", [{"every_n_steps": 2}, {"start_percent": 0.3}])

@@ -240,6 +240,32 @@ def test_a_cache_that_skips_every_extra_pass_only_delays_it():
     assert [steps.index(p.sigma) for p in seen.extra] == [0, 3, 5]
 
 
+def skips_whole_steps(model, skipped):
+    """The model behind a cache that answers in the sampler's own evaluation, as LazyCache does."""
+    model, kept = model.clone(), []
+
+    def skip(executor, *args, **kwargs):
+        kept.append(kept[-1] if len(kept) in skipped else executor(*args, **kwargs))
+        return kept[-1]
+
+    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "lazycache", skip)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("every_n_steps", "skipped", "expected"),
+    [(2, (2, 4), [0, 3, 5]), (2, (1, 3), [0, 2, 4]), (3, (2, 3, 4), [0, 5]), (100, (1, 2), [0])],
+)
+def test_a_cache_that_skips_whole_steps_only_delays_an_extra_pass(every_n_steps, skipped, expected):
+    model = skips_whole_steps(tiny.patcher(), skipped)
+    seen = tiny.watch(model)
+
+    tiny.sample(tiny.guided(model, every_n_steps=every_n_steps), steps=6)
+
+    schedule = seen.passes[0].transformer_options["sample_sigmas"].tolist()
+    assert [schedule.index(pytest.approx(p.sigma)) for p in seen.extra] == expected
+
+
 def test_a_skipped_step_of_a_cache_takes_the_last_guidance():
     model = easycache.EasyCacheNode.execute(tiny.patcher(), 10.0, 0.0, 1.0, False).result[0]
     seen = tiny.watch(model)

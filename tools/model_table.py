@@ -88,7 +88,11 @@ REFUSED = [
     ),
     ("Stable Cascade", "StageC, StageB", "a UNet of another layout"),
     ("SCAIL", "SCAILWanModel", "other images stand before and behind the video in the sequence"),
-    ("Wan for SamplerARVideo", "CausalWanModel", "every pass, an extra one too, adds to the cache of its keys"),
+    (
+        "Wan for SamplerARVideo",
+        "CausalWanModel",
+        "every pass, an extra one too, adds to the cache of its keys",
+    ),
     ("MiniMax H3", "MiniMaxH3Model", "image, video and sound are packed into one sequence"),
     ("SeedVR2", "NaDiT", "an upscaler that attends in windows"),
 ]

@@ -145,7 +145,7 @@ def test_nothing_is_read_of_the_doubled_rows_of_hidream_e1(caplog):
         caplog.clear()
         watched, _ = node(patcher("hidream"), blocks=family.name)
         assert torch.equal(sample(watched, family, **edited), plain)
-        assert [says in message for message in caplog.messages] == [True]
+        assert sum(says in message for message in caplog.messages) == 1
 
 
 def test_a_head_does_not_learn_from_what_cannot_be_read():
@@ -200,4 +200,4 @@ def test_nothing_is_read_where_another_node_adds_images(caplog):
     sample(watched, family)
 
     assert not rec.steps_of(recorded)
-    assert ["Record Attention recorded nothing" in message for message in caplog.messages] == [True]
+    assert sum("Record Attention recorded nothing" in message for message in caplog.messages) == 1

@@ -97,8 +97,8 @@ class Tokens:
 
     def prompt(self, length: int) -> slice:
         """The prompt in a sequence of all tokens; empty if it is not known to be there."""
-        start = self._start(PROMPT, self.sequence, length)
-        return slice(0) if start is None else slice(start, start + self.sizes[PROMPT])
+        start, count = self._start(PROMPT, self.sequence, length), self.sizes[PROMPT]
+        return slice(0) if start is None or not count else slice(start, start + count)
 
     def _start(self, part: str, sequence: Sequence[str], length: int) -> int | None:
         """Where a part begins: counted from the side on which all sizes are known."""

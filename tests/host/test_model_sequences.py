@@ -6,6 +6,7 @@ import comfy.ldm.hidream_o1.model
 import comfy.ldm.lumina.model
 import comfy.ldm.wan.ar_model
 import comfy.ldm.wan.model
+import comfy.samplers
 import comfy_extras.nodes_flux as nodes_flux
 import pytest
 import torch
@@ -129,6 +130,25 @@ def test_what_cannot_be_read_is_refused_by_name(model_class):
             ValueError, match=f"this model, {model_class.__name__}, cannot be read: use a model"
         ):
             blocks(model)
+
+
+def test_an_evaluation_without_a_text_has_no_words():
+    """That of the negative of Ideogram 4, where DualModelGuider is given none."""
+    family = FAMILIES["ideogram"]
+
+    def run(model):
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(tiny.prompt(0), [[None, {}]])
+        guider.set_cfg(4.0)
+        return tiny.sample_with(guider, torch.zeros(1, *family.shape), steps=1)
+
+    watched, attention = rec.record_attention(patcher("ideogram"), blocks="b1")
+
+    assert torch.equal(run(watched), run(patcher("ideogram")))
+    (step,) = rec.steps_of(attention)
+    assert set(step.received) == {("positive", "b1"), ("negative", "b1")}
+    assert set(step.prompt) == {("positive", "b1", 0)}
+    tiny.assert_steered(run(tiny.guided(patcher("ideogram"), threshold=0.0)), run(patcher("ideogram")))
 
 
 def test_nothing_is_read_of_the_doubled_rows_of_hidream_e1(caplog):

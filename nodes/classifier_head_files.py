@@ -6,7 +6,7 @@ from ..classifier_head.head_files import SUFFIX, load_classifier_head, save_clas
 from ..depth_head.files import fingerprint
 from ..host.classifier.heads import HostedClassifierHead
 from ..host.depth.model_folders import file_path, new_file, register_model_folder
-from .model_files import file_input, prefix_input, saved_as
+from .model_files import file_input, prefix_input, savable, saved_as
 from .schema import CLASSIFIER_HEAD, search_aliases
 
 FOLDER = "classifier_heads"
@@ -71,6 +71,11 @@ class InnerSaveClassifierHead(io.ComfyNode):
             outputs=[],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Whether a file can be written under this prefix."""
+        return savable(FOLDER, filename_prefix)
 
     @classmethod
     def execute(cls, classifier_head: HostedClassifierHead, filename_prefix: str) -> io.NodeOutput:

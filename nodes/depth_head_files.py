@@ -6,7 +6,7 @@ from ..depth_head.files import fingerprint
 from ..depth_head.head_files import READOUT_SUFFIX, SUFFIX, load_depth_head, save_depth_head
 from ..host.depth.heads import HostedDepthHead
 from ..host.depth.model_folders import file_path, new_file, register_model_folder
-from .model_files import file_input, prefix_input, saved_as
+from .model_files import file_input, prefix_input, savable, saved_as
 from .schema import DEPTH_HEAD, search_aliases
 
 FOLDER = "depth_heads"
@@ -78,6 +78,11 @@ class InnerSaveDepthHead(io.ComfyNode):
             outputs=[],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Whether a file can be written under this prefix."""
+        return savable(FOLDER, filename_prefix)
 
     @classmethod
     def execute(cls, depth_head: HostedDepthHead, filename_prefix: str) -> io.NodeOutput:

@@ -7,7 +7,7 @@ from ..depth_head.prior import DepthPrior
 from ..depth_head.prior_files import SUFFIX, load_depth_prior, save_depth_prior
 from ..host.depth.model_folders import file_path, new_file, register_model_folder
 from ..host.depth.priors import make_unet
-from .model_files import file_input, prefix_input, saved_as
+from .model_files import file_input, prefix_input, savable, saved_as
 from .schema import DEPTH_PRIOR, search_aliases
 
 FOLDER = "depth_priors"
@@ -72,6 +72,11 @@ class InnerSaveDepthPrior(io.ComfyNode):
             outputs=[],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Whether a file can be written under this prefix."""
+        return savable(FOLDER, filename_prefix)
 
     @classmethod
     def execute(cls, depth_prior: DepthPrior, filename_prefix: str) -> io.NodeOutput:

@@ -1,9 +1,11 @@
-"""Shared by the Load and Save nodes of depth heads and depth priors."""
+"""Shared by the Load and Save nodes of heads and depth priors."""
 
 from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
+
+from ..host.depth.model_folders import require_savable
 
 
 def file_input(folder: str, fits: str) -> io.Combo.Input:
@@ -23,6 +25,20 @@ def prefix_input(default: str) -> io.String.Input:
         tooltip="The start of the file name. A number is appended, so no file is overwritten. Put a folder "
         f"in front (rooms/{default}) to save into that folder; it is created if it does not exist.",
     )
+
+
+def savable(folder: str, filename_prefix: str | None) -> bool | str:
+    """For validate_inputs of a saver: True, or what its execution would refuse, in a sentence.
+
+    The host asks before it runs anything, so a long training does not end in an error. None: the prefix is an
+    output of another node.
+    """
+    if filename_prefix is not None:
+        try:
+            require_savable(folder, filename_prefix)
+        except ValueError as error:
+            return str(error)
+    return True
 
 
 def saved_as(path: Path) -> io.NodeOutput:

@@ -1,5 +1,6 @@
 """Folders below `models` that the host has no name for."""
 
+import errno
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -37,6 +38,17 @@ def file_path(name: str, file: str) -> Path:
             "choose another."
         )
     return Path(path)
+
+
+def require_savable(name: str, filename_prefix: str) -> None:
+    """Raises ValueError for what new_file would refuse, as far as it can be told without writing."""
+    folder = os.path.realpath(folder_paths.get_folder_paths(name)[0])
+    path = Path(folder, portable(name, folder, filename_prefix))
+    there = next(filter(os.path.exists, path.parents), path.parent)
+    if not os.path.isdir(there):
+        raise unwritable(path, NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)))
+    if not os.access(there, os.W_OK):
+        raise unwritable(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from inner_guidance.depth_head.architectures.pixel_mlp import PixelMLP
 from inner_guidance.depth_head.head import DepthHead
 from inner_guidance.host.depth.heads import HostedDepthHead
 from inner_guidance.host.depth.model_folders import register_model_folder
+from inner_guidance.nodes.classifier_head_files import InnerSaveClassifierHead
 from inner_guidance.nodes.depth_head_files import FOLDER, InnerLoadDepthHead, InnerSaveDepthHead
+from inner_guidance.nodes.depth_prior_files import InnerSaveDepthPrior
 from inner_guidance.tests.support.readout_reference import SDXL_CHANNELS, public_checkpoint
 
 pytestmark = pytest.mark.oldest_host
@@ -70,8 +72,9 @@ def test_files_are_numbered_as_the_host_does(folder):
 
 @pytest.mark.parametrize("prefix", ["../outside", "/outside", "rooms/../../outside", "..", "", "."])
 def test_a_prefix_that_leaves_the_folder_is_refused(folder, prefix):
-    with pytest.raises(ValueError, match=r"points outside models/depth_heads: write a name"):
+    with pytest.raises(ValueError, match=r"points outside models/depth_heads: write a name") as error:
         save(hosted(), prefix)
+    assert InnerSaveDepthHead.validate_inputs(prefix) == str(error.value)
     assert not list(folder.parent.parent.rglob("*.safetensors"))
 
 
@@ -97,6 +100,7 @@ def test_a_name_that_some_system_cannot_hold_is_refused_on_all(folder, prefix, s
         save(hosted(), prefix)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 400
+    assert InnerSaveDepthHead.validate_inputs(prefix) == str(error.value)
     assert not list(folder.parent.parent.rglob("*_.safetensors"))
 
 
@@ -112,6 +116,8 @@ def test_a_name_that_some_system_cannot_hold_is_refused_on_all(folder, prefix, s
     ],
 )
 def test_names_that_every_system_can_hold(folder, prefix, path):
+    assert InnerSaveDepthHead.validate_inputs(prefix) is True
+    assert not folder.exists()
     save(hosted(), prefix)
     assert [p.relative_to(folder).as_posix() for p in folder.rglob("*.*")] == [path]
 
@@ -151,6 +157,8 @@ def test_a_folder_that_is_a_file_is_one_sentence(folder):
     (folder / "rooms").touch()
     with pytest.raises(ValueError, match=rf"^{folder}/rooms/.* cannot be written \(Not a directory\)"):
         save(hosted(), "rooms/mine")
+    said = InnerSaveDepthHead.validate_inputs("rooms/mine")
+    assert said.startswith(f"{folder}/rooms/mine cannot be written (Not a directory)")
     assert os.listdir(folder) == ["rooms"]
 
 
@@ -164,6 +172,15 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(folder, monkeypatch):
     ):
         save(hosted())
     assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("saver", [InnerSaveDepthHead, InnerSaveDepthPrior, InnerSaveClassifierHead])
+def test_the_host_hears_before_a_training_what_a_saver_would_refuse_after_it(saver, monkeypatch):
+    assert saver.validate_inputs("rooms/mine") is True
+    assert saver.validate_inputs(None) is True  # the output of another node
+    assert "'my?head' has a character that file names cannot" in saver.validate_inputs("my?head")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "mine cannot be written (Permission denied): check the disk" in saver.validate_inputs("mine")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(folder, monkeypatch):

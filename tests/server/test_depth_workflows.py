@@ -111,6 +111,19 @@ def test_a_saved_prior_guides_as_it_did_when_it_was_new(pictures, workflow, serv
     assert np.abs(guided - loaded).mean() < 0.1 * np.abs(plain - loaded).mean()
 
 
+def test_a_name_that_cannot_be_saved_is_refused_before_the_training(workflow, server):
+    prompt = workflow(PRIOR_WORKFLOW)
+    ids = {node["_meta"]["title"]: node_id for node_id, node in prompt.items()}
+    saved = {ids[title]: prompt[ids[title]] for title in (*SHORT_TRAINING[:2], "Save Depth Prior")}
+    prompt[ids["Save Depth Prior"]]["inputs"]["filename_prefix"] = "%date:yyyy-MM-dd%"
+
+    answer = server.queue(saved, client="validation")
+
+    assert "prompt_id" not in answer
+    (error,) = answer["node_errors"][ids["Save Depth Prior"]]["errors"]
+    assert "'%date:yyyy-MM-dd%' has a character that file names cannot have" in error["details"]
+
+
 def test_depth_is_seen_to_form_one_picture_a_step(drawn, workflow):
     prompt = workflow("03 Demo - Watch depth form")
     (film,) = (number for number, node in prompt.items() if node["class_type"] == "SaveAnimatedWEBP")

@@ -178,11 +178,8 @@ class InnerDepthEstimate(io.ComfyNode):
             )
         if image is not None:
             require_images(image, "image")
-            require_finite(image, "image")
-        if latent is None and (image is None or vae is None):
-            raise ValueError(
-                "Depth Estimate has nothing to read depth from: connect latent, or image and vae."
-            )
+            if latent is None or enlarge == EDGES:
+                require_finite(image, "image")
         if enlarge == EDGES and image is None:
             raise ValueError(
                 f"enlarge is '{EDGES}', but no image is connected: connect one, or choose '{SMOOTH}'."
@@ -194,8 +191,15 @@ class InnerDepthEstimate(io.ComfyNode):
                 image = images_of(image, len(steps[0])).repeat(len(steps), 1, 1, 1)
         else:
             require_readable(model, depth_head.head, positive)
-            latents = encode_whole(model, vae, image) if latent is None else latent["samples"]
-            if enlarge == EDGES:
+            if latent is not None:
+                latents = latent["samples"]
+            elif image is not None and vae is not None:
+                latents = encode_whole(model, vae, image)
+            else:
+                raise ValueError(
+                    "Depth Estimate has nothing to read depth from: connect latent, or image and vae."
+                )
+            if enlarge == EDGES and image is not None:
                 image = images_of(image, len(latents))
             depth = estimate_depth(model, depth_head, latents, noise_level, ensemble, seed, positive)
         large = cls.enlarged(depth, image, enlarge, pixels_per_latent(model))

@@ -9,6 +9,7 @@ from ..depth_head.prior import DEFAULT_SIZE, SIZES
 from ..depth_head.prior_report import LOSS
 from ..host.depth.priors import train
 from ..host.depth.training_watch import TrainingWatch
+from ..pictures.images import FROM_A_LIST
 from .schema import ADVANCED, DEPTH_PRIOR, search_aliases
 
 
@@ -116,8 +117,13 @@ class InnerTrainDepthPrior(io.ComfyNode):
         seed: int,
         size: str = str(DEFAULT_SIZE),
     ) -> io.NodeOutput:
-        """Prior and report. Raises ValueError before training for uniform or non-finite depth maps."""
+        """Prior and report. Raises ValueError before training for one, uniform or non-finite depth maps."""
         maps = read_depth_maps(depths, "depths")
+        if len(maps) < 2:
+            raise ValueError(
+                "depths is a single map, and a prior learns from many: connect about a hundred. "
+                + FROM_A_LIST
+            )
         watch = TrainingWatch(LOSS, comfy.utils.ProgressBar(steps))
         prior, report = train(
             maps,

@@ -2,6 +2,9 @@
 
 from torch import Tensor
 
+# The host runs a node once for each item of a list.
+FROM_A_LIST = "If they come one by one, as a list, put Rebatch Images in front."
+
 
 def as_rgb(images: Tensor) -> Tensor:
     """Images (N, H, W, C) as (N, H, W, 3), float32: without alpha, grey in all three channels."""

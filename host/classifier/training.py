@@ -17,7 +17,7 @@ from ...classifier_head.head import ClassifierHead, folded
 from ...classifier_head.network import ClassifierNetwork
 from ...classifier_head.training import ClassifierResult, ClassifierTraining, train_classifier
 from ...depth_head.files import LONGEST_QUOTE, is_name, legible
-from ...pictures.images import require_finite, require_images
+from ...pictures.images import FROM_A_LIST, require_finite, require_images
 from ..depth.head_training import AUTO, default_blocks, features_of
 from ..depth.heads import feature_channels, model_family
 from ..depth.training_pairs import encode
@@ -138,6 +138,7 @@ def read_class_names(text: str, count: int) -> list[str]:
         raise ValueError(
             f"class_names names {total} images, and there are {count}: write the class of each image on a "
             "line of its own, in the order of the images, or 'cat * 12' for twelve in a row."
+            + (f" {FROM_A_LIST}" if count == 1 else "")
         )
     return [name for name, times in named for _ in range(times)]
 

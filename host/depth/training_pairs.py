@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...pictures.images import as_rgb, require_finite, require_images
+from ...pictures.images import FROM_A_LIST, as_rgb, require_finite, require_images
 from .estimation import image_latents
 
 SAME_SHAPE = 0.02  # relative difference of the aspects of an image and its depth map
@@ -26,7 +26,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
     if len(images) < 2:
         raise ValueError(
             "A depth head needs at least two images with depth maps, one to learn from and one to judge by; "
-            "use 50 to 100; ten are not enough."
+            f"use 50 to 100; ten are not enough. {FROM_A_LIST}"
         )
     if images.numel() == 0 or depths.numel() == 0:
         raise ValueError("The images or the depth maps have no pixels: check the nodes that make them.")

@@ -158,6 +158,7 @@ def test_an_interruption_keeps_the_prior(cancel, monkeypatch):
             r"1 of the 3 depth maps have a single grey value",
         ),
         (ramps() * torch.nan, r"values that are not finite"),
+        (ramps(1), r"depths is a single map, .* as a list, put Rebatch Images in front"),
         (ramps()[:0], r"depths is empty: connect depth images"),
         (ramps()[:, :0], r"depths is empty: connect depth images"),
     ],

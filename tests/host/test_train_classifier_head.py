@@ -81,6 +81,11 @@ def test_class_names(text, names):
     assert read_class_names(text, 3) == names
 
 
+def test_names_of_images_that_come_one_by_one():
+    with pytest.raises(ValueError, match=r"names 2 images, and there are 1: .* put Rebatch Images in front"):
+        read_class_names("cat\ndog", 1)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

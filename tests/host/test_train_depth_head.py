@@ -146,7 +146,7 @@ def test_every_unet_family_trains():
     ("changed", "sentence"),
     [
         ({"depths": pairs(5)}, "There are 6 images but 5 depth maps: connect"),
-        ({"images": pairs(1)}, "needs at least two images"),
+        ({"images": pairs(1)}, "needs at least two images .* as a list, put Rebatch Images in front"),
         ({"images": pairs(6)[:0]}, "needs at least two images"),
         ({"images": pairs(4, 3, 3)}, "The images are 3 x 3, less than the VAE can encode"),
         ({"images": pairs(4, 8, 8)}, r"The latent is 2 x 2, too small .* of at least 32 x 32 pixels"),

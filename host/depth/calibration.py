@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from ...depth_head.architectures import STRONG, WEAK
 from ...depth_head.calibration import Calibration, LossLevels
+from ...depth_head.depth_maps import resize_antialiased
 from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
 from ...depth_head.training import LEVELS
 from ...guidance import depth_aware as dag
 
-# The number of maps that a head carries, for the levels of priors.
-CARRIED = 16
+# The number of maps that a head carries, for the levels of priors, and the longer side of the largest: 34 MB.
+# Priors see 128 px at most. A latent of pixels may have 2048; a file of such maps is too large to load.
+CARRIED, LARGEST = 16, 512
 
 
 @torch.no_grad()
@@ -27,7 +29,15 @@ def calibration_of(readings: Mapping[str, Tensor]) -> Calibration:
             dag.consistency_loss(*(t[:, i : i + 1] for t in (strong, weak))) for i in range(len(LEVELS))
         ]
         consistency = LossLevels.of(LEVELS, torch.stack(losses, dim=1))
-    return Calibration(LEVELS, strong[:CARRIED].clamp(0, 1).half(), consistency)
+    return Calibration(LEVELS, fitted(strong[:CARRIED]).clamp(0, 1).half(), consistency)
+
+
+def fitted(maps: Tensor) -> Tensor:
+    """Maps (N, C, h, w), made smaller where a side is longer than LARGEST."""
+    sides = maps.shape[-2:]
+    if max(sides) <= LARGEST:
+        return maps
+    return resize_antialiased(maps, *(max(1, round(side * LARGEST / max(sides))) for side in sides))
 
 
 def prior_levels(calibration: Calibration, prior: DepthPrior) -> tuple[LossLevels, LossLevels]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from inner_guidance.depth_head.calibration import Calibration, LossLevels
+from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
 from inner_guidance.depth_head.prior import schedule
 from inner_guidance.depth_head.training import LEVELS
 from inner_guidance.guidance import depth_aware as dag
@@ -195,6 +196,18 @@ def test_a_calibration_is_measured_from_readings():
     np.testing.assert_allclose(found.consistency.means, losses.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found.consistency.deviations, losses.std(0, ddof=1), rtol=1e-5)
     assert calibration_of({"strong": strong}).consistency is None
+
+
+def test_the_maps_of_a_large_latent_are_carried_small(tmp_path):
+    """Models of pixels have latents as large as images."""
+    strong = torch.rand(2, len(LEVELS), 4, 2112, generator=torch.Generator().manual_seed(0))
+
+    head = replace(depth.head().head, calibration=calibration_of({"strong": strong}))
+    save_depth_head(tmp_path / "head.safetensors", head)
+
+    found = load_depth_head(tmp_path / "head.safetensors").calibration.depth
+    expected = torch.nn.functional.interpolate(strong, (1, 512), mode="bilinear", antialias=True)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-3)
 
 
 def test_a_head_without_a_calibration_says_so_once(caplog):

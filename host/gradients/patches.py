@@ -6,7 +6,8 @@ autograd refuses to keep them for the backward pass. While such code runs, every
 passes to PyTorch is replaced by a normal tensor on the same storage.
 
 Such code may also write into tensors that the backward pass needs, as FreeU and NAG do. So it gets copies of
-its arguments, and its own tensors are copied before it overwrites them.
+its arguments, and its own tensors are copied before it overwrites them. What it writes without returning it
+is written back.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,7 @@ def _differentiable(patch: Any, on_skip: bool = False) -> Any:
     if isinstance(patch, tuple):  # forward_timestep_embed_patch: a type of layer, and what runs in its place
         layer, instead = patch
         return layer, partial(run_foreign, instead)
-    return partial(_run_on_skip if on_skip else run_foreign, patch)
+    return partial(_run_on_skip if on_skip else _run_patch, patch)
 
 
 @contextmanager
@@ -85,6 +86,29 @@ def has_foreign_forward(module: torch.nn.Module) -> bool:
 def run_foreign(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The result of another node's code, with a graph through it if a gradient is needed."""
     return _run(function, *_own_copies(args, kwargs))
+
+
+def _run_patch(patch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A patch. Those of transformers get a dictionary.
+
+    ZImageFunControlnet writes into a tensor of it and does not return it: that belongs into the model's own.
+    """
+    copied, copied_kwargs = _own_copies(args, kwargs)
+    given = [(name, t, own) for a, b in zip(args, copied, strict=True) for name, t, own in _copied(a, b)]
+    written = [own._version for _, _, own in given]
+    out = _run(patch, copied, copied_kwargs)
+    for (name, of_model, own), version in zip(given, written, strict=True):
+        if own._version != version and not (isinstance(out, dict) and name in out):
+            of_model.copy_(own)
+    return out
+
+
+def _copied(given: Any, copies: Any) -> list[tuple[str, Tensor, Tensor]]:
+    """The tensors of a dictionary that were copied: name, tensor, copy."""
+    if not isinstance(given, dict):
+        return []
+    pairs = ((name, t, copies[name]) for name, t in given.items() if isinstance(t, Tensor))
+    return [(name, t, own) for name, t, own in pairs if own is not t]
 
 
 def _run_on_skip(patch: Callable[..., Tensor], h: Tensor, transformer_options: dict[str, Any]) -> Tensor:

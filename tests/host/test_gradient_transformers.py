@@ -110,6 +110,25 @@ def test_control_and_replaced_blocks_are_in_the_graph(kind, checkpointing, train
     assert_is_the_gradient(model, inputs, [1], found, step=1e-6, directions=1, together=True, blocks=blocks)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_what_a_patch_writes_without_returning_it_is_in_the_model(checkpointing, training):
+    """ZImageFunControlnet adds its residual in place, to a part of the sequence, and returns no image."""
+    kind, blocks = "zimage", "b1"
+    model, inputs = build(kind), pass_inputs(kind)
+
+    def adds(values):
+        image, _ = values.pop("img"), values.pop("txt")
+        image[:, :12] += values["img_input"][:, :12].sin() * 0.5
+        return values
+
+    inputs["transformer_options"]["patches"] = {"noise_refiner": [adds], "double_block": [adds]}
+
+    out, found = with_gradient(model, inputs, [1], blocks, apart=False, checkpointing=checkpointing)
+
+    assert_same([out], [plain(model, inputs)])
+    assert_is_the_gradient(model, inputs, [1], found, step=1e-6, directions=1, together=True, blocks=blocks)
+
+
 def quantised(kind, algorithm, full_precision):
     """The same model with quantised weights, as the host holds them, and with the numbers they stand for."""
     source = build(kind, **FLOAT32)

@@ -39,6 +39,7 @@ from ..host.depth.training_pairs import noise_of
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from ..tools.setup_host import ROOT
 from . import markdown
+from .kept_files import checksum
 from .seeds import HEADS_JUDGED, HEADS_LABELLED
 
 COMMAND = "python -m tools.run experiments.label_efficiency"
@@ -236,7 +237,8 @@ def tables(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, 
         "",
         f"`{COMMAND}{family}`{trial}, {options.steps} steps of {options.batch_size}, learning rate "
         f"{options.learning_rate:g}, renders of {options.size} px, {options.judged} judged scenes, "
-        f"{minutes:.0f} minutes on {get_torch_device()}.",
+        f"{minutes:.0f} minutes on {get_torch_device()}; SHA-256 of {options.family} begins "
+        f"{checksum(demo.WEIGHTS / demo.FAMILIES[options.family].model)}.",
         "",
         "AbsRel / RMSE in metres / delta1, without alignment, mean over the scenes. A tenth of the labels, "
         "at least one, is held out and only selects the best state.",

@@ -55,8 +55,8 @@ def sample(loaded):
         positive, negative = (
             stock.CLIPTextEncode().encode(loaded[1], text)[0] for text in ("red sphere", "")
         )
-        latent = stock.EmptyLatentImage().generate(128, 128, 1)[0]
-        settings = (5, 4, 3.0, "euler", "simple", positive, negative, latent)
+        latent = stock.EmptyLatentImage().generate(256, 256, 1)[0]  # the size that it has learned
+        settings = (5, 8, 3.0, "euler", "simple", positive, negative, latent)
         return stock.KSampler().sample(model, *settings)[0]["samples"]
 
     return sample

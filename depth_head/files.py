@@ -30,7 +30,8 @@ FILE_LIMIT = 2**29
 # Names, shapes and metadata; a head has about 20 kB of them.
 HEADER_LIMIT = 2**20
 MOST_BRACKETS = 100
-TEXT = re.compile(r'"(?:[^"\\]|\\.)*"')  # in JSON
+# In JSON, to the end where it is not closed: a search for the end of each one would take minutes.
+TEXT = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)', re.DOTALL)
 LONGEST_QUOTE = 80
 VARIANCE = "running_var"  # what normalisations call theirs; its root is taken
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -150,6 +150,15 @@ def test_what_a_file_says_is_shortened_and_escaped(tmp_path, entry):
     assert len(str(error.value)) < 400
 
 
+def test_quotes_that_are_never_closed_are_answered_at_once(tmp_path):
+    path = saved(tmp_path)
+    rewrite(path, config='\\"' * 30_000)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="its config cannot be read"):
+        load_depth_head(path)
+    assert time.monotonic() - started < 2
+
+
 @posix
 def test_names_of_tensors_and_of_files_are_shortened_and_escaped(tmp_path):
     path = saved(tmp_path)

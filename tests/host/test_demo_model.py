@@ -92,8 +92,15 @@ def test_weights_are_taken_over_whole(loaded):
     assert_same(vae.get_sd(), "", demo.AUTOENCODER_FILE)
 
 
-def test_files_are_small_enough_for_the_repository():
-    assert sum(path.stat().st_size for path in demo.WEIGHTS.iterdir()) < 38e6
+def test_weights_and_pictures_are_small_enough_for_the_repository(root):
+    pictures = [
+        path
+        for folder in ("docs", "web", "workflows")
+        for kind in ("jpg", "png")
+        for path in (root / folder).rglob(f"*.{kind}")
+    ]
+    assert len(pictures) > 40
+    assert sum(path.stat().st_size for path in [*demo.WEIGHTS.iterdir(), *pictures]) < 40e6
 
 
 def test_runs_again_when_a_file_was_replaced(weights):

@@ -16,6 +16,8 @@ FEW = (
     "test_dag_formula",
     "test_dag_transformers",
     "test_depth_estimate",
+    "test_depth_estimate_checks",
+    "test_depth_estimate_of_records",
     "test_entry_point",
     "test_gradient_of_a_pass",
     "test_guiders",

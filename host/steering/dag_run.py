@@ -208,10 +208,11 @@ def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) 
 def renoises_estimate(sampler: Any) -> bool:
     """Whether each step of a sampler adds fresh noise to the denoised estimate and keeps nothing of x.
 
-    LCM and its variants do. Their step takes a whole shift of the estimate; Euler's step takes 1 - sigma_next
-    / sigma of it.
+    LCM and its variants do, and SamplerARVideo. Their step takes a whole shift of the estimate; Euler's step
+    takes 1 - sigma_next / sigma of it.
     """
-    return "lcm" in getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+    return "lcm" in name or name == "sample_ar_video"
 
 
 def networks_for(settings: DepthAwareSettings, device: torch.device) -> Networks:

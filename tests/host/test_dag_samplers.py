@@ -1,5 +1,7 @@
 """A strength of Depth-Aware Guidance moves the latent alike in samplers that renoise the whole estimate."""
 
+import comfy.k_diffusion.sampling
+import comfy.samplers
 import pytest
 import torch
 
@@ -43,6 +45,46 @@ def test_a_step_moves_the_latent_as_eulers_does(sampler):
     _, _, guided_x = first_step(depth.depth_guided(tiny.patcher()), sampler)
 
     torch.testing.assert_close(guided_x - plain_x, shift, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(
+    not hasattr(comfy.k_diffusion.sampling, "sample_ar_video"), reason="this host has no SamplerARVideo"
+)
+def test_each_frame_of_an_autoregressive_video_is_shifted_by_eulers_share(monkeypatch):
+    """By a latent head; heads of features are refused on its models, whose caches are empty here."""
+    plain = tiny.patcher("qwen", "FLUX")
+    for caches in ("init_kv_caches", "init_crossattn_caches"):
+        monkeypatch.setattr(plain.model.diffusion_model, caches, lambda *args: [], raising=False)
+    steered = {"target_depth": depth.target(), "consistency_scale": 0.0, "target_end_percent": 1.0}
+    guided = depth.depth_guided(plain, depth_head=depth.latent_head(plain), **steered)
+    noise = tiny.noise(1, 16, 2, 16, 16)
+    latent = torch.zeros_like(noise)
+    sigmas = torch.tensor([0.9, 0.6, 0.3, 0.0])
+
+    def first_estimates(model, sampler, noise, latent):
+        """The denoised estimate of the first step of each frame."""
+        guider, found = comfy.samplers.CFGGuider(model), []
+        guider.set_conds(tiny.prompt(0), tiny.prompt(1))
+        guider.set_cfg(4.0)
+        guider.sample(
+            noise,
+            latent,
+            comfy.samplers.ksampler(sampler),
+            sigmas,
+            callback=lambda i, x0, x, total: found.append(x0.clone()),
+            disable_pbar=True,
+            seed=0,
+        )
+        return found[::3]
+
+    plain_frames, frames = (first_estimates(m, "ar_video", noise, latent) for m in (plain, guided))
+    for frame in range(2):
+        alone = noise[:, :, frame : frame + 1], latent[:, :, :1]
+        (before,), (after,) = (first_estimates(m, "euler", *alone) for m in (plain, guided))
+        assert torch.equal(plain_frames[frame], before)
+        shift = (1 - 0.6 / 0.9) * (after - before)
+        assert shift.abs().max() > 1e-2
+        torch.testing.assert_close(frames[frame] - before, shift, rtol=1e-3, atol=1e-4)
 
 
 def test_other_nodes_post_cfg_functions_find_the_prediction_as_it_is():

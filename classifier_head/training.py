@@ -120,7 +120,7 @@ def predict(
     seeds: Tensor,
     device: torch.device,
 ) -> Tensor:
-    """Logits of images under noise from the seeds. Raises ValueError if the model's numbers overflow."""
+    """Logits of images under noise from the seeds."""
     return network(read(features, rows, time, seeds), time.to(device))
 
 

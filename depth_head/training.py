@@ -160,10 +160,7 @@ class Evaluation:
     settings: TrainingSettings
 
     def read(self, rows: Tensor, time: Tensor, seeds: Tensor) -> tuple[Mapping[str, Tensor], Tensor]:
-        """Features of images and the time, as tensors that autograd takes.
-
-        Raises ValueError if the model's output overflows.
-        """
+        """Features of images and the time, as tensors that autograd takes."""
         return read(self.features, rows, time, seeds), time.to(self.labels.device)
 
     @torch.no_grad()

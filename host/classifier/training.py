@@ -22,7 +22,13 @@ from ..depth.head_training import AUTO, default_blocks, features_of
 from ..depth.heads import feature_channels, model_family
 from ..depth.training_pairs import encode
 from ..depth.training_watch import TrainingWatch
-from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
+from ..sampling.frozen_model import (
+    Conditioning,
+    FrozenModel,
+    require_features,
+    require_prompt,
+    with_frozen_model,
+)
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.uncompiled import refuse_uncontrollable_compiler
@@ -50,7 +56,8 @@ def train_classifier_head(
 ) -> TrainedClassifier:
     """Train a head on images (N, H, W, 3) and the class of each (read_class_names).
 
-    Raises ValueError before any long work if the names do not match the images, or if a block does not exist.
+    Raises ValueError before any long work if the names do not match the images, and if a block does not exist
+    or cannot be read.
     """
     require_images(images, "images")
     require_finite(images, "images")
@@ -70,7 +77,9 @@ def train_classifier_head(
     require_prompt(model, positive)
     refuse_uncontrollable_compiler(model, "Train Classifier Head")
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
-    latents = encode(model, vae, images, progress)
+    first = encode(model, vae, images[:1], progress)
+    require_features(model, positive, list(network.taps), first)
+    latents = torch.cat([first, encode(model, vae, images[1:], progress)])
     labels = torch.tensor([classes.index(name) for name in names])
 
     def work(unet: FrozenModel) -> ClassifierResult:

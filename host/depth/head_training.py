@@ -19,7 +19,13 @@ from ...depth_head.head import DepthHead, LatentSpace, first_half_blocks, middle
 from ...depth_head.head_report import LOSS, draw_head_report
 from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
 from ...pictures.images import as_rgb
-from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
+from ..sampling.frozen_model import (
+    Conditioning,
+    FrozenModel,
+    require_features,
+    require_prompt,
+    with_frozen_model,
+)
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks
 from ..taps.joint_models import joint_model
 from ..taps.named_features import TIME_TAP
@@ -55,7 +61,8 @@ def train_depth_head(
 ) -> Trained:
     """Train a head on images (N, H, W, 3) and depth maps (N, h, w, C), relative inverse depth in [0, 1].
 
-    Raises ValueError, before any long work, for pairs that do not match and blocks that do not exist.
+    Raises ValueError, before any long work, for pairs that do not match, for blocks that do not exist and for
+    features that cannot be read.
     """
     require_pairs(images, depths)
     maps = read_depth_maps(depths, "depths")
@@ -65,9 +72,12 @@ def train_depth_head(
         require_prompt(model, positive)
         refuse_uncontrollable_compiler(model, "Train Depth Head")
     progress = comfy.utils.ProgressBar(len(images) + settings.steps)
-    latents = encode(model, vae, images, progress)
-    labels = labels_for(vae, maps, images, latents.shape[-2:])
+    first = encode(model, vae, images[:1], progress)
+    labels = labels_for(vae, maps, images, first.shape[-2:])
     require_depth(labels)
+    if architecture != LATENT:
+        require_features(model, positive, list(network.taps), first)
+    latents = torch.cat([first, encode(model, vae, images[1:], progress)])
     watch = TrainingWatch(LOSS, progress, len(images))
 
     def learn(features: Features, device: torch.device) -> TrainingResult:

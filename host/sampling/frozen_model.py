@@ -21,7 +21,7 @@ from ..keys import TAG, WRAPPER_KEY, ModelExecutor, add_wrapper, drop_ours
 from ..taps.named_features import NamedFeatures
 from ..taps.uncompiled import uncompiled
 from .inner_latent import InnerLatent
-from .noise_levels import sigma_at
+from .noise_levels import TIMES, sigma_at
 
 Conditioning = list[list[Any]]
 T = TypeVar("T")
@@ -37,6 +37,10 @@ CHANGED = (
 UNREAD = (
     "The features of this model cannot be read, because its tokens are in another order, as where another "
     "image stands next to the image, or because a node on it skips blocks: use another prompt or model."
+)
+NOT_FINITE = (
+    "The model's features are not finite at this precision: start ComfyUI with --bf16-unet or --fp32-unet, "
+    "or read another block."
 )
 
 
@@ -61,7 +65,7 @@ class FrozenModel:
         """Features (B, C, h, w) by name, in the model's precision, of latents (B, ...) at time (B,).
 
         names: of those in depth_heads.feature_channels. Latents are as VAEs give them; noise is standard
-        normal, of the same shape.
+        normal, of the same shape. Raises ValueError where they cannot be read or are not finite.
         """
         x, sigma = self.noisy(latents, noise, time)
         truncated = TruncatedPasses(names, x)
@@ -70,7 +74,10 @@ class FrozenModel:
         add_wrapper(options, WrappersMP.APPLY_MODEL, truncated.apply_model)
         comfy.samplers.calc_cond_batch(self.model, [self.conds], x, sigma, options)
         truncated.require_all()
-        return {name: torch.cat([part[name] for part in truncated.found]) for name in names}
+        found = {name: torch.cat([part[name] for part in truncated.found]) for name in names}
+        if not all(features.isfinite().all() for features in found.values()):
+            raise ValueError(NOT_FINITE)
+        return found
 
 
 class TruncatedPasses:
@@ -173,6 +180,15 @@ def with_frozen_model(
     latent = torch.zeros(shape)
     guider.sample(latent, latent, sampler, torch.zeros(1), disable_pbar=True, seed=0)
     return sampler.result
+
+
+def require_features(
+    model: ModelPatcher, positive: Conditioning | None, names: Sequence[str], latent: Tensor
+) -> None:
+    """Raises ValueError if these features cannot be read: a pass on the latent (1, ...) of an image tells."""
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    time = torch.tensor([TIMES / 2])
+    with_frozen_model(model, positive, latent.shape, lambda unet: unet.features(names, latent, noise, time))
 
 
 def require_prompt(model: ModelPatcher, positive: Conditioning | None) -> None:

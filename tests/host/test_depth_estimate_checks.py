@@ -111,3 +111,10 @@ def test_an_interruption_ends_it():
     with pytest.raises(InterruptProcessingException):
         estimate()
     assert estimate()[2].isfinite().all()
+
+
+def test_features_that_are_not_finite_are_one_sentence():
+    model = tiny.patcher()
+    model.set_model_output_block_patch(lambda h, skipped, options: (h * torch.inf, skipped))
+    with pytest.raises(ValueError, match="features are not finite at this precision: start ComfyUI with"):
+        estimate(model)

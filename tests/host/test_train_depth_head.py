@@ -11,8 +11,12 @@ import torch
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
 from inner_guidance.host.classifier.training import new_classifier
 from inner_guidance.host.depth.head_training import new_network
+from inner_guidance.nodes.train_classifier_head import InnerTrainClassifierHead
+from inner_guidance.nodes.train_depth_head import InnerTrainDepthHead
+from inner_guidance.tests.support import function_wrappers as wrappers
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_head_runs import FourfoldVAE, pairs, train, weights
+from inner_guidance.tests.support.node_defaults import execute
 
 pytestmark = pytest.mark.oldest_host
 
@@ -169,13 +173,56 @@ def test_what_cannot_be_trained_on_is_one_sentence(changed, sentence):
         train(**changed)
 
 
+class CountingVAE(FourfoldVAE):
+    encoded = 0
+
+    def encode(self, pixels):
+        self.encoded += len(pixels)
+        return super().encode(pixels)
+
+
 def test_labels_are_cropped_with_the_images():
     """Of 50 rows the VAE drops one above and one below: a label that is white there alone is black."""
-    images = pairs(4, 50, 48)
+    images, vae = pairs(4, 50, 48), CountingVAE()
     depths = torch.zeros_like(images)
     depths[:, 0] = depths[:, -1] = 1.0
     with pytest.raises(ValueError, match="have a single grey value"):
-        train(images=images, depths=depths)
+        train(images=images, depths=depths, vae=vae)
+    assert vae.encoded == 1
+
+
+def overflowing(model):
+    model.set_model_output_block_patch(lambda h, skipped, options: (h * torch.inf, skipped))
+    return model
+
+
+UNREADABLE = {
+    "in tiles": (
+        lambda model: wrappers.wrapped(model, wrappers.tiled([(0, 0, 16, 6), (0, 6, 16, 6)])),
+        "a node on it evaluates the latent in tiles",
+    ),
+    "not finite": (overflowing, "features are not finite at this precision: start ComfyUI with"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+@pytest.mark.parametrize(
+    ("node", "labels"),
+    [(InnerTrainDepthHead, {"depths": pairs()}), (InnerTrainClassifierHead, {"class_names": "a * 3\nb * 3"})],
+    ids=["depth", "classes"],
+)
+def test_features_that_cannot_be_read_are_named_before_the_second_image(node, labels, case):
+    change, sentence = UNREADABLE[case]
+    vae = CountingVAE()
+    with pytest.raises(ValueError, match=sentence):
+        execute(node, model=change(tiny.patcher()), vae=vae, images=pairs(), steps=1, **labels)
+    assert vae.encoded == 1
+
+
+def test_a_latent_head_is_trained_beside_tiles():
+    change, _ = UNREADABLE["in tiles"]
+    head, _ = train(change(tiny.patcher()), architecture="latent", steps=1)
+    assert all(value.isfinite().all() for value in weights(head).values())
 
 
 def test_progress_counts_images_and_steps(monkeypatch):

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.oldest_host
 
 
 def cancelling(model, cancel, at_pass):
-    """A model in whose pass of this number, counted from 1, the user cancels; its own operations raise."""
-    passes = [0]
+    """A model in whose training pass of this number, from 1, the user cancels; its own operations raise."""
+    passes = [-1]  # one on the first image comes before the training
 
     def counted(executor, *args, **kwargs):
         passes[0] += 1

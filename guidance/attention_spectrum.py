@@ -12,7 +12,8 @@ objects more than random masks of the same area do. Choices that the paper leave
 - patches tile the image from its upper left corner, and a patch is inside if all its pixels are;
 - luminance is that of display values in [0, 1] (Rec. 709 weights), without a window;
 - F is orthonormal, so that white noise has its standard deviation on every ring, whatever the size of the
-  patch, and |F|^2 is taken as |F|^2 + NOISE^2, the noise of a picture of 8 bits;
+  patch, and |F|^2 is taken as |F|^2 + NOISE^2, the noise of a picture of 8 bits, in double precision, which
+  holds the square of any single one;
 - ring 0, the mean brightness, is reported, but the claims are about the other rings;
 - random masks are M with its tokens shuffled, so they have its area and its grain.
 """
@@ -78,7 +79,7 @@ def spectra(
     found = []
     for size in sizes:
         if size <= min(images.shape[1:3]):
-            logs = log_magnitudes(patches(luminance(images), size))
+            logs = log_magnitudes(patches(luminance(images).double(), size))
             inside = {
                 psi: curve(logs[within(attention > psi, images.shape[1:3], size)]) for psi in thresholds
             }

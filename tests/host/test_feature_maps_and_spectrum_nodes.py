@@ -157,6 +157,20 @@ class TestAttentionSpectrum:
         assert found == expected
         assert found["patches"][0]["inside"][0]["patches"] > 0
 
+    def test_numbers_whose_squares_overflow_are_measured(self):
+        image = torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(0))
+
+        (plot, numbers), (_, plain) = (
+            shown(InnerAttentionSpectrum, attention_record("positive"), image=by * image)
+            for by in (1e30, 1e10)
+        )
+
+        assert plot.isfinite().all()
+        large, small = (
+            json.loads(found)["patches"][0]["all"]["log10_magnitude"] for found in (numbers, plain)
+        )
+        assert large == pytest.approx([value + 20 for value in small], abs=1e-4)
+
     @pytest.mark.parametrize("change", [lambda mask: mask[:, None], lambda mask: mask.bool()])
     def test_masks_of_four_dimensions_and_of_booleans(self, change):
         record = attention_record("positive")

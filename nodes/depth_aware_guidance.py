@@ -30,6 +30,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerDepthAwareGuidance",
+            not_idempotent=True,  # a copy has a preview of its own
             display_name="Depth-Aware Guidance (DAG)",
             **search_aliases(
                 "DAG", "depth guidance", "depth control", "depth lock", "depth map", "readout guidance"

@@ -62,6 +62,7 @@ class InnerRecordAttention(io.ComfyNode):
         """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerRecordAttention",
+            not_idempotent=True,  # a copy has a preview and a record of its own
             display_name="Record Attention",
             **search_aliases("attention map", "cross attention", "self attention", "hook"),
             category="model/patch/unet",
@@ -145,6 +146,7 @@ class InnerRecordFeatures(io.ComfyNode):
         """Inputs and outputs. Shared workflow files depend on them: add with a default, never rename."""
         return io.Schema(
             node_id="InnerRecordFeatures",
+            not_idempotent=True,  # a copy has a preview and a record of its own
             display_name="Record Features",
             **search_aliases("UNet features", "activations", "depth map", "readout", "hook"),
             category="model/patch/unet",

@@ -11,6 +11,7 @@ assumption, under which AbsRel and delta1 depend on far / near alone, and RMSE i
 All maps are (B, 1, h, w).
 """
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,13 +23,13 @@ FLAT_VARIANCE = 1e-8
 
 @dataclass(frozen=True)
 class DepthRange:
-    """The distances in metres where relative inverse depth is 1 and 0; ValueError unless 0 < near < far."""
+    """Distances in metres where relative inverse depth is 1 and 0; ValueError unless 0 < near < far < inf."""
 
     near: float
     far: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.near < self.far:
+        if not 0 < self.near < self.far < math.inf:
             raise ValueError(
                 f"near ({self.near:g} m) must be above 0 and below far ({self.far:g} m): they are the "
                 "distances that white and black mean in the depth maps."

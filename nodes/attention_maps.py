@@ -12,9 +12,9 @@ from ..pictures import attention_maps as maps
 from ..pictures.captions import ColourBar, captioned
 from ..pictures.colour_map import COLOUR_MAPS
 from ..pictures.images import require_images
-from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
+from .schema import ADVANCED, ATTENTION_RECORD, UNCONNECTED, search_aliases
+from .word_inputs import CLIP, CROSS, KINDS, MISSING, PROMPT, SELF, WORDS, valid
 
-KINDS = ("self", "cross")
 BRANCHES = ("positive", "negative")
 AVERAGE_OR_EACH = ("average", "each")
 
@@ -49,7 +49,7 @@ class InnerAttentionMaps(io.ComfyNode):
                 io.Combo.Input(
                     "attention",
                     options=list(KINDS),
-                    default="self",
+                    default=SELF,
                     tooltip=(
                         "self: how much attention each place receives from the rest of the image, the map "
                         "that Self-Attention Guidance uses. cross: how much attention each place pays to a "
@@ -82,20 +82,8 @@ class InnerAttentionMaps(io.ComfyNode):
                         "average: one picture, the mean of all recorded blocks. each: one picture per block."
                     ),
                 ),
-                io.String.Input(
-                    "words",
-                    default="",
-                    tooltip=(
-                        "For cross: the words to show, separated by commas. Consecutive words ('red "
-                        "sphere') make one map. Leave empty to show every word of the prompt."
-                    ),
-                ),
-                io.String.Input(
-                    "prompt",
-                    default="",
-                    multiline=True,
-                    tooltip="For cross: the exact prompt that the image was sampled with.",
-                ),
+                WORDS,
+                PROMPT,
                 io.Float.Input(
                     "threshold",
                     default=1.0,
@@ -171,14 +159,7 @@ class InnerAttentionMaps(io.ComfyNode):
                         "The decoded image to draw the maps on. Leave unconnected to show the maps alone."
                     ),
                 ),
-                io.Clip.Input(
-                    "clip",
-                    optional=True,
-                    tooltip=(
-                        "For cross: the CLIP that encoded the prompt. It tells which tokens belong to each "
-                        "word."
-                    ),
-                ),
+                CLIP,
             ],
             outputs=[
                 io.Image.Output(
@@ -196,6 +177,13 @@ class InnerAttentionMaps(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, attention: str | None = None, prompt: str | None = None, clip: Any = UNCONNECTED
+    ) -> bool | str:
+        """Whether cross has what it needs, before anything is sampled."""
+        return valid(attention, prompt, clip)
 
     @classmethod
     def execute(
@@ -222,13 +210,10 @@ class InnerAttentionMaps(io.ComfyNode):
         if image is not None:
             require_images(image, "image")
         run = wired_run(record, cls.hidden)
-        if attention == "self":
+        if attention == SELF:
             by_word = {"self-attention": received_maps(run, branch)}
         elif clip is None or not prompt.strip():
-            raise ValueError(
-                "Attention Maps: to show cross-attention, connect clip and enter the prompt that the image "
-                "was sampled with."
-            )
+            raise ValueError(MISSING)
         else:
             by_word = word_maps(run, branch, prompt_number - 1, clip, prompt, words)
 
@@ -236,8 +221,8 @@ class InnerAttentionMaps(io.ComfyNode):
         pictures, masks = [], []
         for word, groups in maps.series(by_word, blocks == "each", steps == "each"):
             found = [maps.average(group.members, size, smooth) for group in groups]
-            captions = maps.captions_of(word, groups, found, with_share=attention == "cross")
-            if attention == "cross":
+            captions = maps.captions_of(word, groups, found, with_share=attention == CROSS)
+            if attention == CROSS:
                 found = [maps.relative(values) for values in found]
             low, high = (0.0, lightest) if lightest else maps.colour_range(found)
             shown = maps.in_colour(found, COLOUR_MAPS[colours], low, high, image, opacity)

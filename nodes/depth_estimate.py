@@ -11,10 +11,11 @@ from ..host.recording.executing import wired_run
 from ..host.recording.queries import depths_of
 from ..host.recording.records import FeatureRecord
 from ..pictures.images import images_of, require_finite, require_images
-from .schema import DEPTH_HEAD, FEATURE_RECORD, search_aliases
+from .schema import DEPTH_HEAD, FEATURE_RECORD, UNCONNECTED, chosen_of, search_aliases
 
 DEPTH = io.Custom("DEPTH")  # (B, H, W), relative inverse depth in [0, 1], near = 1
-SMOOTH, EDGES = "smooth", "along edges"
+ENLARGED = SMOOTH, EDGES = ("smooth", "along edges")
+NO_EDGES = f"enlarge is '{EDGES}', but no image is connected: connect one, or choose '{SMOOTH}'."
 
 
 class InnerDepthEstimate(io.ComfyNode):
@@ -114,7 +115,7 @@ class InnerDepthEstimate(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "enlarge",
-                    options=[SMOOTH, EDGES],
+                    options=list(ENLARGED),
                     default=SMOOTH,
                     optional=True,
                     tooltip=(
@@ -156,6 +157,13 @@ class InnerDepthEstimate(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, enlarge: str | None = None, image: Any = UNCONNECTED) -> bool | str:
+        """Whether there is an image for the edges, before anything is sampled."""
+        if enlarge == EDGES and image is UNCONNECTED:
+            return NO_EDGES
+        return chosen_of(ENLARGED, "enlarge", enlarge)
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -181,9 +189,7 @@ class InnerDepthEstimate(io.ComfyNode):
             if latent is None or enlarge == EDGES:
                 require_finite(image, "image")
         if enlarge == EDGES and image is None:
-            raise ValueError(
-                f"enlarge is '{EDGES}', but no image is connected: connect one, or choose '{SMOOTH}'."
-            )
+            raise ValueError(NO_EDGES)
         if record is not None:
             steps = depths_of(wired_run(record, cls.hidden))
             depth = torch.cat(steps)

@@ -1,5 +1,6 @@
 """The types of this pack, and schema inputs that several nodes share."""
 
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +13,9 @@ DEPTH_PRIOR = io.Custom("DEPTH_PRIOR")
 CLASSIFIER_HEAD = io.Custom("CLASSIFIER_HEAD")
 
 ADVANCED = {"advanced": True}  # ComfyUI 0.9.2 does not accept it as a keyword argument
+
+# For the defaults of validate_inputs: the host gives None for what is connected.
+UNCONNECTED = object()
 
 
 def percent(name: str, default: float, tooltip: str, **further: Any) -> io.Float.Input:
@@ -26,3 +30,13 @@ def search_aliases(*words: str) -> dict[str, Any]:
     """Terms that an artist may type in the node search, for io.Schema. ComfyUI 0.9.2 has no such field."""
     known = {field.name for field in fields(io.Schema)}
     return {"search_aliases": list(words)} if "search_aliases" in known else {}
+
+
+def chosen_of(options: Collection[str], name: str, value: str | None) -> bool | str:
+    """For validate_inputs, whose own inputs the host does not check: whether a value is an option.
+
+    None: it is the output of another node.
+    """
+    if value is None or value in options:
+        return True
+    return f"{name}: there is no '{value}'. Choose {', '.join(options)}."

@@ -198,6 +198,16 @@ class InnerTrainDepthHead(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, near: float | None = 1.0, far: float | None = 10.0) -> bool | str:
+        """Whether near is below far, before depth maps are made. None: the output of another node."""
+        if near is not None and far is not None:
+            try:
+                DepthRange(near, far)
+            except ValueError as error:
+                return str(error)
+        return True
+
+    @classmethod
     def execute(
         cls,
         model: Any,

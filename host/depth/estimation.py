@@ -105,6 +105,10 @@ def image_latents(model: ModelPatcher, latents: Tensor) -> Tensor:
     Raises ValueError for latents of another model or of a video, too small ones, numbers that are not finite
     and an empty batch.
     """
+    if latents.is_nested:
+        raise ValueError(
+            "The latent holds a video and its sound: depth is read from images, so use a latent of one frame."
+        )
     require_some(latents)
     if not latents.isfinite().all():
         raise ValueError(

@@ -19,7 +19,7 @@ from .dag_step import DepthAwareStep
 from .guided_run import finite_images
 from .shift_step import NOT_WHOLE
 
-SEVERAL_FRAMES = "the head reads images, and this latent is a video of several frames"
+NO_IMAGE = "the head reads images, and this latent is a video of several frames, or one with sound"
 
 
 class LatentStep(DepthAwareStep):
@@ -48,8 +48,9 @@ class LatentStep(DepthAwareStep):
 
     def take(self, estimate: Tensor, time: Tensor) -> None:
         """The direction in which the depth losses of an estimate grow."""
-        if estimate[0, 0].numel() != estimate.shape[-2] * estimate.shape[-1]:
-            self.problem = SEVERAL_FRAMES
+        # The host packs a video and its sound into (B, 1, N).
+        if estimate.ndim < 4 or estimate[0, 0].numel() != estimate.shape[-2] * estimate.shape[-1]:
+            self.problem = NO_IMAGE
             return
         x0 = estimate.reshape(*estimate.shape[:2], *estimate.shape[-2:])
         with torch.inference_mode(False), torch.enable_grad():

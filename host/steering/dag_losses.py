@@ -158,6 +158,8 @@ def target_of_batch(settings: DepthAwareSettings, like: Tensor) -> tuple[Tensor,
 
 def flat_targets(settings: DepthAwareSettings, latent: Tensor) -> list[int]:
     """The images of a batch of latents (B, C, ..., h, w) whose target has no shape that they could take."""
+    if latent.ndim < 4:  # video and sound
+        return []
     found = target_of_batch(settings, latent.float())
     return [] if found is None else dag.is_flat(*found).nonzero().flatten().tolist()
 

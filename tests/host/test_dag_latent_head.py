@@ -4,9 +4,11 @@ import logging
 from dataclasses import replace
 
 import comfy.latent_formats
+import comfy.samplers
 import comfy_extras.nodes_perpneg as perpneg
 import pytest
 import torch
+from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.guidance import depth_aware as dag
@@ -15,6 +17,7 @@ from inner_guidance.host.steering import dag_latent_step
 from inner_guidance.nodes.record import InnerRecordFeatures
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
+from inner_guidance.tests.support.function_wrappers import wrapped
 from inner_guidance.tests.support.naive_depth import double
 from inner_guidance.tests.support.node_defaults import execute
 
@@ -225,3 +228,25 @@ def test_a_video_of_several_frames_is_left_alone(caplog):
     latent = torch.zeros(1, 16, 2, 16, 16)
     assert torch.equal(tiny.sample(guide, latent), tiny.sample(model, latent))
     assert "this latent is a video of several frames" in caplog.text
+
+
+def test_a_video_with_sound_is_left_alone(caplog):
+    """The host packs both into one row of numbers, (B, 1, N)."""
+    model = wrapped(tiny.patcher(), lambda apply_model, args: args["input"] / 2)
+    guide, _ = guided(model)
+    parts = [(1, 4, 1, 16, 16), (1, 4, 9)]
+
+    def sampled(model):
+        guider = comfy.samplers.CFGGuider(model)
+        guider.set_conds(tiny.prompt(0), tiny.prompt(1))
+        latent, noise = (
+            NestedTensor([make(shape) for shape in parts])
+            for make in (torch.zeros, lambda shape: tiny.noise(*shape))
+        )
+        sampler, sigmas = comfy.samplers.ksampler("euler"), torch.tensor([5.0, 1.0, 0.0])
+        return guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0)
+
+    for found, expected in zip(sampled(guide).unbind(), sampled(model).unbind(), strict=True):
+        assert torch.equal(found, expected)
+    assert "no effect" in caplog.text
+    assert "this latent is a video" in caplog.text

@@ -4,6 +4,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.model_management import InterruptProcessingException
+from comfy.nested_tensor import NestedTensor
 
 from inner_guidance.depth_head.head import DepthHead
 from inner_guidance.host.depth.head_training import new_network
@@ -39,6 +40,7 @@ def transformer_head(model):
         ({"latent": latent(1, 16, 8, 8)}, "is 1 x 16 x 8 x 8, but this model needs images of 4 channels"),
         ({"latent": latent(1, 4, 3, 8, 8)}, "is 1 x 4 x 3 x 8 x 8, but"),
         ({"latent": {"samples": torch.full((1, 4, 8, 8), torch.nan)}}, "values that are not finite"),
+        ({"latent": {"samples": NestedTensor([torch.zeros(1, 4, 1, 8, 8)])}}, "holds a video and its sound"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence(given, sentence):

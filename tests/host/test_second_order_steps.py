@@ -6,6 +6,7 @@ import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy.k_diffusion.sampling import sample_heunpp2
 from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.host.keys import TAG
@@ -112,6 +113,25 @@ def test_evaluations_of_a_step_share_a_gradient(monkeypatch, sampler, fresh):
     tiny.sample(depth.depth_guided(tiny.patcher()), steps=4, sampler=sampler)
 
     assert made == fresh
+
+
+@pytest.mark.parametrize("guided", [{0}, {1, 2}, {0, 1}, {2}], ids=str)
+@pytest.mark.parametrize("sigmas", [[8.0, 4.0, 2.0, 1.0, 0.0], [8.0, 1.0, 0.2, 0.1, 0.0]], ids=str)
+def test_some_evaluations_of_a_step_of_heunpp2_move_by_a_part_of_what_all_do(sigmas, guided):
+    """The first step, on x = 0, where the guidance shifts an estimate of 0 by 1."""
+
+    def moved(guided):
+        numbers, after = iter(range(100)), []
+        sample_heunpp2(
+            lambda x, sigma: torch.full_like(x, next(numbers) in guided),
+            torch.zeros(1, 1, 1, 1),
+            torch.tensor(sigmas),
+            callback=lambda told: after.append(float(told["x"])),
+            disable=True,
+        )
+        return after[1]
+
+    assert 0 < moved(guided) < moved({0, 1, 2})
 
 
 @pytest.mark.parametrize("everything", [False, True])

@@ -38,13 +38,11 @@ class LatentStep(DepthAwareStep):
         """The guider's result."""
         return denoised
 
-    def find_shift(
-        self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
-    ) -> None:
+    def find_shift(self, model: Any, sigma: Tensor, estimate: Tensor | None) -> None:
         """The shift of an estimate (B, C, h, w), or (B, C, 1, h, w), from the losses of its depth."""
         if estimate is not None and self.fresh and self.gradient is None:
             self.take(estimate, flow_time(model.model_sampling, sigma))
-        super().find_shift(model, sigma, model_options, estimate)
+        super().find_shift(model, sigma, estimate)
 
     def take(self, estimate: Tensor, time: Tensor) -> None:
         """The direction in which the depth losses of an estimate grow."""

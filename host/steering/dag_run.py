@@ -159,7 +159,7 @@ class DepthAwareRun(GuidedRun):
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.own_lists is not None:
-            denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
+            denoised = step.guided(denoised, self.guider.inner_model, timestep)
         if step.fresh:
             self.last[x.shape] = step.gradient, settings.scales, sigma, step.reused
             if step.gradient is not None:

@@ -161,8 +161,8 @@ def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[s
         labels = torch.zeros(len(latents), 1, *size, device=device)
         return Evaluation(head.network.to(device), features, labels, settings).readings(rows)
 
-    def read_features(unet: FrozenModel) -> dict[str, Tensor]:
-        return read(features_of(unet, latents, list(head.network.taps)), unet.device)
+    def read_features(frozen: FrozenModel) -> dict[str, Tensor]:
+        return read(features_of(frozen, latents, list(head.network.taps)), frozen.device)
 
     if reads_latents(head):
         device = get_torch_device()

@@ -121,13 +121,13 @@ class Judges:
         hosted = self.drawings.head
         network = hosted.head.network
 
-        def work(model: FrozenModel) -> tuple[Tensor, Tensor]:
+        def work(frozen: FrozenModel) -> tuple[Tensor, Tensor]:
             strong, difference = [], []
             for batch in latents.split(BATCH):
-                at = torch.full((len(batch),), READ_AT, device=model.device)
+                at = torch.full((len(batch),), READ_AT, device=frozen.device)
                 maps = []
                 for noise in seeded_noise(READ_NOISES, *batch.shape[1:]):
-                    features = model.features(list(network.taps), batch, noise.expand_as(batch), at)
+                    features = frozen.features(list(network.taps), batch, noise.expand_as(batch), at)
                     maps.append(
                         torch.stack(network.branches(features, at, batch.shape[-2:], ("strong", "weak")))
                     )

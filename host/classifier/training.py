@@ -73,14 +73,14 @@ def train_classifier_head(
     latents = encode(model, vae, images, progress)
     labels = torch.tensor([classes.index(name) for name in names])
 
-    def work(unet: FrozenModel) -> ClassifierResult:
+    def work(frozen: FrozenModel) -> ClassifierResult:
         watch = TrainingWatch(LOSS, progress, len(images))
         return train_classifier(
             network,
-            features_of(unet, latents, list(network.taps)),
+            features_of(frozen, latents, list(network.taps)),
             labels,
             settings,
-            unet.device,
+            frozen.device,
             watch.on_step,
             comfy.model_management.InterruptProcessingException,
         )

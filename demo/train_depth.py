@@ -48,9 +48,9 @@ from ..host.depth.head_training import (
 from ..host.depth.heads import latent_space, reads_latents
 from ..host.depth.priors import train as train_prior
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
-from ..nodes.demo_scenes import InnerDemoScenes
 from . import model as demo
 from .depth_judge import depth_label
+from .labelled_scenes import labelled_scenes
 from .latents import load_latents
 from .ray_casting import render
 from .renders import HELD_OUT
@@ -221,6 +221,6 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int, seed: int) 
 
 
 def rendered(scenes: int, size: int, first: int = FIRST_SCENE) -> tuple[Tensor, Tensor]:
-    """Images and depth maps (N, size, size, 3) of the Demo Scenes node."""
-    images, depths, _ = InnerDemoScenes.execute(first, scenes, size).result
-    return images, depths
+    """Images and depth maps (N, size, size, 3) of consecutive scenes."""
+    found = labelled_scenes(range(first, first + scenes), size)
+    return found.images, found.depths

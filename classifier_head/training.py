@@ -18,7 +18,8 @@ from ..depth_head.fitting import Features, Interruption, fit, read
 from .network import ClassifierNetwork
 
 TIMES = 1000
-LEVELS = (50, 200, 500, 800)
+# The times at which held-out images are measured.
+CHECKED_TIMES = (50, 200, 500, 800)
 CHECKED_IMAGES = 64
 
 
@@ -136,7 +137,7 @@ def measure(
     """Accuracy by time, and the mean cross-entropy over the times. Each image has its own noise."""
     network.eval()
     accuracy, losses = {}, []
-    for time in LEVELS:
+    for time in CHECKED_TIMES:
         parts = [
             predict(
                 network,

@@ -153,7 +153,7 @@ def calibrate_demo_heads(folder: Path) -> None:
 
 
 def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[str, Tensor]:
-    """What a head reads from the latents of images: branch -> (N, len(LEVELS), h, w)."""
+    """What a head reads from the latents of images: branch -> (N, len(CHECKED_TIMES), h, w)."""
     rows, size = torch.arange(len(latents)), latents.shape[-2:]
     settings = TrainingSettings(0, BATCH, 0.0, 0, head.depth_range)
 

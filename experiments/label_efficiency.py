@@ -32,7 +32,7 @@ from ..demo.scenes import FAR, NEAR, sample_scene
 from ..depth_head.architectures.pixel_mlp import PixelMLP
 from ..depth_head.head import first_half_blocks, middle_blocks
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
-from ..depth_head.training import LEVELS, Evaluation, Features, TrainingSettings, train
+from ..depth_head.training import CHECKED_TIMES, Evaluation, Features, TrainingSettings, train
 from ..host.depth.head_training import features_of
 from ..host.depth.heads import feature_channels
 from ..host.depth.training_pairs import noise_of
@@ -225,7 +225,7 @@ class Trial:
         """The mean of the labels as the estimate for every scene."""
         labels = self.judged.labels
         mean = self.labelled.labels[:count].mean(0, keepdim=True).expand_as(labels)
-        return dict.fromkeys(LEVELS, measure(mean, labels, self.settings.depth_range))
+        return dict.fromkeys(CHECKED_TIMES, measure(mean, labels, self.settings.depth_range))
 
 
 def tables(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, Row], minutes: float) -> str:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..depth_head.training import LAST_TIME, LEVELS
+from ..depth_head.training import CHECKED_TIMES, LAST_TIME
 from ..host.depth.training_pairs import noise_of
 from ..host.sampling.frozen_model import FrozenModel
 from .kept_files import save
@@ -52,13 +52,13 @@ def training_draws(
 def judged_draws(
     folder: Path, model: FrozenModel, latents: Tensor, blocks: Sequence[str], first_seed: int
 ) -> dict[int, Draws]:
-    """One evaluation of each scene at each of LEVELS, by level."""
+    """One evaluation of each scene at each of CHECKED_TIMES, by time."""
     which = torch.arange(len(latents))
     draws = {}
-    for level in LEVELS:
-        times = torch.full((len(which),), float(level))
-        kept = folder / f"judged-{len(which)}-{level}"
-        draws[level] = _kept(kept, model, latents, blocks, which, times, first_seed)
+    for time in CHECKED_TIMES:
+        times = torch.full((len(which),), float(time))
+        kept = folder / f"judged-{len(which)}-{time}"
+        draws[time] = _kept(kept, model, latents, blocks, which, times, first_seed)
     return draws
 
 

@@ -9,7 +9,7 @@ from inner_guidance.classifier_head.classifier_report import draw_classifier_rep
 from inner_guidance.classifier_head.head import ClassifierHead
 from inner_guidance.classifier_head.head_files import load_classifier_head, save_classifier_head
 from inner_guidance.classifier_head.network import ClassifierNetwork
-from inner_guidance.classifier_head.training import LEVELS, ClassifierTraining, split, train_classifier
+from inner_guidance.classifier_head.training import CHECKED_TIMES, ClassifierTraining, split, train_classifier
 from inner_guidance.guidance.classifier import classifier_shift, log_probability
 
 TAPS = {"m0": 4, "o1": 3}
@@ -98,8 +98,8 @@ def test_training_learns_to_tell_the_classes_apart(trained):
 
     assert len(result.losses) == 200
     assert result.held_out == 4
-    assert list(result.accuracy) == list(LEVELS)
-    assert result.accuracy[LEVELS[0]] == 1
+    assert list(result.accuracy) == list(CHECKED_TIMES)
+    assert result.accuracy[CHECKED_TIMES[0]] == 1
     rows = torch.arange(6)
     log_p = log_probability(
         network(features_of(rows, torch.full((6,), 50.0), rows), torch.full((6,), 50.0)), 0

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..depth_head.fitting import Features, Interruption, fit, read
+from ..depth_head.fitting import Features, Interruption, draw_times, fit, read
 from .network import ClassifierNetwork
 
 TIMES = 1000
@@ -73,9 +73,7 @@ def train_classifier(
 
     def loss_of_step() -> Tensor:
         rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-        parts = torch.randperm(len(rows), generator=generator) + torch.rand(len(rows), generator=generator)
-        seeds = torch.randint(2**62, (len(rows),), generator=generator)
-        logits = predict(network, features, rows, parts / len(rows) * TIMES, seeds, device)
+        logits = predict(network, features, rows, *draw_times(len(rows), TIMES, generator), device)
         return F.cross_entropy(logits, labels[rows])
 
     fitted = fit(

@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 from ..depth_head.architectures import LATENT
 from ..depth_head.depth_maps import read_depth_maps
+from ..depth_head.fitting import Features
 from ..depth_head.head import DepthHead
 from ..depth_head.head_files import load_depth_head, save_depth_head
 from ..depth_head.head_report import draw_head_report
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior_files import save_depth_prior
-from ..depth_head.training import MOST_READ, Evaluation, Features, TrainingSettings, train
+from ..depth_head.training import MOST_READ, Evaluation, TrainingSettings, train
 from ..host.depth.calibration import calibration_of
 from ..host.depth.estimation import as_sampled
 from ..host.depth.head_training import (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .architectures import DepthNetwork
-from .fitting import Features, Interruption, fit, read
+from .fitting import Features, Interruption, draw_times, fit, read
 from .metrics import DepthMetrics, DepthRange, fit_to_label, measure
 
 LAST_TIME = 800
@@ -90,7 +90,7 @@ def train(
 
     def loss_of_step() -> Tensor:
         rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-        given = evaluate.read(rows, *draw(settings.batch_size, generator))
+        given = evaluate.read(rows, *draw_times(settings.batch_size, LAST_TIME, generator))
         return loss_of(network, given, labels[rows], settings)
 
     optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
@@ -126,12 +126,6 @@ def train(
         readings,
         interrupted,
     )
-
-
-def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Times below LAST_TIME, one in each of `count` equal parts, so that a batch has all; and noise seeds."""
-    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return parts / count * LAST_TIME, torch.randint(2**62, (count,), generator=generator)
 
 
 def loss_of(

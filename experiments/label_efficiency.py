@@ -30,9 +30,10 @@ from ..demo import model as demo
 from ..demo.ray_casting import render
 from ..demo.scenes import FAR, NEAR, sample_scene
 from ..depth_head.architectures.pixel_mlp import PixelMLP
+from ..depth_head.fitting import Features
 from ..depth_head.head import first_half_blocks, middle_blocks
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
-from ..depth_head.training import CHECKED_TIMES, Evaluation, Features, TrainingSettings, train
+from ..depth_head.training import CHECKED_TIMES, Evaluation, TrainingSettings, train
 from ..host.depth.head_training import features_of
 from ..host.depth.heads import feature_channels
 from ..host.depth.training_pairs import noise_of

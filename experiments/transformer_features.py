@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
+from ..depth_head.fitting import stratified
 from ..depth_head.training import CHECKED_TIMES, LAST_TIME
 from ..host.depth.training_pairs import noise_of
 from ..host.sampling.frozen_model import FrozenModel
@@ -34,10 +35,8 @@ class Draws:
 
 
 def uniform_times(count: int) -> Tensor:
-    """`count` times below LAST_TIME, one in each of as many equal parts, in random order."""
-    generator = torch.Generator().manual_seed(count)
-    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return parts / count * LAST_TIME
+    """`count` times below LAST_TIME, stratified."""
+    return stratified(count, torch.Generator().manual_seed(count)) * LAST_TIME
 
 
 def training_draws(

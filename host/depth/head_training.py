@@ -15,9 +15,10 @@ from ...depth_head.architectures import LATENT, STRONG, WEAK, DepthNetwork, buil
 from ...depth_head.architectures.latent import ESTIMATE
 from ...depth_head.depth_maps import read_depth_maps
 from ...depth_head.estimates import stand_in
+from ...depth_head.fitting import Features
 from ...depth_head.head import DepthHead, LatentSpace, first_half_blocks, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
-from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
+from ...depth_head.training import TrainingResult, TrainingSettings, train
 from ...pictures.images import as_rgb
 from ..sampling.frozen_model import Conditioning, FrozenModel, require_prompt, with_frozen_model
 from ..taps.blocks import feature_blocks, layer_names, parse_blocks

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from inner_guidance.depth_head.architectures.readout import Readout
-from inner_guidance.depth_head.fitting import decay
+from inner_guidance.depth_head.fitting import decay, draw_times
 from inner_guidance.depth_head.metrics import fit_to_label
 from inner_guidance.depth_head.training import (
     CHECKED_TIMES,
     LAST_TIME,
-    draw,
     loss_of,
     train,
 )
@@ -158,14 +157,16 @@ def test_the_loss_is_l1_of_both_branches(labels):
     )
 
 
-def test_times_are_uniform_below_800():
+def test_times_are_uniform_below_800_and_each_batch_has_one_in_every_quarter():
     generator = torch.Generator().manual_seed(0)
-    times = torch.cat([draw(4, generator)[0] for _ in range(2000)])
+    batches = [draw_times(4, LAST_TIME, generator)[0] for _ in range(2000)]
+    assert all((batch // 200).sort().values.tolist() == [0, 1, 2, 3] for batch in batches)
+    times = torch.cat(batches)
     assert times.min() >= 0
     assert times.max() < LAST_TIME == 800
     histogram = torch.histc(times, 8, 0, 800) / len(times)
     assert (histogram - 1 / 8).abs().max() < 0.01
-    assert draw(1, generator)[0].shape == (1,)
+    assert draw_times(1, LAST_TIME, generator)[0].shape == (1,)
 
 
 def test_learning_rate_falls():

@@ -60,7 +60,7 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
     for line, time in enumerate(CHECKED_TIMES):
         y = top + (line + 2) * LINE
         draw.text((left, y), f"t = {time}", INK, FONT)
-        figures = [m for by_time in result.figures.values() for m in (by_time[time],)]
+        figures = [by_time[time] for by_time in result.figures.values()]
         values = [f"{value:.3f}" for m in figures for value in (m.abs_rel, m.rmse, m.delta1)]
         for stop, value in zip(stops, values, strict=False):
             draw.text((stop, y), value, INK, FONT)

@@ -10,8 +10,8 @@ FAINT, GRID, CURVE = "#9a9a9a", "#333333", "#e8a14a"
 SMALL = ImageFont.load_default(14)
 MOST_POINTS = 50
 
+# A rectangle (left, top, right, bottom), in pixels.
 Box = tuple[float, float, float, float]
-"""A rectangle (left, top, right, bottom), in pixels."""
 
 
 def draw_loss_curve(

@@ -24,8 +24,8 @@ CHECKED_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
-    """The settings of the node. held_out: share of the images, at least one (see split)."""
+class ClassifierTrainingSettings:
+    """held_out: share of the images, at least one (see split)."""
 
     steps: int
     batch_size: int
@@ -55,7 +55,7 @@ def train_classifier(
     network: ClassifierNetwork,
     features: Features,
     labels: Tensor,
-    settings: ClassifierTraining,
+    settings: ClassifierTrainingSettings,
     device: torch.device,
     on_step: Callable[[int, list[float]], None],
     interruption: Interruption = (),
@@ -129,7 +129,7 @@ def measure(
     features: Features,
     labels: Tensor,
     rows: Tensor,
-    settings: ClassifierTraining,
+    settings: ClassifierTrainingSettings,
     device: torch.device,
 ) -> tuple[dict[int, float], float]:
     """Accuracy by time, and the mean cross-entropy over the times. Each image has its own noise."""

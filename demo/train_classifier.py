@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..classifier_head.head_files import save_classifier_head
-from ..classifier_head.training import ClassifierTraining
+from ..classifier_head.training import ClassifierTrainingSettings
 from ..host.classifier.training import train_classifier_head
 from ..host.depth.head_training import AUTO
 from . import model as demo
@@ -53,7 +53,7 @@ def main() -> None:
                 scenes.images,
                 "\n".join(scenes.main_objects),
                 AUTO,
-                ClassifierTraining(options.steps, 16, 2e-3, options.seed),
+                ClassifierTrainingSettings(options.steps, 16, 2e-3, options.seed),
                 clip.encode_from_tokens_scheduled(clip.tokenize("")),
             )
         head = trained.head.head

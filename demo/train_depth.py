@@ -47,7 +47,7 @@ from ..host.depth.head_training import (
     train_depth_head,
 )
 from ..host.depth.heads import latent_space, reads_latents
-from ..host.depth.priors import train as train_prior
+from ..host.depth.priors import train_depth_prior
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from . import model as demo
 from .depth_judge import depth_label
@@ -208,7 +208,7 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int, seed: int) 
     """Trains and writes a depth prior; returns the report (1, H, W, 3)."""
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:
-        prior, report = train_prior(
+        prior, report = train_depth_prior(
             read_depth_maps(depths, "depths"),
             size,
             steps=steps,

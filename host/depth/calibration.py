@@ -30,10 +30,10 @@ def calibration_of(readings: Mapping[str, Tensor]) -> Calibration:
             for i in range(len(CHECKED_TIMES))
         ]
         consistency = LossLevels.of(CHECKED_TIMES, torch.stack(losses, dim=1))
-    return Calibration(CHECKED_TIMES, fitted(strong[:CARRIED]).clamp(0, 1).half(), consistency)
+    return Calibration(CHECKED_TIMES, shrunk(strong[:CARRIED]).clamp(0, 1).half(), consistency)
 
 
-def fitted(maps: Tensor) -> Tensor:
+def shrunk(maps: Tensor) -> Tensor:
     """Maps (N, C, h, w), made smaller where a side is longer than LARGEST."""
     sides = maps.shape[-2:]
     if max(sides) <= LARGEST:

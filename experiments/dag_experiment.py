@@ -43,10 +43,11 @@ from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
-from .dag_rows import NONE, Group, compared, hinged, swept
+from .dag_rows import NONE, Group, compared, hinged
 from .dag_table import LEGEND, table
 from .other_seeds import missing_files, of_other_seeds
 from .seeds import TUNING
+from .swept_rows import swept
 from .target_rows import kept, screened
 
 COMMAND = "python -m tools.run experiments.dag_experiment"

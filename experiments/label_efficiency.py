@@ -20,15 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy.model_management import get_torch_device
-from comfy.sd import VAE
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..demo import model as demo
-from ..demo.ray_casting import render
-from ..demo.scenes import FAR, NEAR, sample_scene
+from ..demo.scenes import FAR, NEAR
 from ..depth_head.architectures.pixel_mlp import PixelMLP
 from ..depth_head.fitting import Features
 from ..depth_head.head import first_half_blocks, middle_blocks
@@ -41,25 +38,14 @@ from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from ..tools.setup_host import ROOT
 from . import markdown
 from .kept_files import checksum
+from .labelled_latents import JUDGED_SEED, LabelledLatents, encode_scenes
 from .seeds import HEADS_JUDGED, HEADS_LABELLED
 
 COMMAND = "python -m tools.run experiments.label_efficiency"
 COUNTS = (10, 50, 100, 1000)
-JUDGED_SEED = 10**6
-"""Seed of the noise on the judged scenes, different from all training noise."""
 
 Row = dict[int, DepthMetrics]
 """Metrics by timestep."""
-
-
-@dataclass(frozen=True)
-class LabelledLatents:
-    """Latents (N, C, h, w) of renders, and their relative inverse depth (N, 1, h, w)."""
-
-    latents: Tensor
-    labels: Tensor
-
-
 Inputs = Callable[[LabelledLatents], Features]
 """The inputs of a network for scenes."""
 
@@ -120,17 +106,6 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
 
     shape = (options.batch_size, *labelled.latents.shape[1:])
     return with_frozen_model(model, prompt, shape, work)
-
-
-def encode_scenes(vae: VAE, first: int, count: int, size: int, depth_range: DepthRange) -> LabelledLatents:
-    """Latents and labels of scenes with consecutive seeds."""
-    latents, labels = [], []
-    for seed in tqdm(range(first, first + count), desc="rendering", unit="scene"):
-        seen = render(sample_scene(seed), size)
-        latents.append(vae.encode(seen.rgb.movedim(0, -1)[None]).cpu())
-        labels.append(depth_range.relative(seen.depth)[None, None])
-    whole = torch.cat(latents)
-    return LabelledLatents(whole, F.interpolate(torch.cat(labels), whole.shape[-2:], mode="area"))
 
 
 class EachBlock(nn.Module):

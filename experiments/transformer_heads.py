@@ -20,7 +20,7 @@ from ..depth_head.metrics import DepthRange, measure
 from ..host.depth.heads import feature_channels
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .kept_files import checksum
-from .label_efficiency import JUDGED_SEED, encode_scenes
+from .labelled_latents import JUDGED_SEED, encode_scenes
 from .seeds import HEADS_JUDGED, HEADS_LABELLED
 from .transformer_features import Draws, judged_draws, training_draws
 

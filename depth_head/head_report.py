@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..pictures.captions import INK, PAPER, pixels, to_bytes
-from ..pictures.loss_curve import FAINT, SMALL, draw_loss_curve
+from ..pictures.captions import FAINT, INK, PAPER, pixels, to_bytes
+from ..pictures.loss_curve import SMALL, draw_loss_curve
 from .training import CHECKED_TIMES, TrainingResult
 
 WIDTH, MARGIN, LINE = 1200, 24, 26

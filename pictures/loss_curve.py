@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .captions import PAPER, ticks
+from .captions import FAINT, GRID, PAPER, ticks
 
-FAINT, GRID, CURVE = "#9a9a9a", "#333333", "#e8a14a"
+CURVE = "#e8a14a"
 SMALL = ImageFont.load_default(14)
 MOST_POINTS = 50
 

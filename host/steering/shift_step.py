@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..sampling.placements import Conditions
 
+NOT_FINITE = "its gradient is not finite"
 NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
 
 

@@ -120,6 +120,11 @@ def curve(logs: Tensor) -> Curve:
     return Curve(len(logs), logs.mean(dim=0).tolist())
 
 
+def object_masks(masks: Tensor, image_size: Sequence[int], count: int) -> Tensor:
+    """Masks of objects in [0, 1], (count or 1, h, w), as zeros and ones at image size, (count, H, W)."""
+    return (resize_nearest(masks.float(), image_size) > 0.5).float().expand(count, -1, -1)
+
+
 def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: int) -> Overlap:
     """How well the mask of attention (N, h, w) marks the objects (N, H, W), masks of zeros and ones.
 

@@ -144,10 +144,8 @@ class Drawings:
             return comfy.sample.sample(model, noise, *schedule, *conditions, **given).cpu()
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, group.scheduler, group.steps)
-        sampler = recurrent(row.repeats)
-        return comfy.sample.sample_custom(
-            model, noise, group.cfg, sampler, sigmas, *conditions, **given
-        ).cpu()
+        custom = group.cfg, recurrent(row.repeats), sigmas
+        return comfy.sample.sample_custom(model, noise, *custom, *conditions, **given).cpu()
 
     def seconds(self, group: Group, name: str) -> float:
         """Median seconds of CPU that sampling a picture of a row took."""

@@ -153,9 +153,9 @@ def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: in
 def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> dict[str, Any]:
     """The whole analysis as JSON can hold it; null where there are no patches."""
 
-    def numbers(curve: Curve) -> dict[str, Any]:
-        logs = [None if math.isnan(value) else round(value, 5) for value in curve.log_magnitude]
-        return {"patches": curve.patches, "log10_magnitude": logs}
+    def numbers(of: Curve) -> dict[str, Any]:
+        logs = [None if math.isnan(value) else round(value, 5) for value in of.log_magnitude]
+        return {"patches": of.patches, "log10_magnitude": logs}
 
     return {
         "patches": [
@@ -166,10 +166,10 @@ def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> 
                 "inside": [
                     {
                         "threshold": psi,
-                        **numbers(curve),
+                        **numbers(inside),
                         "more_at_every_frequency": s.more_at_every_frequency(psi),
                     }
-                    for psi, curve in s.inside.items()
+                    for psi, inside in s.inside.items()
                 ],
             }
             for s in found

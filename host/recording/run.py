@@ -29,7 +29,7 @@ from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers
 from .recorded_step import Source, make_step, map_of_layer, picture_of, without_repeats
 from .records import Record, Run
 
-LARGEST = torch.finfo(torch.float16).max
+LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, eq=False)  # other nodes look for wrappers in lists and sets
@@ -199,7 +199,7 @@ class RecordedRun:
         if source.key.kind == PROMPT:
             whole = without_repeats(whole, self.guider.conds[source.branch][source.condition])
         if source.key.kind != RECEIVED:
-            whole = whole.clamp(-LARGEST, LARGEST).half()
+            whole = whole.clamp(-LARGEST_HALF, LARGEST_HALF).half()
         return whole.cpu()
 
     def sources(self, evaluation: Evaluation, chunk: Chunk) -> list[Source]:

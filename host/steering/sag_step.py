@@ -217,7 +217,7 @@ class SelfAttentionStep:
         change = None
         if kind == "random":
             generator = torch.Generator().manual_seed(self.seed)
-            change = lambda received: sag.shuffle_tokens(received, generator)  # noqa: E731
+            change = partial(sag.shuffle_tokens, generator=generator)
         received = self.recorder.received(branch, conds, x, change)
         if received is None:
             return None

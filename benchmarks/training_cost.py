@@ -67,12 +67,12 @@ def training(model: ModelPatcher, size: tuple[int, ...], steps: int, finished: l
     latents, labels = torch.randn(IMAGES, *size[1:]), torch.rand(IMAGES, 1, *size[-2:])
     settings = TrainingSettings(steps, BATCH, learning_rate=0.002, seed=0, depth_range=DepthRange(1.0, 10.0))
 
-    def learn(unet: FrozenModel) -> TrainingResult:
-        features = features_of(unet, latents, list(network.taps))
+    def learn(frozen: FrozenModel) -> TrainingResult:
+        features = features_of(frozen, latents, list(network.taps))
         return train(
             network,
             features,
-            labels.to(unet.device),
+            labels.to(frozen.device),
             settings,
             lambda *_: finished.append(time.perf_counter()),
         )

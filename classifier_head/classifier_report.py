@@ -3,8 +3,8 @@
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..pictures.captions import INK, PAPER, pixels
-from ..pictures.loss_curve import FAINT, SMALL, draw_loss_curve
+from ..pictures.captions import FAINT, INK, PAPER, pixels
+from ..pictures.loss_curve import SMALL, draw_loss_curve
 from .training import ClassifierResult
 
 WIDTH, HEIGHT, MARGIN, LINE = 960, 400, 24, 26

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..depth_head.architectures.limits import require_taps, require_widths
-from ..depth_head.architectures.pixel_mlp import TIME_CHANNELS, embed_time
+from ..depth_head.architectures.pixel_mlp import TIME_CHANNELS, embed_time, normalise_tokens
 from ..depth_head.architectures.running_norm import RunningNorm
 
 WIDTHS = (128, 128)
@@ -80,7 +80,7 @@ class ClassifierNetwork(nn.Module):
         for name, standardise, pixel, pixel_time, score in layers:
             f = features[name].float()
             if self.token_norm:
-                f = F.layer_norm(f.movedim(1, -1), f.shape[1:2]).movedim(-1, 1)
+                f = normalise_tokens(f)
             z = F.silu(pixel(standardise(f)) + pixel_time(embedding)[:, :, None, None])
             weights = score(z).flatten(2).softmax(dim=2)
             pooled.append((z.flatten(2) * weights).sum(dim=2))

@@ -14,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..depth_head.fitting import Features, Interruption, fit, read
+from ..depth_head.fitting import Features, Interruption, draw_times, fit, read
 from .network import ClassifierNetwork
 
 TIMES = 1000
-LEVELS = (50, 200, 500, 800)
+# The times at which held-out images are measured.
+CHECKED_TIMES = (50, 200, 500, 800)
 CHECKED_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class ClassifierTraining:
-    """The settings of the node. held_out: share of the images, at least one (see split)."""
+class ClassifierTrainingSettings:
+    """held_out: share of the images, at least one (see split)."""
 
     steps: int
     batch_size: int
@@ -54,7 +55,7 @@ def train_classifier(
     network: ClassifierNetwork,
     features: Features,
     labels: Tensor,
-    settings: ClassifierTraining,
+    settings: ClassifierTrainingSettings,
     device: torch.device,
     on_step: Callable[[int, list[float]], None],
     interruption: Interruption = (),
@@ -72,9 +73,7 @@ def train_classifier(
 
     def loss_of_step() -> Tensor:
         rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-        parts = torch.randperm(len(rows), generator=generator) + torch.rand(len(rows), generator=generator)
-        seeds = torch.randint(2**62, (len(rows),), generator=generator)
-        logits = predict(network, features, rows, parts / len(rows) * TIMES, seeds, device)
+        logits = predict(network, features, rows, *draw_times(len(rows), TIMES, generator), device)
         return F.cross_entropy(logits, labels[rows])
 
     fitted = fit(
@@ -130,13 +129,13 @@ def measure(
     features: Features,
     labels: Tensor,
     rows: Tensor,
-    settings: ClassifierTraining,
+    settings: ClassifierTrainingSettings,
     device: torch.device,
 ) -> tuple[dict[int, float], float]:
     """Accuracy by time, and the mean cross-entropy over the times. Each image has its own noise."""
     network.eval()
     accuracy, losses = {}, []
-    for time in LEVELS:
+    for time in CHECKED_TIMES:
         parts = [
             predict(
                 network,

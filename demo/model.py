@@ -151,8 +151,7 @@ def _load_vae_patcher(path: Path, disable_dynamic: bool = False) -> ModelPatcher
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
-    Raises:
-        ValueError: when the file is missing or damaged; the sentence says how to get it back.
+    Raises ValueError for a file that is missing or damaged; the sentence says how to get it back.
     """
     restore = f"Run `git checkout -- demo/weights/{path.name}` in the pack's folder, or reinstall the pack."
     if not path.is_file():

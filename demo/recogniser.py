@@ -6,6 +6,7 @@ of the prompt there, and how far are its features on drawn pictures from those o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -125,6 +126,16 @@ def main_pair(scene: Scene, surface: Tensor) -> int:
     """Index in PAIRS of the solid that covers most of the picture."""
     main = scene.solids[int(solid_pixels(scene, surface).argmax())]
     return PAIRS.index((main.colour, main.shape))
+
+
+def shown_solids(scenes: Sequence[Scene], surfaces: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The kinds of solids that scenes show, zeros and ones (N, PAIRS), and the kind of each largest, (N,).
+
+    surfaces: the surface numbers of the scenes' renders.
+    """
+    pairs = list(zip(scenes, surfaces, strict=True))
+    present = torch.stack([scene_labels(*pair)["objects"] for pair in pairs])
+    return present, torch.tensor([main_pair(*pair) for pair in pairs])
 
 
 def solid_pixels(scene: Scene, surface: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.sample
@@ -26,8 +28,6 @@ def draw(
     scheduler: str = "karras",
 ) -> Tensor:
     """One picture per prompt, in one batch: (N, 256, 256, 3) in [0, 1]."""
-    positive = torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts])
-    negative = clip.encode_from_tokens(clip.tokenize(""))
     latent = torch.zeros(len(prompts), 4, 32, 32, device=comfy.model_management.intermediate_device())
     drawn = comfy.sample.sample(
         model,
@@ -36,13 +36,23 @@ def draw(
         cfg,
         sampler,
         scheduler,
-        [[positive, {}]],
-        [[negative, {}]],
+        conditioning(clip, prompts),
+        conditioning(clip, [""]),
         latent,
         seed=seed,
         disable_pbar=True,
     )
     return vae.decode(drawn)
+
+
+def conditioning(clip: CLIP, prompts: Sequence[str]) -> list[list[Any]]:
+    """A conditioning with one prompt for each picture of a batch, or one for all."""
+    return [[torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts]), {}]]
+
+
+def decode(vae: VAE, latents: Tensor) -> Tensor:
+    """Pictures (N, 256, 256, 3) in uint8."""
+    return pictures_to_uint8(vae.decode(latents))
 
 
 def pictures_to_uint8(pictures: Tensor) -> Tensor:

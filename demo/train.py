@@ -112,15 +112,7 @@ def main() -> None:
         case "renders":
             render_shards(renders, options.scenes, options.workers)
         case "restore":
-            published = (*restore_weights(WEIGHTS), restore_transformer(WEIGHTS))
-            checkpoints = (diffusion, autoencoder, transformer)
-            for checkpoint in checkpoints:
-                if checkpoint.exists():
-                    raise SystemExit(
-                        f"{checkpoint} exists: move it away to start from the published weights."
-                    )
-            for checkpoint, weights in zip(checkpoints, published, strict=True):
-                write_checkpoint(checkpoint, model=weights, average=weights)
+            restore(diffusion, autoencoder, transformer)
         case "autoencoder" | "decoder":
             train_autoencoder(
                 renders,
@@ -135,29 +127,9 @@ def main() -> None:
                 "LATENT_RGB and LATENT_RGB_BIAS for demo/latent_format.py:", linear_preview(renders, latents)
             )
         case "diffusion":
-
-            def draw_unet(average: dict[str, Tensor], samples: int) -> None:
-                export_weights(options.work, average, read_average(autoencoder))
-                _write_sheet(options.work / f"sheet-{samples:07d}.png", "karras", *load_all(options.work))
-
-            text = read_weights(WEIGHTS / TEXT_FILE) if options.keep_text else None
-            train_diffusion(
-                "diffusion", TextToLatent(text), latents, diffusion, options.minutes, device, draw_unet
-            )
+            train_unet(options, latents, diffusion, autoencoder, device)
         case "transformer":
-            _, clip, vae = load_all(WEIGHTS)
-
-            def draw_transformer(average: dict[str, Tensor], samples: int) -> None:
-                export_transformer(options.work, average)
-                model = load_model(options.work / TRANSFORMER_FILE)
-                _write_sheet(options.work / f"transformer-{samples:07d}.png", "simple", model, clip, vae)
-
-            # The host's rotary embedding has a backward pass only then; this process does nothing else.
-            comfy.model_management.in_training = True
-            flow = TextToFlow(read_weights(WEIGHTS / TEXT_FILE))
-            train_diffusion(
-                "transformer", flow, latents, transformer, options.minutes, device, draw_transformer
-            )
+            train_transformer(options, latents, transformer, device)
         case "recogniser":
             average = train_recogniser(judge_training(options, device, "examples"))
             options.out.mkdir(parents=True, exist_ok=True)
@@ -173,8 +145,48 @@ def main() -> None:
             export_transformer(WEIGHTS, read_average(transformer))
 
 
+def restore(diffusion: Path, autoencoder: Path, transformer: Path) -> None:
+    """Makes checkpoints of the published weights. Raises SystemExit if there are checkpoints already."""
+    published = (*restore_weights(WEIGHTS), restore_transformer(WEIGHTS))
+    checkpoints = (diffusion, autoencoder, transformer)
+    for checkpoint in checkpoints:
+        if checkpoint.exists():
+            raise SystemExit(f"{checkpoint} exists: move it away to start from the published weights.")
+    for checkpoint, weights in zip(checkpoints, published, strict=True):
+        write_checkpoint(checkpoint, model=weights, average=weights)
+
+
+def train_unet(
+    options: argparse.Namespace, latents: Path, checkpoint: Path, autoencoder: Path, device: str
+) -> None:
+    """Trains UNet and text encoder. Draws a sample sheet at every checkpoint."""
+
+    def draw_sheet(average: dict[str, Tensor], samples: int) -> None:
+        export_weights(options.work, average, read_average(autoencoder))
+        _write_sheet(options.work / f"sheet-{samples:07d}.png", "karras", *load_all(options.work))
+
+    text = read_weights(WEIGHTS / TEXT_FILE) if options.keep_text else None
+    model = TextToLatent(text)
+    train_diffusion("diffusion", model, latents, checkpoint, options.minutes, device, draw_sheet)
+
+
+def train_transformer(options: argparse.Namespace, latents: Path, checkpoint: Path, device: str) -> None:
+    """Trains the transformer with the published text encoder. Draws a sample sheet at every checkpoint."""
+    _, clip, vae = load_all(WEIGHTS)
+
+    def draw_sheet(average: dict[str, Tensor], samples: int) -> None:
+        export_transformer(options.work, average)
+        model = load_model(options.work / TRANSFORMER_FILE)
+        _write_sheet(options.work / f"transformer-{samples:07d}.png", "simple", model, clip, vae)
+
+    # The host's rotary embedding has a backward pass only then; this process does nothing else.
+    comfy.model_management.in_training = True
+    flow = TextToFlow(read_weights(WEIGHTS / TEXT_FILE))
+    train_diffusion("transformer", flow, latents, checkpoint, options.minutes, device, draw_sheet)
+
+
 def judge_training(options: argparse.Namespace, device: str, examples: str) -> JudgeTraining:
-    """That of the stage, with its examples in this folder."""
+    """The training of a judge, with its examples in this folder."""
     return JudgeTraining(
         options.work / "renders",
         options.work / examples,

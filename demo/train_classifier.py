@@ -17,11 +17,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..classifier_head.head_files import save_classifier_head
-from ..classifier_head.training import ClassifierTraining
+from ..classifier_head.training import ClassifierTrainingSettings
 from ..host.classifier.training import train_classifier_head
 from ..host.depth.head_training import AUTO
-from ..nodes.demo_scenes import InnerDemoScenes
 from . import model as demo
+from .labelled_scenes import labelled_scenes
 from .renders import HELD_OUT
 from .sheet import pictures_to_uint8
 
@@ -43,17 +43,17 @@ def main() -> None:
     options = parser.parse_args()
     family = demo.FAMILIES[options.family]
     with torch.inference_mode():
-        images, _, names = InnerDemoScenes.execute(FIRST_SCENE, options.scenes, SIZE).result
+        scenes = labelled_scenes(range(FIRST_SCENE, FIRST_SCENE + options.scenes), SIZE)
         clip = demo.load_clip(demo.WEIGHTS / demo.TEXT_FILE)
         with tqdm(total=options.scenes + options.steps, desc="encoding, training") as bar:
             comfy.utils.set_progress_bar_global_hook(lambda done, *_, **__: bar.update(done - bar.n))
             trained = train_classifier_head(
                 demo.load_model(demo.WEIGHTS / family.model),
                 demo.load_vae(demo.WEIGHTS / demo.AUTOENCODER_FILE),
-                images,
-                names,
+                scenes.images,
+                "\n".join(scenes.main_objects),
                 AUTO,
-                ClassifierTraining(options.steps, 16, 2e-3, options.seed),
+                ClassifierTrainingSettings(options.steps, 16, 2e-3, options.seed),
                 clip.encode_from_tokens_scheduled(clip.tokenize("")),
             )
         head = trained.head.head

@@ -29,12 +29,13 @@ from tqdm import tqdm
 
 from ..depth_head.architectures import LATENT
 from ..depth_head.depth_maps import read_depth_maps
+from ..depth_head.fitting import Features
 from ..depth_head.head import DepthHead
 from ..depth_head.head_files import load_depth_head, save_depth_head
 from ..depth_head.head_report import draw_head_report
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior_files import save_depth_prior
-from ..depth_head.training import MOST_READ, Evaluation, Features, TrainingSettings, train
+from ..depth_head.training import MOST_READ, Evaluation, TrainingSettings, train
 from ..host.depth.calibration import calibration_of
 from ..host.depth.estimation import as_sampled
 from ..host.depth.head_training import (
@@ -46,11 +47,11 @@ from ..host.depth.head_training import (
     train_depth_head,
 )
 from ..host.depth.heads import latent_space, reads_latents
-from ..host.depth.priors import train as train_prior
+from ..host.depth.priors import train_depth_prior
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
-from ..nodes.demo_scenes import InnerDemoScenes
 from . import model as demo
 from .depth_judge import depth_label
+from .labelled_scenes import labelled_scenes
 from .latents import load_latents
 from .ray_casting import render
 from .renders import HELD_OUT
@@ -153,7 +154,7 @@ def calibrate_demo_heads(folder: Path) -> None:
 
 
 def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[str, Tensor]:
-    """What a head reads from the latents of images: branch -> (N, len(LEVELS), h, w)."""
+    """What a head reads from the latents of images: branch -> (N, len(CHECKED_TIMES), h, w)."""
     rows, size = torch.arange(len(latents)), latents.shape[-2:]
     settings = TrainingSettings(0, BATCH, 0.0, 0, head.depth_range)
 
@@ -161,8 +162,8 @@ def readings_of(model: ModelPatcher, head: DepthHead, latents: Tensor) -> dict[s
         labels = torch.zeros(len(latents), 1, *size, device=device)
         return Evaluation(head.network.to(device), features, labels, settings).readings(rows)
 
-    def read_features(unet: FrozenModel) -> dict[str, Tensor]:
-        return read(features_of(unet, latents, list(head.network.taps)), unet.device)
+    def read_features(frozen: FrozenModel) -> dict[str, Tensor]:
+        return read(features_of(frozen, latents, list(head.network.taps)), frozen.device)
 
     if reads_latents(head):
         device = get_torch_device()
@@ -207,7 +208,7 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int, seed: int) 
     """Trains and writes a depth prior; returns the report (1, H, W, 3)."""
     _, depths = rendered(scenes, size)
     with tqdm(total=steps, desc="training") as bar:
-        prior, report = train_prior(
+        prior, report = train_depth_prior(
             read_depth_maps(depths, "depths"),
             size,
             steps=steps,
@@ -221,6 +222,6 @@ def train_demo_prior(path: Path, scenes: int, steps: int, size: int, seed: int) 
 
 
 def rendered(scenes: int, size: int, first: int = FIRST_SCENE) -> tuple[Tensor, Tensor]:
-    """Images and depth maps (N, size, size, 3) of the Demo Scenes node."""
-    images, depths, _ = InnerDemoScenes.execute(first, scenes, size).result
-    return images, depths
+    """Images and depth maps (N, size, size, 3) of consecutive scenes."""
+    found = labelled_scenes(range(first, first + scenes), size)
+    return found.images, found.depths

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# The limits of g and n at time 1000.
 MOST_BLUR, MOST_NOISE = 1.5, 0.3
-"""The limits of g and n at time 1000."""
+# Latent pixels by which x0 is continued at its edges, for the Gaussian.
 BORDER = 5
-"""Latent pixels by which x0 is continued at its edges, for the Gaussian."""
 
 
 def stand_in(x0: Tensor, eta: Tensor, time: Tensor, shares: Tensor, deviation: float) -> Tensor:
@@ -31,7 +31,7 @@ def stand_in(x0: Tensor, eta: Tensor, time: Tensor, shares: Tensor, deviation: f
 
 
 def blurred(x: Tensor, g: Tensor) -> Tensor:
-    """X (B, C, h, w), each by a Gaussian of its own deviation g (B,) in pixels; edges are continued.
+    """Latents x (B, C, h, w), each blurred by a Gaussian of deviation g (B,) in pixels; edges are continued.
 
     A product in the frequency domain, F G = exp(-2 pi^2 g^2 f^2), where every image can have its own.
     """

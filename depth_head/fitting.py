@@ -81,6 +81,17 @@ def decay(done: float) -> float:
     return LAST_RATE + (1 - LAST_RATE) * (1 + cos(pi * done)) / 2
 
 
+def stratified(count: int, generator: torch.Generator) -> Tensor:
+    """`count` numbers in [0, 1), one in each of as many equal parts, in random order."""
+    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+
+
+def draw_times(count: int, last: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Times (count,) below `last`, stratified, so that a batch has early and late ones; and noise seeds."""
+    times = stratified(count, generator) * last
+    return times, torch.randint(2**62, (count,), generator=generator)
+
+
 def read(features: Features, rows: Tensor, time: Tensor, seeds: Tensor) -> dict[str, Tensor]:
     """Features of images, as tensors that autograd takes."""
     with torch.inference_mode():

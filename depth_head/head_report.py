@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..pictures.captions import INK, PAPER, pixels, to_bytes
-from ..pictures.loss_curve import FAINT, SMALL, draw_loss_curve
-from .training import LEVELS, TrainingResult
+from ..pictures.captions import FAINT, INK, PAPER, pixels, to_bytes
+from ..pictures.loss_curve import SMALL, draw_loss_curve
+from .training import CHECKED_TIMES, TrainingResult
 
 WIDTH, MARGIN, LINE = 1200, 24, 26
 PLOT_WIDTH, PLOT_HEIGHT = 560, 300
@@ -20,7 +20,7 @@ def draw_head_report(result: TrainingResult, pictures: Tensor, labels: Tensor, h
         [picture, *(depth.expand(3, -1, -1).movedim(0, -1) for depth in (label, *estimates[:, None]))]
         for picture, label, estimates in zip(pictures, labels, result.estimates, strict=True)
     ]
-    columns = len(LEVELS) + 2
+    columns = len(CHECKED_TIMES) + 2
     width = (WIDTH - MARGIN) // columns - MARGIN // 2
     height = round(width * pictures.shape[1] / pictures.shape[2])
     top = MARGIN + LINE + PLOT_HEIGHT + 4 * LINE
@@ -30,7 +30,7 @@ def draw_head_report(result: TrainingResult, pictures: Tensor, labels: Tensor, h
     plot = (MARGIN + 40, MARGIN + 2 * LINE, MARGIN + PLOT_WIDTH, MARGIN + PLOT_HEIGHT)
     draw_loss_curve(draw, plot, result.losses, LOSS, result.best_step)
     write_figures(draw, MARGIN + PLOT_WIDTH + 2 * MARGIN, MARGIN + 2 * LINE, result)
-    captions = ["held-out image", "label", *(f"estimate, t = {time}" for time in LEVELS)]
+    captions = ["held-out image", "label", *(f"estimate, t = {time}" for time in CHECKED_TIMES)]
     for column, caption in enumerate(captions if rows else []):
         draw.text((MARGIN + column * (width + MARGIN // 2), top - LINE), caption, FAINT, SMALL)
     for number, row in enumerate(rows):
@@ -57,10 +57,10 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
         draw.text((stop, top), branch, INK, FONT)
     for stop, name in zip(stops, names * len(result.figures), strict=False):
         draw.text((stop, top + LINE), name, FAINT, SMALL)
-    for line, time in enumerate(LEVELS):
+    for line, time in enumerate(CHECKED_TIMES):
         y = top + (line + 2) * LINE
         draw.text((left, y), f"t = {time}", INK, FONT)
-        figures = [m for by_time in result.figures.values() for m in (by_time[time],)]
+        figures = [by_time[time] for by_time in result.figures.values()]
         values = [f"{value:.3f}" for m in figures for value in (m.abs_rel, m.rmse, m.delta1)]
         for stop, value in zip(stops, values, strict=False):
             draw.text((stop, y), value, INK, FONT)
@@ -70,4 +70,4 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
         "The line in the plot: the state that was kept.",
     )
     for line, note in enumerate(notes):
-        draw.text((left, top + (len(LEVELS) + 3 + line) * LINE), note, FAINT, SMALL)
+        draw.text((left, top + (len(CHECKED_TIMES) + 3 + line) * LINE), note, FAINT, SMALL)

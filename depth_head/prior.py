@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .depth_maps import resize_antialiased
-from .training import Interruption
+from .fitting import Interruption, stratified
 
 SIZES = (32, 64, 128)
 DEFAULT_SIZE = 64
@@ -90,9 +90,7 @@ def train_prior(
             clean = maps[rows.to(maps.device)]
             mirrored = torch.rand(batch_size, generator=generator) < 0.5
             clean = torch.where(mirrored.view(-1, 1, 1, 1).to(clean.device), clean.flip(-1), clean).to(device)
-            strata = torch.randperm(batch_size, generator=generator)
-            strata = (strata + torch.rand(batch_size, generator=generator)) / batch_size
-            timesteps = (strata * TIMESTEPS).long().clamp_max(TIMESTEPS - 1)
+            timesteps = (stratified(batch_size, generator) * TIMESTEPS).long().clamp_max(TIMESTEPS - 1)
             level = abar[timesteps].view(-1, 1, 1, 1).to(device)
             eta = torch.randn(clean.shape, generator=generator).to(device)
             noised = level.sqrt() * clean + (1 - level).sqrt() * eta

@@ -18,8 +18,7 @@ def draw_prior_report(losses: list[float], maps: Tensor) -> Tensor:
     """losses: of every step; maps (N, 1, s, s) in [0, 1], N may be 0. Returns (1, H, WIDTH, 3) in [0, 1]."""
     image = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw_loss_curve(ImageDraw.Draw(image), PLOT, losses, LOSS)
-    last = losses[-LAST_STEPS:]
-    heading = f"Loss after {len(losses)} steps: {sum(last) / len(last):.4f}"
+    heading = f"Loss after {len(losses)} steps: {last_loss(losses):.4f}"
     curve = captioned(pixels(image)[None], [heading])
     if not len(maps):
         return curve
@@ -29,3 +28,9 @@ def draw_prior_report(losses: list[float], maps: Tensor) -> Tensor:
     row = F.pad(row, (0, 0, 0, WIDTH - row.shape[1]))
     below = captioned(row[None], ["Depth maps drawn by the prior from noise (near = white)"])
     return torch.cat([curve, below], dim=1)
+
+
+def last_loss(losses: list[float]) -> float:
+    """The mean loss of the last LAST_STEPS steps."""
+    last = losses[-LAST_STEPS:]
+    return sum(last) / len(last)

@@ -26,9 +26,8 @@ def enlarge_along_edges(depth: Tensor, picture: Tensor) -> Tensor:
     A guided filter (He et al. 2013): within every window, depth is a linear function of the picture's
     colours. A window spans two pixels of the small map.
     """
-    from kornia.filters import (
-        guided_blur,  # takes a second to import; at the top it would delay the host's start
-    )
+    # Takes a second to import; at the top it would delay the host's start.
+    from kornia.filters import guided_blur
 
     large = enlarge(depth, picture.shape[-2:])
     shrunk = max(1, round(picture.shape[-1] / depth.shape[-1]))

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .architectures import DepthNetwork
-from .fitting import Features, Interruption, fit, read
+from .fitting import Features, Interruption, draw_times, fit, read
 from .metrics import DepthMetrics, DepthRange, fit_to_label, measure
 
 LAST_TIME = 800
-LEVELS = (50, 200, 500, 800)
+# The times at which held-out images are measured.
+CHECKED_TIMES = (50, 200, 500, 800)
 CHECKED_IMAGES = 16
 SHOWN_IMAGES = 4
 # Images whose depth a head carries as its calibration: held-out ones, and others if these are fewer.
@@ -48,8 +49,8 @@ class TrainingResult:
     """losses: of every step, mean of the branches. best_step: after how many steps the kept state was.
 
     figures: of held-out images, branch -> time -> metrics. shown: some of these images' indices; estimates:
-    the first branch's of them, (len(shown), len(LEVELS), h, w). readings: branch -> (n, len(LEVELS), h, w),
-    the depth of n images, held-out ones first. All are empty where the measurement was interrupted.
+    the first branch's of them, (len(shown), times, h, w), at CHECKED_TIMES. readings: branch -> (n, times, h,
+    w), the depth of n images, held-out ones first. All are empty where the measurement was interrupted.
     interrupted: in training or in measurement.
     """
 
@@ -89,7 +90,7 @@ def train(
 
     def loss_of_step() -> Tensor:
         rows = rest[torch.randint(len(rest), (settings.batch_size,), generator=generator)]
-        given = evaluate.read(rows, *draw(settings.batch_size, generator))
+        given = evaluate.read(rows, *draw_times(settings.batch_size, LAST_TIME, generator))
         return loss_of(network, given, labels[rows], settings)
 
     optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
@@ -113,7 +114,7 @@ def train(
     except interruption:
         interrupted = True
         shown = held_out[:0]
-        figures, estimates = {}, labels.new_zeros(0, len(LEVELS), *labels.shape[-2:]).cpu()
+        figures, estimates = {}, labels.new_zeros(0, len(CHECKED_TIMES), *labels.shape[-2:]).cpu()
     network.cpu()
     return TrainingResult(
         fitted.losses,
@@ -125,12 +126,6 @@ def train(
         readings,
         interrupted,
     )
-
-
-def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Times below LAST_TIME, one in each of `count` equal parts, so that a batch has all; and noise seeds."""
-    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return parts / count * LAST_TIME, torch.randint(2**62, (count,), generator=generator)
 
 
 def loss_of(
@@ -177,9 +172,9 @@ class Evaluation:
         }
 
     def figures(self, rows: Tensor) -> Figures:
-        """Metrics of every branch at every level."""
+        """Metrics of every branch at each of CHECKED_TIMES."""
         found: Figures = {branch: {} for branch in self.network.branch_taps}
-        for time in LEVELS:
+        for time in CHECKED_TIMES:
             for branch, depth in self.depth(rows, time).items():
                 found[branch][time] = measure(
                     depth, self.labels[rows], self.settings.depth_range, self.settings.aligned
@@ -187,14 +182,14 @@ class Evaluation:
         return found
 
     def readings(self, rows: Tensor) -> dict[str, Tensor]:
-        """Depth of every branch at every level, on the CPU: branch -> (len(rows), len(LEVELS), h, w)."""
-        at_levels = [self.depth(rows, time) for time in LEVELS]
+        """Depth of every branch at CHECKED_TIMES, on the CPU: branch -> (len(rows), times, h, w)."""
+        at_times = [self.depth(rows, time) for time in CHECKED_TIMES]
         return {
-            branch: torch.cat([depth[branch] for depth in at_levels], dim=1).cpu()
+            branch: torch.cat([depth[branch] for depth in at_times], dim=1).cpu()
             for branch in self.network.branch_taps
         }
 
     def score(self, rows: Tensor) -> float:
         """The error that selects the best state: mean AbsRel of the first branch, the strong one."""
         first = next(iter(self.figures(rows).values()))
-        return sum(metrics.abs_rel for metrics in first.values()) / len(LEVELS)
+        return sum(metrics.abs_rel for metrics in first.values()) / len(CHECKED_TIMES)

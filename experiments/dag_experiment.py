@@ -43,10 +43,11 @@ from ..demo import model as demo
 from ..tools.setup_host import ROOT
 from .dag_judges import Judges
 from .dag_pictures import BATCH, Drawings
-from .dag_rows import NONE, Group, compared, hinged, swept
+from .dag_rows import NONE, Group, compared, hinged
 from .dag_table import LEGEND, table
 from .other_seeds import missing_files, of_other_seeds
 from .seeds import TUNING
+from .swept_rows import swept
 from .target_rows import kept, screened
 
 COMMAND = "python -m tools.run experiments.dag_experiment"
@@ -76,8 +77,8 @@ FILES = {
 }
 
 
-def main() -> None:
-    """Draws the missing pictures, judges all of them, writes the tables."""
+def argument_parser() -> argparse.ArgumentParser:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -100,7 +101,11 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="such as 0/2: draw every second batch, write no table")
     parser.add_argument("--work", type=Path, default=Path(".cache/depth_aware_guidance"))
     parser.add_argument("--out", type=Path, help="file for the tables, instead of the one in docs/results/")
-    options = parser.parse_args()
+    return parser
+
+
+def chosen_groups(options: argparse.Namespace) -> dict[str, Group]:
+    """The groups and rows to draw. Raises ValueError for names that there are not."""
     groups = GROUPS[options.command]()
     if options.family != demo.UNET:
         scheduler = demo.FAMILIES[options.family].scheduler
@@ -108,9 +113,11 @@ def main() -> None:
     unknown = {*(options.groups or ())} - {*groups}
     unknown |= {*(options.rows or ())} - {name for group in groups.values() for name in group.rows}
     if unknown:
-        parser.error(f"There is no {' and no '.join(sorted(unknown))}. The groups are {', '.join(groups)}.")
+        raise ValueError(
+            f"There is no {' and no '.join(sorted(unknown))}. The groups are {', '.join(groups)}."
+        )
     changed = {name: getattr(options, name) for name in ("samples", "steps") if getattr(options, name)}
-    groups = {
+    return {
         name: replace(
             group,
             rows={
@@ -123,6 +130,16 @@ def main() -> None:
         for name, group in groups.items()
         if name in (options.groups or groups)
     }
+
+
+def main() -> None:
+    """Draws the missing pictures, judges all of them, writes the tables."""
+    parser = argument_parser()
+    options = parser.parse_args()
+    try:
+        groups = chosen_groups(options)
+    except ValueError as error:
+        parser.error(str(error))
     if options.command == "seeds" and (missing := missing_files()):
         parser.error(
             f"{', '.join(map(str, missing))} not found: train them with the commands at the head of "

@@ -15,18 +15,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..demo import model as demo
-from ..demo.depth_judge import DEPTH_JUDGE_FILE, DepthJudge, judge
-from ..demo.recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, scene_labels
+from ..demo.depth_judge import judge
+from ..demo.recogniser import recognise, shown_solids
 from ..demo.scenes import FAR, NEAR, sample_scene
-from ..demo.sheet import save_sheet
+from ..demo.sheet import conditioning, save_sheet
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .dag_figures import warp
 from .dag_pictures import BATCH, Drawings, read_prior
 from .dag_rows import Group
+from .judges import judge_files, load_judges
 from .kept_files import checksum, save
-from .other_seeds import OTHER_SEEDS
 from .prior_losses import literal_loss
 from .seeds import REFERENCES
 
@@ -73,12 +72,8 @@ class Judges:
     def __init__(self, drawings: Drawings, seed: int = 0) -> None:
         self.drawings = drawings
         self.prior = read_prior(drawings.prior_file)
-        folder = OTHER_SEEDS / str(seed) if seed else demo.WEIGHTS
-        files = folder / DEPTH_JUDGE_FILE, folder / RECOGNISER_FILE
-        self.depth_judge, self.recogniser = DepthJudge().eval(), Recogniser().eval()
-        for network, file in zip((self.depth_judge, self.recogniser), files, strict=True):
-            network.load_state_dict(demo.read_weights(file))
-        self.checksums = drawings.checksums | {file.stem: checksum(file) for file in files}
+        self.depth_judge, self.recogniser = load_judges(seed)
+        self.checksums = drawings.checksums | {file.stem: checksum(file) for file in judge_files(seed)}
 
     def batch(self, group: Group, name: str, first: int) -> Seen:
         """The outputs for BATCH pictures of a row, which are drawn if they are missing."""
@@ -121,13 +116,13 @@ class Judges:
         hosted = self.drawings.head
         network = hosted.head.network
 
-        def work(model: FrozenModel) -> tuple[Tensor, Tensor]:
+        def work(frozen: FrozenModel) -> tuple[Tensor, Tensor]:
             strong, difference = [], []
             for batch in latents.split(BATCH):
-                at = torch.full((len(batch),), READ_AT, device=model.device)
+                at = torch.full((len(batch),), READ_AT, device=frozen.device)
                 maps = []
                 for noise in seeded_noise(READ_NOISES, *batch.shape[1:]):
-                    features = model.features(list(network.taps), batch, noise.expand_as(batch), at)
+                    features = frozen.features(list(network.taps), batch, noise.expand_as(batch), at)
                     maps.append(
                         torch.stack(network.branches(features, at, batch.shape[-2:], ("strong", "weak")))
                     )
@@ -136,8 +131,8 @@ class Judges:
                 difference.append((d_strong - d_weak).abs().mean((1, 2, 3)))
             return torch.cat(strong), torch.cat(difference)
 
-        conditioning, shape = self.drawings.conditioning([""]), (BATCH, *latents.shape[1:])
-        return with_frozen_model(self.drawings.model, conditioning, shape, work, [hosted.patcher])
+        no_prompt, shape = conditioning(self.drawings.clip, [""]), (BATCH, *latents.shape[1:])
+        return with_frozen_model(self.drawings.model, no_prompt, shape, work, [hosted.patcher])
 
     def prior_losses(self, depth: Tensor) -> Tensor:
         """Mean over PRIOR_TIMESTEPS of L_dp, (N,), of depth maps (N, 1, h, w)."""
@@ -193,9 +188,7 @@ class Judges:
     def shown(self, seeds: range, count: int) -> tuple[Tensor, Tensor]:
         """The kinds of solids that each scene shows, (N, kinds), and the kind of its largest, (N,)."""
         surfaces = self.drawings.scene_tensor("surface", seeds, count)
-        scenes = [(sample_scene(seed), surface) for seed, surface in zip(seeds, surfaces, strict=False)]
-        present = torch.stack([scene_labels(*scene)["objects"] for scene in scenes])
-        return present, torch.tensor([main_pair(*scene) for scene in scenes])
+        return shown_solids([sample_scene(seed) for seed in seeds[:count]], list(surfaces))
 
     def write_sheets(self, name: str, group: Group) -> None:
         """Writes the first pictures of each complete row, with the judge's depth of them below."""

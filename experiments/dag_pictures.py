@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.sd import VAE
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from ..demo import model as demo
 from ..demo.ray_casting import render
 from ..demo.renders import to_uint8
 from ..demo.scenes import FAR, NEAR, sample_scene
-from ..demo.sheet import pictures_to_uint8
+from ..demo.sheet import conditioning, decode
 from ..depth_head.head_files import load_depth_head
 from ..depth_head.metrics import DepthRange
 from ..depth_head.prior import DepthPrior
@@ -138,17 +137,15 @@ class Drawings:
         if row.noises > 1:
             target = self.scenes(first)["depth"].float()[:, None]
             noise = closest_noise(self.model, prompts, self.head, starting_noises(noise, row.noises), target)
-        conditions = prompts, self.conditioning([""]), latent
+        conditions = prompts, conditioning(self.clip, [""]), latent
         given: dict[str, Any] = {"seed": first, "disable_pbar": True}
         if row.repeats == 1:
             schedule = row.steps or group.steps, group.cfg, group.sampler, group.scheduler
             return comfy.sample.sample(model, noise, *schedule, *conditions, **given).cpu()
         sampling = model.get_model_object("model_sampling")
         sigmas = comfy.samplers.calculate_sigmas(sampling, group.scheduler, group.steps)
-        sampler = recurrent(row.repeats)
-        return comfy.sample.sample_custom(
-            model, noise, group.cfg, sampler, sigmas, *conditions, **given
-        ).cpu()
+        custom = group.cfg, recurrent(row.repeats), sigmas
+        return comfy.sample.sample_custom(model, noise, *custom, *conditions, **given).cpu()
 
     def seconds(self, group: Group, name: str) -> float:
         """Median seconds of CPU that sampling a picture of a row took."""
@@ -159,12 +156,8 @@ class Drawings:
     def prompts(self, group: Group, first: int) -> list[list[Any]]:
         """The positive conditioning of a batch."""
         if not group.captions:
-            return self.conditioning([""])
-        return self.conditioning([sample_scene(first + i).caption for i in range(BATCH)])
-
-    def conditioning(self, texts: Sequence[str]) -> list[list[Any]]:
-        """A conditioning with one prompt for each picture of a batch, or one for all."""
-        return [[torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts]), {}]]
+            return conditioning(self.clip, [""])
+        return conditioning(self.clip, [sample_scene(first + i).caption for i in range(BATCH)])
 
     @contextlib.contextmanager
     def guided_model(self, row: Row, first: int) -> Iterator[ModelPatcher]:
@@ -254,8 +247,3 @@ def with_terms(changed: Terms) -> Callable[..., Iterator[depth_aware.Term]]:
 def read_prior(path: Path) -> DepthPrior:
     """The depth prior in a file."""
     return load_depth_prior(path, make_unet)
-
-
-def decode(vae: VAE, latents: Tensor) -> Tensor:
-    """Pictures (N, 256, 256, 3) in uint8."""
-    return pictures_to_uint8(vae.decode(latents))

@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from comfy.model_management import get_torch_device
-from comfy.sd import VAE
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..demo import model as demo
-from ..demo.ray_casting import render
-from ..demo.scenes import FAR, NEAR, sample_scene
+from ..demo.scenes import FAR, NEAR
 from ..depth_head.architectures.pixel_mlp import PixelMLP
+from ..depth_head.fitting import Features
 from ..depth_head.head import first_half_blocks, middle_blocks
 from ..depth_head.metrics import DepthMetrics, DepthRange, measure
-from ..depth_head.training import LEVELS, Evaluation, Features, TrainingSettings, train
+from ..depth_head.training import CHECKED_TIMES, Evaluation, TrainingSettings, train
 from ..host.depth.head_training import features_of
 from ..host.depth.heads import feature_channels
 from ..host.depth.training_pairs import noise_of
@@ -40,25 +38,14 @@ from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from ..tools.setup_host import ROOT
 from . import markdown
 from .kept_files import checksum
+from .labelled_latents import JUDGED_SEED, LabelledLatents, encode_scenes
 from .seeds import HEADS_JUDGED, HEADS_LABELLED
 
 COMMAND = "python -m tools.run experiments.label_efficiency"
 COUNTS = (10, 50, 100, 1000)
-JUDGED_SEED = 10**6
-"""Seed of the noise on the judged scenes, different from all training noise."""
 
 Row = dict[int, DepthMetrics]
 """Metrics by timestep."""
-
-
-@dataclass(frozen=True)
-class LabelledLatents:
-    """Latents (N, C, h, w) of renders, and their relative inverse depth (N, 1, h, w)."""
-
-    latents: Tensor
-    labels: Tensor
-
-
 Inputs = Callable[[LabelledLatents], Features]
 """The inputs of a network for scenes."""
 
@@ -119,17 +106,6 @@ def measure_all(options: argparse.Namespace) -> tuple[dict[str, Row], dict[str, 
 
     shape = (options.batch_size, *labelled.latents.shape[1:])
     return with_frozen_model(model, prompt, shape, work)
-
-
-def encode_scenes(vae: VAE, first: int, count: int, size: int, depth_range: DepthRange) -> LabelledLatents:
-    """Latents and labels of scenes with consecutive seeds."""
-    latents, labels = [], []
-    for seed in tqdm(range(first, first + count), desc="rendering", unit="scene"):
-        seen = render(sample_scene(seed), size)
-        latents.append(vae.encode(seen.rgb.movedim(0, -1)[None]).cpu())
-        labels.append(depth_range.relative(seen.depth)[None, None])
-    whole = torch.cat(latents)
-    return LabelledLatents(whole, F.interpolate(torch.cat(labels), whole.shape[-2:], mode="area"))
 
 
 class EachBlock(nn.Module):
@@ -225,7 +201,7 @@ class Trial:
         """The mean of the labels as the estimate for every scene."""
         labels = self.judged.labels
         mean = self.labelled.labels[:count].mean(0, keepdim=True).expand_as(labels)
-        return dict.fromkeys(LEVELS, measure(mean, labels, self.settings.depth_range))
+        return dict.fromkeys(CHECKED_TIMES, measure(mean, labels, self.settings.depth_range))
 
 
 def tables(options: argparse.Namespace, rows: dict[str, Row], blocks: dict[str, Row], minutes: float) -> str:

@@ -21,9 +21,14 @@ OTHER_SEEDS = Path(".cache/other_seeds")
 FILES = demo.DEPTH_PRIOR_FILE, demo.DEPTH_HEAD_FILE, DEPTH_JUDGE_FILE, RECOGNISER_FILE
 
 
+def folder_of(seed: int) -> Path:
+    """The folder of the networks of a training seed; 0 for the demo model's."""
+    return OTHER_SEEDS / str(seed) if seed else demo.WEIGHTS
+
+
 def missing_files() -> list[Path]:
     """The files of the training seeds 1 and 2 that `of_other_seeds` needs and nobody has trained yet."""
-    paths = (OTHER_SEEDS / str(seed) / name for seed in (1, 2) for name in FILES)
+    paths = (folder_of(seed) / name for seed in (1, 2) for name in FILES)
     return [path for path in paths if not path.exists()]
 
 

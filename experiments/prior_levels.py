@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..demo import model as demo
+from ..demo.labelled_scenes import labelled_scenes
 from ..depth_head.prior import DepthPrior
 from ..depth_head.prior_files import load_depth_prior
 from ..host.depth.priors import make_unet
-from ..nodes.demo_scenes import InnerDemoScenes
 from ..tools.setup_host import ROOT
 from . import markdown
 from .prior_losses import denoised_loss, literal_loss
@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     prior = load_depth_prior(demo.WEIGHTS / demo.DEPTH_PRIOR_FILE, make_unet)
     with torch.inference_mode():
-        _, depths, _ = InnerDemoScenes.execute(PRIOR_TUNING.start, options.maps, prior.size).result
+        depths = labelled_scenes(PRIOR_TUNING[: options.maps], prior.size).depths
         maps = real_and_broken(depths[..., 0].unsqueeze(1), seed=0)
         losses = {name: mean_losses(prior, depth) for name, depth in maps.items()}
     few = {name: depth[:GRADIENT_MAPS].clone() for name, depth in maps.items()}

@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import torch
 
+from ..demo.labelled_scenes import labelled_scenes
 from ..demo.train_depth import train_demo_prior
 from ..depth_head.prior import DepthPrior
 from ..guidance.depth_aware import PRIOR_NOISES
-from ..nodes.demo_scenes import InnerDemoScenes
 from ..tools.setup_host import ROOT
 from . import markdown
 from .dag_judges import Judges
@@ -155,7 +155,7 @@ def gradients(priors: Mapping[PriorTraining, DepthPrior]) -> list[str]:
         "",
     ]
     for side in HEAD_SIZES:
-        _, depths, _ = InnerDemoScenes.execute(PRIOR_TUNING.start, MAPS, side).result
+        depths = labelled_scenes(PRIOR_TUNING[:MAPS], side).depths
         with torch.inference_mode(False):
             depth = depths[..., 0].unsqueeze(1)
             maps = {name: of_kind.clone() for name, of_kind in real_and_broken(depth, seed=0).items()}

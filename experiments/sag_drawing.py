@@ -26,16 +26,16 @@ from torch import Tensor
 from ..classifier_head.head_files import load_classifier_head
 from ..demo import model as demo
 from ..demo.ray_casting import render
-from ..demo.recogniser import PAIRS, main_pair, scene_labels
+from ..demo.recogniser import PAIRS, shown_solids
 from ..demo.scenes import sample_scene
+from ..demo.sheet import conditioning, decode
 from ..guidance import self_attention
 from ..host.classifier.heads import HostedClassifierHead
 from ..nodes.classifier_guidance import InnerClassifierGuidance
 from ..nodes.self_attention_guidance import InnerSelfAttentionGuidance
-from .dag_pictures import decode
 from .kept_files import checksum, save
 from .node_inputs import with_defaults
-from .other_seeds import OTHER_SEEDS
+from .other_seeds import folder_of
 from .sag_judges import SagJudges
 from .sag_rows import Group, Row, Seen
 from .set_figures import effective_scale
@@ -139,8 +139,8 @@ class SagDrawing:
                 cfg,
                 SAMPLER,
                 self.scheduler,
-                self.conditioning(captions),
-                self.conditioning([""]),
+                conditioning(self.clip, captions),
+                conditioning(self.clip, [""]),
                 latent,
                 seed=seeds[0],
                 disable_pbar=True,
@@ -178,10 +178,6 @@ class SagDrawing:
         with square if row.square else contextlib.nullcontext():
             yield model
 
-    def conditioning(self, texts: Sequence[str]) -> list[list[Any]]:
-        """A conditioning with one prompt for each picture, or one for all."""
-        return [[torch.cat([self.clip.encode_from_tokens(self.clip.tokenize(text)) for text in texts]), {}]]
-
     def path(self, group: Group, name: str, first: int) -> Path:
         """The file of what the judges see in BATCH pictures. Rows of the same settings share it."""
         made_by = self.made_by(group, name)
@@ -206,7 +202,7 @@ class SagDrawing:
 
 def classifier_file(seed: int) -> Path:
     """The classifier head of a training seed; 0 for the demo model's."""
-    return (OTHER_SEEDS / str(seed) if seed else demo.WEIGHTS) / demo.CLASSIFIER_HEAD_FILE
+    return folder_of(seed) / demo.CLASSIFIER_HEAD_FILE
 
 
 def attention_inputs(row: Row) -> dict[str, Any]:
@@ -216,9 +212,8 @@ def attention_inputs(row: Row) -> dict[str, Any]:
 
 def shown(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The kinds of solids that each seed's scene shows, (N, kinds), and the kind of its largest, (N,)."""
-    scenes = [(sample_scene(seed), render(sample_scene(seed), 64).surface) for seed in seeds]
-    present = torch.stack([scene_labels(*scene)["objects"] for scene in scenes])
-    return present, torch.tensor([main_pair(*scene) for scene in scenes])
+    scenes = [sample_scene(seed) for seed in seeds]
+    return shown_solids(scenes, [render(scene, 64).surface for scene in scenes])
 
 
 def class_of(seed: int) -> int:

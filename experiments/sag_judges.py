@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..demo import model as demo
-from ..demo.depth_judge import DEPTH_JUDGE_FILE, DepthJudge, judge
-from ..demo.recogniser import RECOGNISER_FILE, Recogniser, recognise
+from ..demo.depth_judge import judge
+from ..demo.recogniser import recognise
 from .dag_figures import depth_features
+from .judges import judge_files, load_judges
 from .kept_files import checksum
-from .other_seeds import OTHER_SEEDS
 from .sag_rows import Seen
 from .set_figures import detail
 
@@ -21,11 +21,9 @@ class SagJudges:
     """Judges that were trained on renders alone. seed: of their training; 0 for those of the demo model."""
 
     def __init__(self, seed: int) -> None:
-        folder = OTHER_SEEDS / str(seed) if seed else demo.WEIGHTS
-        self.recogniser, self.depth_judge = Recogniser().eval(), DepthJudge().eval()
-        self.recogniser.load_state_dict(demo.read_weights(folder / RECOGNISER_FILE))
-        self.depth_judge.load_state_dict(demo.read_weights(folder / DEPTH_JUDGE_FILE))
-        files = demo.WEIGHTS / demo.AUTOENCODER_FILE, folder / RECOGNISER_FILE, folder / DEPTH_JUDGE_FILE
+        self.depth_judge, self.recogniser = load_judges(seed)
+        depth_judge, recogniser = judge_files(seed)
+        files = demo.WEIGHTS / demo.AUTOENCODER_FILE, recogniser, depth_judge
         self.judged_by = [checksum(path) for path in files]
         """The files that determine what they see in a latent."""
 

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..demo import model as demo
-from ..demo.sheet import save_sheet
-from .dag_pictures import decode
+from ..demo.sheet import decode, save_sheet
 from .sag_drawing import SagDrawing
 from .sag_rows import NONE, reported
 

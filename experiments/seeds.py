@@ -1,4 +1,4 @@
-"""The seeds of the experiments, parted once: a figure that is reported uses no seed that chose a setting.
+"""The seeds of the experiments, divided once: a figure that is reported uses no seed that chose a setting.
 
 A seed is the noise of a picture and a held-out scene of the demo world, whose caption is its prompt and whose
 depth is its target. docs/results/protocol.md says how the ranges are used.

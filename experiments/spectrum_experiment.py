@@ -14,7 +14,6 @@ the pictures tells how certain that is.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from ..guidance.self_attention import average_on_finest_grid
 from ..host.recording.records import AttentionRecord, AttentionStep, Run
 from ..nodes.record import InnerRecordAttention
 from ..tools.setup_host import ROOT
+from .kept_files import checksum
 from .seeds import SPECTRUM
 from .spectrum_figures import RESAMPLES, Excess, excess, inside, log_magnitudes, overlap_cell, table
 
@@ -179,7 +179,7 @@ def evaluate_renders(
 
 def evaluate_once(model: Model, latent: Tensor, t: int, texts: Sequence[str], seed: int) -> dict[str, Tensor]:
     """The attention of one evaluation of latents that are noised to timestep t, by block."""
-    prompt = [[torch.cat([model.clip.encode_from_tokens(model.clip.tokenize(text)) for text in texts]), {}]]
+    prompt = sheet.conditioning(model.clip, texts)
     model_sampling: Any = model.recorded.get_model_object("model_sampling")
     sigma = model_sampling.sigma(torch.tensor(t))
     comfy.sample.sample_custom(
@@ -209,8 +209,7 @@ def load() -> Model:
         prompt=False,
         preview=False,
     ).result
-    checksum = hashlib.sha256((demo.WEIGHTS / demo.UNET_FILE).read_bytes()).hexdigest()[:12]
-    return Model(recorded, record, clip, vae, checksum)
+    return Model(recorded, record, clip, vae, checksum(demo.WEIGHTS / demo.UNET_FILE))
 
 
 def mean_attention(run: Run[AttentionStep]) -> dict[str, dict[str, Tensor]]:

@@ -33,11 +33,11 @@ def closest_noise(
     network = head.head.network
     maps = F.interpolate(target, noises.shape[-2:], mode="area")
 
-    def losses(unet: FrozenModel) -> Tensor:
-        at = torch.full((len(target),), FIRST_TIME, device=unet.device)
+    def losses(frozen: FrozenModel) -> Tensor:
+        at = torch.full((len(target),), FIRST_TIME, device=frozen.device)
         found = []
         for noise in noises:
-            features = unet.features(list(network.taps), torch.zeros_like(noise), noise, at)
+            features = frozen.features(list(network.taps), torch.zeros_like(noise), noise, at)
             (depth,) = network.branches(features, at, noise.shape[-2:], ("strong",))
             found.append(target_loss(depth.cpu().float(), maps))
         return torch.stack(found)

@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import comfy.sample
 import torch
@@ -19,17 +19,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..demo import model as demo
-from ..demo.depth_judge import DEPTH_JUDGE_FILE, DepthJudge, judge
+from ..demo.depth_judge import DEPTH_JUDGE_FILE, judge
 from ..demo.ray_casting import Render, render
-from ..demo.recogniser import RECOGNISER_FILE, Recogniser, main_pair, recognise, scene_labels
+from ..demo.recogniser import recognise, shown_solids
 from ..demo.scenes import FAR, NEAR, Scene, sample_scene
+from ..demo.sheet import conditioning, decode
 from ..depth_head.head_files import load_depth_head
 from ..depth_head.metrics import DepthRange
 from ..host.depth.heads import HostedDepthHead
 from ..nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from .dag_figures import abs_rel_after_alignment, fidelity
-from .dag_pictures import decode
 from .dag_rows import NONE
+from .judges import load_judges
 from .kept_files import checksum, save
 from .node_inputs import with_defaults
 from .paired_bootstrap import LEVEL, Bootstrapped, bootstrap, cell, mean, resamples
@@ -88,10 +89,6 @@ def draw(family: str, row: Row, targets: Targets) -> Drawn:
     """The pictures of a row, one of each scene."""
     model, clip, vae = demo.load_all(demo.WEIGHTS, family)
     pictures, seconds = [], 0.0
-
-    def conditioning(texts: Sequence[str]) -> list[list[Any]]:
-        return [[torch.cat([clip.encode_from_tokens(clip.tokenize(text)) for text in texts]), {}]]
-
     for first in range(0, len(targets.seeds), BATCH):
         guided = model
         if row.head is not None:
@@ -106,7 +103,7 @@ def draw(family: str, row: Row, targets: Targets) -> Drawn:
             (guided,) = InnerDepthAwareGuidance.execute(**inputs).result
         latent = torch.zeros(BATCH, 4, 32, 32)
         seed = targets.seeds[first]
-        prompts = conditioning([scene.caption for scene in targets.scenes[first : first + BATCH]])
+        prompts = conditioning(clip, [scene.caption for scene in targets.scenes[first : first + BATCH]])
         started = time.process_time()
         samples = comfy.sample.sample(
             guided,
@@ -116,7 +113,7 @@ def draw(family: str, row: Row, targets: Targets) -> Drawn:
             SAMPLER,
             demo.FAMILIES[family].scheduler,
             prompts,
-            conditioning([""]),
+            conditioning(clip, [""]),
             latent,
             seed=seed,
             disable_pbar=True,
@@ -133,12 +130,8 @@ def relative_depth(seen: Render) -> Tensor:
 
 def cells(drawn: Mapping[str, Drawn], targets: Targets) -> dict[str, list[str]]:
     """The cells of COLUMNS by row; all but NONE with their change from it, paired by seed."""
-    depth_judge, recogniser = DepthJudge().eval(), Recogniser().eval()
-    depth_judge.load_state_dict(demo.read_weights(demo.WEIGHTS / DEPTH_JUDGE_FILE))
-    recogniser.load_state_dict(demo.read_weights(demo.WEIGHTS / RECOGNISER_FILE))
-    pairs = list(zip(targets.scenes, targets.seen, strict=True))
-    present = torch.stack([scene_labels(scene, one.surface)["objects"] for scene, one in pairs])
-    main_objects = torch.tensor([main_pair(scene, one.surface) for scene, one in pairs])
+    depth_judge, recogniser = load_judges()
+    present, main_objects = shown_solids(targets.scenes, [one.surface for one in targets.seen])
     relative = torch.stack([relative_depth(one) for one in targets.seen])[:, None]
 
     def figures(pictures: Tensor) -> list[Bootstrapped]:

@@ -19,7 +19,7 @@ from comfy.model_management import get_torch_device
 from tqdm import tqdm
 
 from ..demo import model as demo
-from ..depth_head.training import LEVELS
+from ..depth_head.training import CHECKED_TIMES
 from ..tools.setup_host import ROOT
 from . import markdown
 from .kept_files import checksum
@@ -74,10 +74,10 @@ def of_all_seeds(first: Head) -> list[Head]:
 
 def report(options: argparse.Namespace, found: Mapping[Head, Mapping[str, float]]) -> list[str]:
     """The lines of both tables."""
-    levels = [f"t = {level}" for level in LEVELS]
+    times = [f"t = {time}" for time in CHECKED_TIMES]
 
-    def of_level(head: Head) -> list[str]:
-        return [f"{found[head][str(level)]:.3f}" for level in LEVELS]
+    def by_time(head: Head) -> list[str]:
+        return [f"{found[head][str(time)]:.3f}" for time in CHECKED_TIMES]
 
     one_seed = {}
     for blocks in (*SINGLE, FIRST_HALF, CENTRED, ALL):
@@ -85,8 +85,8 @@ def report(options: argparse.Namespace, found: Mapping[Head, Mapping[str, float]
         one_seed[", ".join(blocks)] = [
             " / ".join(pair)
             for pair in zip(
-                of_level(stream) if stream in found else ["-"] * len(LEVELS),
-                of_level(normalised),
+                by_time(stream) if stream in found else ["-"] * len(CHECKED_TIMES),
+                by_time(normalised),
                 strict=True,
             )
         ]
@@ -94,9 +94,9 @@ def report(options: argparse.Namespace, found: Mapping[Head, Mapping[str, float]
     for first in SEEDS:
         name = ", ".join(first.blocks) + ("" if first.token_norm else ", residual stream")
         by_seed[name] = [
-            f"{sum(found[head][str(level)] for head in of_all_seeds(first)) / SEEDS[first]:.3f} "
-            f"({', '.join(f'{found[head][str(level)]:.3f}' for head in of_all_seeds(first))})"
-            for level in LEVELS
+            f"{sum(found[head][str(time)] for head in of_all_seeds(first)) / SEEDS[first]:.3f} "
+            f"({', '.join(f'{found[head][str(time)]:.3f}' for head in of_all_seeds(first))})"
+            for time in CHECKED_TIMES
         ]
     settings = f" --steps {options.steps} --judged {options.judged}"
     return [
@@ -111,11 +111,11 @@ def report(options: argparse.Namespace, found: Mapping[Head, Mapping[str, float]
         "",
         "## Seed 0: residual stream / per-token normalisation",
         "",
-        *markdown.table(levels, one_seed),
+        *markdown.table(times, one_seed),
         "",
         "## Per-token normalisation: mean (each seed)",
         "",
-        *markdown.table(levels, by_seed),
+        *markdown.table(times, by_seed),
         "",
         "What follows for the defaults: [README.md](README.md#which-blocks-of-a-transformer-know-depth).",
     ]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ..depth_head.training import LAST_TIME, LEVELS
+from ..depth_head.fitting import stratified
+from ..depth_head.training import CHECKED_TIMES, LAST_TIME
 from ..host.depth.training_pairs import noise_of
 from ..host.sampling.frozen_model import FrozenModel
 from .kept_files import save
@@ -34,10 +35,8 @@ class Draws:
 
 
 def uniform_times(count: int) -> Tensor:
-    """`count` times below LAST_TIME, one in each of as many equal parts, in random order."""
-    generator = torch.Generator().manual_seed(count)
-    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
-    return parts / count * LAST_TIME
+    """`count` times below LAST_TIME, stratified."""
+    return stratified(count, torch.Generator().manual_seed(count)) * LAST_TIME
 
 
 def training_draws(
@@ -52,13 +51,13 @@ def training_draws(
 def judged_draws(
     folder: Path, model: FrozenModel, latents: Tensor, blocks: Sequence[str], first_seed: int
 ) -> dict[int, Draws]:
-    """One evaluation of each scene at each of LEVELS, by level."""
+    """One evaluation of each scene at each of CHECKED_TIMES, by time."""
     which = torch.arange(len(latents))
     draws = {}
-    for level in LEVELS:
-        times = torch.full((len(which),), float(level))
-        kept = folder / f"judged-{len(which)}-{level}"
-        draws[level] = _kept(kept, model, latents, blocks, which, times, first_seed)
+    for time in CHECKED_TIMES:
+        times = torch.full((len(which),), float(time))
+        kept = folder / f"judged-{len(which)}-{time}"
+        draws[time] = _kept(kept, model, latents, blocks, which, times, first_seed)
     return draws
 
 

@@ -20,7 +20,7 @@ from ..depth_head.metrics import DepthRange, measure
 from ..host.depth.heads import feature_channels
 from ..host.sampling.frozen_model import FrozenModel, with_frozen_model
 from .kept_files import checksum
-from .label_efficiency import JUDGED_SEED, encode_scenes
+from .labelled_latents import JUDGED_SEED, encode_scenes
 from .seeds import HEADS_JUDGED, HEADS_LABELLED
 from .transformer_features import Draws, judged_draws, training_draws
 
@@ -81,7 +81,7 @@ class Trial:
         return cls(options.steps, folder, channels, labelled.labels, judged.labels, *found)
 
     def figures(self, head: Head) -> dict[str, float]:
-        """AbsRel by level of the judged scenes, with a head that is trained unless its figures are kept."""
+        """AbsRel by time of the judged scenes, with a head that is trained unless its figures are kept."""
         path = figures_file(self.folder, self.steps, head)
         if not path.exists():
             found = self.judge(head, self.train(head))
@@ -91,16 +91,16 @@ class Trial:
 
     @torch.no_grad()
     def judge(self, head: Head, network: PixelMLP) -> dict[str, float]:
-        """AbsRel by level."""
+        """AbsRel by time."""
         found = {}
-        for level, draws in self.judged_draws.items():
+        for time, draws in self.judged_draws.items():
             depth = torch.cat(
                 [
                     network(read(head, draws, rows), draws.times[rows], self.judged_labels.shape[-2:])
                     for rows in torch.arange(len(self.judged_labels)).split(BATCH)
                 ]
             )
-            found[str(level)] = measure(depth, self.judged_labels, RANGE).abs_rel
+            found[str(time)] = measure(depth, self.judged_labels, RANGE).abs_rel
         return found
 
     def train(self, head: Head) -> PixelMLP:
@@ -148,6 +148,6 @@ def figures_file(folder: Path, steps: int, head: Head) -> Path:
 
 
 def kept_figures(path: Path) -> dict[str, float]:
-    """AbsRel by level."""
+    """AbsRel by time."""
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -121,6 +121,11 @@ def curve(logs: Tensor) -> Curve:
     return Curve(len(logs), logs.mean(dim=0).tolist())
 
 
+def object_masks(masks: Tensor, image_size: Sequence[int], count: int) -> Tensor:
+    """Masks of objects in [0, 1], (count or 1, h, w), as zeros and ones at image size, (count, H, W)."""
+    return (resize_nearest(masks.float(), image_size) > 0.5).float().expand(count, -1, -1)
+
+
 def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: int) -> Overlap:
     """How well the mask of attention (N, h, w) marks the objects (N, H, W), masks of zeros and ones.
 
@@ -149,9 +154,9 @@ def overlap(attention: Tensor, psi: float, objects: Tensor, draws: int, seed: in
 def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> dict[str, Any]:
     """The whole analysis as JSON can hold it; null where there are no patches."""
 
-    def numbers(curve: Curve) -> dict[str, Any]:
-        logs = [None if math.isnan(value) else round(value, 5) for value in curve.log_magnitude]
-        return {"patches": curve.patches, "log10_magnitude": logs}
+    def numbers(of: Curve) -> dict[str, Any]:
+        logs = [None if math.isnan(value) else round(value, 5) for value in of.log_magnitude]
+        return {"patches": of.patches, "log10_magnitude": logs}
 
     return {
         "patches": [
@@ -162,10 +167,10 @@ def as_numbers(found: Sequence[Spectrum], overlaps: Mapping[float, Overlap]) -> 
                 "inside": [
                     {
                         "threshold": psi,
-                        **numbers(curve),
+                        **numbers(inside),
                         "more_at_every_frequency": s.more_at_every_frequency(psi),
                     }
-                    for psi, curve in s.inside.items()
+                    for psi, inside in s.inside.items()
                 ],
             }
             for s in found

@@ -6,8 +6,8 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..guidance.attention_spectrum import PATCH_SIZES, as_numbers, in_words, overlap, spectra
-from ..guidance.self_attention import average_on_finest_grid, resize_nearest
+from ..guidance.attention_spectrum import PATCH_SIZES, as_numbers, in_words, object_masks, overlap, spectra
+from ..guidance.self_attention import average_on_finest_grid
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import received_maps
 from ..pictures.images import images_of, require_finite, require_images
@@ -148,13 +148,13 @@ class InnerAttentionSpectrum(io.ComfyNode):
         overlaps = {}
         if objects is not None:
             count = objects.shape[:-2].numel()
-            objects = objects.reshape(count, *objects.shape[-2:]).float().cpu()
+            objects = objects.reshape(count, *objects.shape[-2:]).cpu()
             if count not in (1, len(image)):
                 raise ValueError(
                     f"objects: {count} masks do not match {len(image)} images. Connect one mask, or "
                     "one for each image."
                 )
-            marked = (resize_nearest(objects, image.shape[1:3]) > 0.5).float().expand(len(image), -1, -1)
+            marked = object_masks(objects, image.shape[1:3], len(image))
             overlaps = {psi: overlap(attention, psi, marked, random_masks, seed) for psi in thresholds}
         return io.NodeOutput(
             plot(found, in_words(found, overlaps))[None], json.dumps(as_numbers(found, overlaps), indent=1)

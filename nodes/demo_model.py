@@ -111,8 +111,7 @@ class InnerLoadDemoModel(io.ComfyNode):
     def execute(cls, family: str = FAMILIES[0]) -> io.NodeOutput:
         """MODEL, CLIP, VAE, DEPTH_HEAD, DEPTH_PRIOR, CLASSIFIER_HEAD and LATENT_HEAD.
 
-        Raises:
-            ValueError: a weight file is missing or damaged; the message says how to restore it.
+        Raises ValueError for a weight file that is missing or damaged; the message says how to restore it.
         """
         from ..demo import model as demo
 

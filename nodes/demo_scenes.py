@@ -1,13 +1,12 @@
 """The Demo Scenes node: renders of the demo world with exact depth, as labelled training images."""
 
+from collections.abc import Iterator
+
 import comfy.model_management
 import comfy.utils
-import torch
 from comfy_api.latest import io
 
-from ..demo.ray_casting import render
-from ..demo.scenes import FAR, NEAR, sample_scene
-from ..depth_head.metrics import DepthRange
+from ..demo.labelled_scenes import labelled_scenes
 from .schema import search_aliases
 
 # The demo model was not trained on scenes from this number on.
@@ -86,15 +85,14 @@ class InnerDemoScenes(io.ComfyNode):
     @classmethod
     def execute(cls, first_seed: int, count: int, size: int) -> io.NodeOutput:
         """Images and depth maps, (count, size, size, 3) each, and the names of the main objects."""
-        progress = comfy.utils.ProgressBar(count)
-        depth_range = DepthRange(NEAR, FAR)
-        images, depths, main_objects = [], [], []
-        for seed in range(first_seed, first_seed + count):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            scene = sample_scene(seed)
-            seen = render(scene, size)
-            images.append(seen.rgb.movedim(0, -1))
-            depths.append(depth_range.relative(seen.depth)[..., None].expand(-1, -1, 3))
-            main_objects.append(scene.phrases[0])
-            progress.update(1)
-        return io.NodeOutput(torch.stack(images), torch.stack(depths), "\n".join(main_objects))
+        scenes = labelled_scenes(with_progress(range(first_seed, first_seed + count)), size)
+        return io.NodeOutput(scenes.images, scenes.depths, "\n".join(scenes.main_objects))
+
+
+def with_progress(seeds: range) -> Iterator[int]:
+    """The seeds, with progress on the node. Raises the host's exception when the user has interrupted."""
+    progress = comfy.utils.ProgressBar(len(seeds))
+    for seed in seeds:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        yield seed
+        progress.update(1)

@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..classifier_head.training import ClassifierTraining
+from ..classifier_head.training import ClassifierTrainingSettings
 from ..host.classifier.training import train_classifier_head
 from ..host.depth.head_training import AUTO
 from .schema import ADVANCED, CLASSIFIER_HEAD, search_aliases
@@ -131,6 +131,6 @@ class InnerTrainClassifierHead(io.ComfyNode):
         positive: Any = None,
     ) -> io.NodeOutput:
         """Head and report. Raises ValueError before training if the inputs do not match or cannot be used."""
-        settings = ClassifierTraining(steps, batch_size, learning_rate, seed)
+        settings = ClassifierTrainingSettings(steps, batch_size, learning_rate, seed)
         trained = train_classifier_head(model, vae, images, class_names, blocks, settings, positive)
         return io.NodeOutput(trained.head, trained.report)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..depth_head.depth_maps import read_depth_maps
 from ..depth_head.prior import DEFAULT_SIZE, SIZES
 from ..depth_head.prior_report import LOSS
-from ..host.depth.priors import train
+from ..host.depth.priors import train_depth_prior
 from ..host.depth.training_watch import TrainingWatch
 from ..pictures.images import FROM_A_LIST
 from .schema import ADVANCED, DEPTH_PRIOR, search_aliases
@@ -125,7 +125,7 @@ class InnerTrainDepthPrior(io.ComfyNode):
                 + FROM_A_LIST
             )
         watch = TrainingWatch(LOSS, comfy.utils.ProgressBar(steps))
-        prior, report = train(
+        prior, report = train_depth_prior(
             maps,
             int(size),
             steps=steps,

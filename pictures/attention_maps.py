@@ -76,7 +76,7 @@ def scaled(values: Tensor, low: float, high: float) -> Tensor:
     return ((values - low) / (high - low)).clamp(0, 1)
 
 
-def glowing(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
+def overlaid(images: Tensor, colours: Tensor, shares: Tensor, opacity: float) -> Tensor:
     """Images (N, H, W, 3), dimmed, under the colours. The larger the share (N, H, W), the more opaque."""
     return torch.lerp(images * (1 - opacity / 3), colours, opacity * shares[..., None])
 
@@ -114,6 +114,6 @@ def in_colour(
         share = scaled(values, low, high)
         coloured = colours(share, colour_map)
         if image is not None:
-            coloured = glowing(images_of(image, len(share)), coloured, share, opacity)
+            coloured = overlaid(images_of(image, len(share)), coloured, share, opacity)
         pictures.append(coloured)
     return torch.cat(pictures)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .colour_map import ColourMap, colours
 
-PAPER, INK = "#161616", "#e4e4e4"
+PAPER, INK, FAINT, GRID = "#161616", "#e4e4e4", "#9a9a9a", "#333333"
 SMALLEST_FONT = 11
 CHARACTERS_ACROSS = 34  # of the font's size, not of its letters, which are half as wide
 MOST_TICKS = 6

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .captions import PAPER, ticks
+from .captions import FAINT, GRID, PAPER, ticks
 
-FAINT, GRID, CURVE = "#9a9a9a", "#333333", "#e8a14a"
+CURVE = "#e8a14a"
 SMALL = ImageFont.load_default(14)
 MOST_POINTS = 50
 
+# A rectangle (left, top, right, bottom), in pixels.
 Box = tuple[float, float, float, float]
-"""A rectangle (left, top, right, bottom), in pixels."""
 
 
 def draw_loss_curve(

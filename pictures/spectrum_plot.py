@@ -9,14 +9,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ..guidance.attention_spectrum import Spectrum
-from .captions import INK, PAPER, font, pixels, ticks, to_bytes
+from .captions import FAINT, GRID, INK, PAPER, font, pixels, ticks, to_bytes
 from .colour_map import COLOUR_MAPS, colours
 
 WIDTH = 1200
 LEFT, TOP, GAP, SPECTRUM_HEIGHT, EXCESS_HEIGHT, LINE = 80, 84, 24, 300, 180, 26
 SCALE = 2  # drawn larger, then reduced: Pillow does not smooth lines
 FONT, SMALL_FONT = 17 * SCALE, 14 * SCALE
-GRID, FAINT = "#333333", "#9a9a9a"
 DARKEST_CURVE, LIGHTEST_CURVE = 0.45, 0.8  # in the colour map
 
 

@@ -28,9 +28,8 @@ class WorkflowError(Exception):
 def widget_slots(declared: dict[str, Any], values: Sequence[Any]) -> list[str | None]:
     """Names of the values that the canvas stores for a node, in order; None where the API has none.
 
-    Args:
-        declared: the inputs of a node, or of one option of a dynamic combo, as the host describes them.
-        values: what the canvas stored. They decide which inputs a dynamic combo has.
+    declared: the inputs of a node, or of one option of a dynamic combo, as the host describes them. values:
+    what the canvas stored; they decide which inputs a dynamic combo has.
     """
     slots: list[str | None] = []
     for group in ("required", "optional"):
@@ -54,13 +53,9 @@ def widget_slots(declared: dict[str, Any], values: Sequence[Any]) -> list[str | 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Prompt:
     """The API form of a workflow in the canvas's format, version 0.4.
 
-    Args:
-        workflow: contents of a workflow file, without subgraphs or reroutes; a node that is bypassed has no
-            inputs to pass on, and is left out with its links.
-        object_info: what the host says about its nodes.
-
-    Raises:
-        WorkflowError: a node that the host does not have, or a list of values of the wrong length.
+    workflow: contents of a workflow file, without subgraphs or reroutes; a node that is bypassed has no
+    inputs to pass on, and is left out with its links. object_info: what the host says about its nodes. Raises
+    WorkflowError for a node that the host does not have, and for a list of values of the wrong length.
     """
     nodes = [node for node in workflow["nodes"] if node["mode"] != BYPASSED]
     there = {node["id"] for node in nodes}

@@ -14,8 +14,8 @@ BACKGROUND, INK = "white", "black"
 def contact_sheet(columns: Sequence[str], rows: Mapping[str, Sequence[Image.Image]]) -> Image.Image:
     """Lay out pictures of one width under their columns' captions, each row under its title.
 
-    Args: columns: a caption for each column; wrapped to the width of a picture. rows: title -> one picture
-    per column, all of one height.
+    columns: a caption for each column, wrapped to the width of a picture. rows: title -> one picture per
+    column, all of one height.
     """
     font = ImageFont.load_default(FONT_SIZE)
     width = next(iter(rows.values()))[0].width

@@ -12,7 +12,7 @@ from PIL import Image
 from .demo import SCENES
 from .host_server import HostServer, HostServerError
 from .setup_host import ROOT, SetupError, host_folder
-from .thumbnails import (
+from .template_pictures import (
     CLASSES,
     CLASSIFIER,
     DEPTH,

@@ -38,8 +38,8 @@ class HostServer:
 
     It stops at the end of the block, and also when this process is killed. The log stays.
 
-    Args: host, pack: their folders. log: file that receives everything the server prints.
-    options: of ComfyUI's main.py; by default it runs on the CPU.
+    host, pack: their folders. log: file that receives everything the server prints. options: of ComfyUI's
+    main.py; by default it runs on the CPU.
     """
 
     def __init__(self, host: Path, pack: Path, log: Path, options: Sequence[str] = ON_THE_CPU) -> None:
@@ -147,17 +147,11 @@ class HostServer:
     def run(
         self, prompt: Prompt, on_progress: Callable[[str, int, int], None] = lambda *_: None
     ) -> dict[str, list[bytes]]:
-        """Queue a prompt, follow it on the websocket to its end, and collect its images.
+        """Queue a prompt and follow it on the websocket to its end.
 
-        Args:
-            prompt: the graph.
-            on_progress: called with (node id, steps done, steps in all) whenever a node reports progress.
-
-        Returns:
-            The encoded image files that each output node saved or previewed, by node id.
-
-        Raises:
-            HostServerError: the host refused the prompt, a node failed, or the server died.
+        on_progress: called with (node id, steps done, steps in all) whenever a node reports progress. Returns
+        the encoded image files that each output node saved or previewed, by node id. Raises HostServerError
+        if the host refuses the prompt, a node fails, or the server dies.
         """
         try:
             return asyncio.run(self.follow(prompt, on_progress))

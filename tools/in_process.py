@@ -19,10 +19,8 @@ def import_host(device: str) -> argparse.Namespace:
     """Makes `comfy` importable on the "cpu" or the "gpu" that it finds; returns the host's launch options.
 
     Call it before anything of `comfy` is imported. The host reads most of its launch options when
-    `comfy.model_management` is imported: change them before that.
-
-    Raises:
-        SetupError: when there is no host; the message says how to get it.
+    `comfy.model_management` is imported: change them before that. Raises SetupError when there is no host;
+    the message says how to get it.
     """
     sys.path.insert(0, str(host_folder()))
     import_torchvision()

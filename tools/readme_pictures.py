@@ -12,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .demo import for_scene, node_titled
 from .host_server import HostServer, HostServerError, Prompt
 from .setup_host import ROOT, SetupError, host_folder
-from .template_runs import template
-from .thumbnails import (
+from .template_pictures import (
     EIGHT_SEEDS,
     FILM,
     FORMS,
@@ -29,6 +28,7 @@ from .thumbnails import (
     draw,
     pictures_of,
 )
+from .template_runs import template
 
 FOLDER = ROOT / "docs"
 WIDTH, QUALITY = 1280, 85

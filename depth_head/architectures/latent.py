@@ -65,7 +65,7 @@ class LatentDepth(nn.Module):
     def branches(
         self, features: Mapping[str, Tensor], time: Tensor, size: Sequence[int], branches: Sequence[str]
     ) -> list[Tensor]:
-        """Depth of the only branch, once for each of its name."""
+        """The depth of the only branch, as often as `branches` names it."""
         precision = self.first.weight.dtype
         embedding = embed_time(time).to(precision)
         h = self.first(self.standardise(features[ESTIMATE].to(precision)))

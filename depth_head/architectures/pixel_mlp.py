@@ -36,6 +36,11 @@ def embed_time(time: Tensor) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
+def normalise_tokens(x: Tensor) -> Tensor:
+    """(B, C, h, w), of mean 0 and variance 1 over the channels of each token."""
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
+
+
 class PixelMLP(nn.Module):
     """The interface is that of architectures/__init__.py.
 
@@ -89,22 +94,16 @@ class PixelMLP(nn.Module):
     ) -> list[Tensor]:
         """Depth of several branches; shared features are computed once."""
         needed = {name for branch in branches for name in self.branch_taps[branch]}
-        standard = {
-            name: standardise(self.normalised(features[name].float()))
-            for name, standardise in zip(self.taps, self.standardise, strict=True)
-            if name in needed
-        }
+        standard = {}
+        for name, standardise in zip(self.taps, self.standardise, strict=True):
+            if name in needed:
+                f = features[name].float()
+                standard[name] = standardise(normalise_tokens(f) if self.token_norm else f)
         embedding = embed_time(time)
         return [
             getattr(self, branch)([standard[name] for name in self.branch_taps[branch]], embedding, size)
             for branch in branches
         ]
-
-    def normalised(self, x: Tensor) -> Tensor:
-        """(B, C, h, w); with token_norm, of mean 0 and variance 1 over the channels of each token."""
-        if not self.token_norm:
-            return x
-        return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 
 class PixelBranch(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...classifier_head.classifier_report import LOSS, draw_classifier_report
 from ...classifier_head.head import ClassifierHead, folded
 from ...classifier_head.network import ClassifierNetwork
-from ...classifier_head.training import ClassifierResult, ClassifierTraining, train_classifier
+from ...classifier_head.training import ClassifierResult, ClassifierTrainingSettings, train_classifier
 from ...depth_head.files import LONGEST_QUOTE, is_name, legible
 from ...pictures.images import FROM_A_LIST, require_finite, require_images
 from ..depth.head_training import AUTO, default_blocks, features_of
@@ -51,7 +51,7 @@ def train_classifier_head(
     images: Tensor,
     class_names: str,
     blocks: str,
-    settings: ClassifierTraining,
+    settings: ClassifierTrainingSettings,
     positive: Conditioning | None,
 ) -> TrainedClassifier:
     """Train a head on images (N, H, W, 3) and the class of each (read_class_names).
@@ -82,14 +82,14 @@ def train_classifier_head(
     latents = torch.cat([first, encode(model, vae, images[1:], progress)])
     labels = torch.tensor([classes.index(name) for name in names])
 
-    def work(unet: FrozenModel) -> ClassifierResult:
+    def work(frozen: FrozenModel) -> ClassifierResult:
         watch = TrainingWatch(LOSS, progress, len(images))
         return train_classifier(
             network,
-            features_of(unet, latents, list(network.taps)),
+            features_of(frozen, latents, list(network.taps)),
             labels,
             settings,
-            unet.device,
+            frozen.device,
             watch.on_step,
             comfy.model_management.InterruptProcessingException,
         )
@@ -101,8 +101,18 @@ def train_classifier_head(
             len(result.losses),
             result.best_step,
         )
-    training = {
-        "images": len(images) - result.held_out,
+    head = ClassifierHead(network, family, classes, summary(result, settings, len(images)), "this head")
+    heading = (
+        f"{len(classes)} classes, from {', '.join(network.taps)} of {family}; {len(result.losses)} steps"
+    )
+    report = draw_classifier_report(result, len(classes), heading)
+    return TrainedClassifier(HostedClassifierHead.of(head), report[None])
+
+
+def summary(result: ClassifierResult, settings: ClassifierTrainingSettings, images: int) -> dict[str, Any]:
+    """The summary of the training for the head's file."""
+    return {
+        "images": images - result.held_out,
         "held_out": result.held_out,
         "steps": len(result.losses),
         "kept_after": result.best_step,
@@ -111,12 +121,6 @@ def train_classifier_head(
         "seed": settings.seed,
         "accuracy": {str(time): round(value, 4) for time, value in result.accuracy.items()},
     }
-    head = ClassifierHead(network, family, classes, training, "this head")
-    heading = (
-        f"{len(classes)} classes, from {', '.join(network.taps)} of {family}; {len(result.losses)} steps"
-    )
-    report = draw_classifier_report(result, len(classes), heading)
-    return TrainedClassifier(HostedClassifierHead.of(head), report[None])
 
 
 def read_class_names(text: str, count: int) -> list[str]:

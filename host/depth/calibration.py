@@ -11,7 +11,7 @@ from ...depth_head.architectures import STRONG, WEAK
 from ...depth_head.calibration import Calibration, LossLevels
 from ...depth_head.depth_maps import resize_antialiased
 from ...depth_head.prior import TIMESTEPS, DepthPrior, schedule, to_prior
-from ...depth_head.training import LEVELS
+from ...depth_head.training import CHECKED_TIMES
 from ...guidance import depth_aware as dag
 
 # The number of maps that a head carries, for the levels of priors, and the longer side of the largest: 34 MB.
@@ -21,18 +21,19 @@ CARRIED, LARGEST = 16, 512
 
 @torch.no_grad()
 def calibration_of(readings: Mapping[str, Tensor]) -> Calibration:
-    """From the depth of real images: branch -> (n, len(LEVELS), h, w); n is 2 or more."""
+    """From the depth of real images: branch -> (n, len(CHECKED_TIMES), h, w); n is 2 or more."""
     strong, weak = readings[STRONG], readings.get(WEAK)
     consistency = None
     if weak is not None:
         losses = [
-            dag.consistency_loss(*(t[:, i : i + 1] for t in (strong, weak))) for i in range(len(LEVELS))
+            dag.consistency_loss(*(t[:, i : i + 1] for t in (strong, weak)))
+            for i in range(len(CHECKED_TIMES))
         ]
-        consistency = LossLevels.of(LEVELS, torch.stack(losses, dim=1))
-    return Calibration(LEVELS, fitted(strong[:CARRIED]).clamp(0, 1).half(), consistency)
+        consistency = LossLevels.of(CHECKED_TIMES, torch.stack(losses, dim=1))
+    return Calibration(CHECKED_TIMES, shrunk(strong[:CARRIED]).clamp(0, 1).half(), consistency)
 
 
-def fitted(maps: Tensor) -> Tensor:
+def shrunk(maps: Tensor) -> Tensor:
     """Maps (N, C, h, w), made smaller where a side is longer than LARGEST."""
     sides = maps.shape[-2:]
     if max(sides) <= LARGEST:

@@ -50,14 +50,14 @@ def estimate_depth(
     pairs = torch.cartesian_prod(torch.arange(len(latents)), torch.arange(ensemble)).view(-1, 2)
     batch = largest_batch(model, latents.shape, len(pairs))
 
-    def work(unet: FrozenModel) -> Tensor:
+    def work(frozen: FrozenModel) -> Tensor:
         progress = comfy.utils.ProgressBar(len(pairs))
         total = torch.zeros(len(latents), 1, *latents.shape[-2:])
         for part in pairs.split(batch):
             comfy.model_management.throw_exception_if_processing_interrupted()
             rows, numbers = part.T
-            time = torch.full((len(part),), noise_level * TIMES, device=unet.device)
-            features = unet.features(names, latents[rows], noises[numbers], time)
+            time = torch.full((len(part),), noise_level * TIMES, device=frozen.device)
+            features = frozen.features(names, latents[rows], noises[numbers], time)
             total.index_add_(0, rows, network(features, time, latents.shape[-2:]).cpu())
             progress.update(len(part))
         return total / ensemble

@@ -15,9 +15,10 @@ from ...depth_head.architectures import LATENT, STRONG, WEAK, DepthNetwork, buil
 from ...depth_head.architectures.latent import ESTIMATE
 from ...depth_head.depth_maps import read_depth_maps
 from ...depth_head.estimates import stand_in
+from ...depth_head.fitting import Features
 from ...depth_head.head import DepthHead, LatentSpace, first_half_blocks, middle_blocks
 from ...depth_head.head_report import LOSS, draw_head_report
-from ...depth_head.training import Features, TrainingResult, TrainingSettings, train
+from ...depth_head.training import TrainingResult, TrainingSettings, train
 from ...pictures.images import as_rgb
 from ..sampling.frozen_model import (
     Conditioning,
@@ -90,8 +91,8 @@ def train_depth_head(
             comfy.model_management.InterruptProcessingException,
         )
 
-    def learn_features(unet: FrozenModel) -> TrainingResult:
-        return learn(features_of(unet, latents, list(network.taps)), unet.device)
+    def learn_features(frozen: FrozenModel) -> TrainingResult:
+        return learn(features_of(frozen, latents, list(network.taps)), frozen.device)
 
     if architecture == LATENT:
         device = comfy.model_management.get_torch_device()
@@ -179,11 +180,11 @@ def default_blocks(diffusion_model: Any, architecture: str) -> tuple[list[str], 
     return [f"o{i}" for i in strong], [f"o{weak}"]
 
 
-def features_of(unet: FrozenModel, latents: Tensor, names: Sequence[str]) -> Features:
+def features_of(frozen: FrozenModel, latents: Tensor, names: Sequence[str]) -> Features:
     """The features that training reads: of some of the latents, with noise from the seeds."""
 
     def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        return unet.features(names, latents[rows], noise_of(latents[rows], seeds), at)
+        return frozen.features(names, latents[rows], noise_of(latents[rows], seeds), at)
 
     return features
 

@@ -11,7 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import Tensor, nn
 
 from ...depth_head.prior import DepthPrior, draw, train_prior
-from ...depth_head.prior_report import draw_prior_report
+from ...depth_head.prior_report import draw_prior_report, last_loss
 
 # No attention: at 64 px the middle block has 8 x 8 tokens, and its convolutions see all of the map.
 UNET_CONFIG = {
@@ -52,7 +52,7 @@ def make_unet() -> nn.Module:
 
 
 @torch.inference_mode(False)
-def train(
+def train_depth_prior(
     depths: Tensor,
     size: int,
     *,
@@ -83,12 +83,11 @@ def train(
         logging.info(
             "Train Depth Prior: interrupted after %d steps; what it has learned is kept.", len(losses)
         )
-    last = losses[-100:]
     summary = settings | {
         "maps": len(depths),
         "seed": seed,
         "steps": len(losses),
-        "loss": sum(last) / len(last),
+        "loss": last_loss(losses),
     }
     prior = DepthPrior(unet, size, summary)
     try:

@@ -14,7 +14,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..keys import CALC_COND_BATCH_FUNCTION, INNERMOST_KEY, WRAPPER_KEY
-from ..taps.hooks import OfThread
+from ..taps.hooks import ThreadHook
 from .patches import has_foreign_forward
 
 # Modules of the host whose code computes row by row and draws no random numbers: FreeU, FreeU_V2 and
@@ -60,7 +60,7 @@ def foreign_functions(model: torch.nn.Module, transformer_options: Mapping[str, 
         if has_foreign_forward(module):
             yield vars(module)["forward"]
         hooks = *module._forward_pre_hooks.values(), *module._forward_hooks.values()
-        yield from (hook for hook in hooks if not isinstance(hook, OfThread))
+        yield from (hook for hook in hooks if not isinstance(hook, ThreadHook))
 
 
 def foreign_wrappers(transformer_options: Mapping[str, Any]) -> Iterator[Any]:

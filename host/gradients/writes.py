@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 
-class Kept:
+class KeptTensor:
     """A tensor that the graph keeps for the backward pass."""
 
     def __init__(self, tensor: Tensor) -> None:
@@ -34,11 +34,11 @@ class CopyBeforeWrite(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: dict[int, WeakSet[Kept]] = {}  # by the address of the storage
+        self.kept: dict[int, WeakSet[KeptTensor]] = {}  # by the address of the storage
 
-    def keep(self, t: Tensor) -> Kept:
+    def keep(self, t: Tensor) -> KeptTensor:
         """Pack hook of saved_tensors_hooks."""
-        kept = Kept(t)
+        kept = KeptTensor(t)
         self.kept.setdefault(t.untyped_storage().data_ptr(), WeakSet()).add(kept)
         return kept
 
@@ -77,5 +77,5 @@ def written_arguments(operation: Any) -> tuple[tuple[int, str], ...]:
 def writes_allowed() -> Iterator[None]:
     """Context in which a forward pass may write into tensors that its backward pass needs."""
     copies = CopyBeforeWrite()
-    with copies, saved_tensors_hooks(copies.keep, Kept.unchanged):
+    with copies, saved_tensors_hooks(copies.keep, KeptTensor.unchanged):
         yield

@@ -69,12 +69,12 @@ def tokenized(clip: Any, prompt: str) -> dict[str, list[Token]]:
 
 def beyond_template(stream: Sequence[Token], empty: Sequence[Token]) -> range:
     """The places of a prompt's own tokens: between those that the empty prompt has, too."""
-    start = shared(stream, empty)
-    return range(start, len(stream) - shared(stream[start:][::-1], empty[start:][::-1]))
+    start = common_prefix(stream, empty)
+    return range(start, len(stream) - common_prefix(stream[start:][::-1], empty[start:][::-1]))
 
 
-def shared(one: Sequence[Token], other: Sequence[Token]) -> int:
-    """How many tokens two streams begin with alike; an embedding is like nothing."""
+def common_prefix(one: Sequence[Token], other: Sequence[Token]) -> int:
+    """How many tokens two streams have in common at their start; an embedding equals no other."""
     pairs = zip((token[0] for token in one), (token[0] for token in other), strict=False)
     return sum(1 for _ in takewhile(lambda pair: isinstance(pair[0], int) and pair[0] == pair[1], pairs))
 
@@ -119,7 +119,7 @@ def vocabulary(clip: Any, key: str) -> Any:
 
 
 def words_in(tokenizer: Any, stream: Sequence[Token]) -> list[Word]:
-    """The words of a stream of tokens, in order, in small letters; punctuation is none."""
+    """The words of a stream of tokens, in order, in lower case, without punctuation."""
     groups: list[list[int]] = []
     segment_before, ended = 0, False
     for place, (token, weight, segment) in enumerate(stream):

@@ -22,7 +22,7 @@ class Source(NamedTuple):
     condition: int
 
 
-def of_layer(
+def map_of_layer(
     recorder: Recorder, key: MapKey, belongs: Callable[[Evaluation, Chunk], bool], x: Tensor
 ) -> Tensor:
     """The map of a layer (B, C, *grid) over the whole latent x: as it was read, or blended.
@@ -49,7 +49,7 @@ def _whole_grid(grid: Sequence[int], part: Sequence[int], whole: Sequence[int]) 
     return tuple(max(1, round(cells * of_whole / of_part)) for cells, of_part, of_whole in sides)
 
 
-def once(given: Tensor, condition: dict[str, Any]) -> Tensor:
+def without_repeats(given: Tensor, condition: dict[str, Any]) -> Tensor:
     """The attention given to a prompt (B, tokens, *grid), once for each of its tokens.
 
     The host repeats a prompt that shares a pass with a longer one; its tokens share their weight then.
@@ -58,7 +58,7 @@ def once(given: Tensor, condition: dict[str, Any]) -> Tensor:
     return given.unflatten(1, (-1, tokens)).sum(dim=1) if given.shape[1] % tokens == 0 else given
 
 
-def step_made_of(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> AttentionStep | FeatureStep:
+def make_step(number: int, sigma: float, maps: Mapping[Source, Tensor]) -> AttentionStep | FeatureStep:
     """A step of a record."""
 
     def of(kind: str) -> dict[Source, Tensor]:

@@ -26,10 +26,10 @@ from ..sampling.sigma_ranges import SigmaRange, counted_from
 from ..sampling.step_recorder import Recorder
 from .executing import executing
 from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers
-from .recorded_step import Source, of_layer, once, picture_of, step_made_of
+from .recorded_step import Source, make_step, map_of_layer, picture_of, without_repeats
 from .records import Record, Run
 
-LARGEST = torch.finfo(torch.float16).max
+LARGEST_HALF = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, eq=False)  # other nodes look for wrappers in lists and sets
@@ -132,7 +132,7 @@ class RecordedRun:
         read = self.maps(recorder, x) if traced else {}
         maps = {source: found for source, found in read.items() if found.isfinite().all()}
         if maps:
-            step = step_made_of(number, sigma, maps)
+            step = make_step(number, sigma, maps)
             self.run.put(step)
             self.preview.show(len(self.run.steps), lambda: picture_of(step, self.run.image_size))
         if not traced:
@@ -195,11 +195,11 @@ class RecordedRun:
 
     def map(self, recorder: Recorder, source: Source, x: Tensor) -> Tensor:
         """The map of one source, as `maps` returns it."""
-        whole = of_layer(recorder, source.key, lambda *of: source in self.sources(*of), x)
+        whole = map_of_layer(recorder, source.key, lambda *of: source in self.sources(*of), x)
         if source.key.kind == PROMPT:
-            whole = once(whole, self.guider.conds[source.branch][source.condition])
+            whole = without_repeats(whole, self.guider.conds[source.branch][source.condition])
         if source.key.kind != RECEIVED:
-            whole = whole.clamp(-LARGEST, LARGEST).half()
+            whole = whole.clamp(-LARGEST_HALF, LARGEST_HALF).half()
         return whole.cpu()
 
     def sources(self, evaluation: Evaluation, chunk: Chunk) -> list[Source]:

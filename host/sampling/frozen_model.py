@@ -1,4 +1,4 @@
-"""Features of a frozen UNet at chosen noise levels, outside of sampling: for training and estimation.
+"""Features of a frozen model at chosen noise levels, outside of sampling: for training and estimation.
 
 The host prepares a model, its LoRAs, hooks and ControlNets for a sampler, and undoes this afterwards, also
 after an error. So the work runs as a sampler of this pack, which reads features as often as needed and
@@ -64,7 +64,7 @@ class FrozenModel:
     ) -> dict[str, Tensor]:
         """Features (B, C, h, w) by name, in the model's precision, of latents (B, ...) at time (B,).
 
-        names: of those in depth_heads.feature_channels. Latents are as VAEs give them; noise is standard
+        names: of those in depth/heads.feature_channels. Latents are as VAEs give them; noise is standard
         normal, of the same shape. Raises ValueError where they cannot be read or are not finite.
         """
         x, sigma = self.noisy(latents, noise, time)

@@ -21,8 +21,7 @@ def out_of_memory_says(advice: str) -> Iterator[None]:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    if hasattr(
-        comfy.model_management, "is_oom"
-    ):  # not in 0.9.2; it also knows the errors of other accelerators
+    # Not in 0.9.2. It also knows the errors of other accelerators.
+    if hasattr(comfy.model_management, "is_oom"):
         return comfy.model_management.is_oom(error)
     return isinstance(error, comfy.model_management.OOM_EXCEPTION)

@@ -116,7 +116,7 @@ class ClassifierRun(GuidedRun):
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.own_lists is not None:
-            denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
+            denoised = step.guided(denoised, self.guider.inner_model, timestep)
         if step.gradient is not None:
             self.last[x.shape] = step.gradient, noise_coefficient(self.model_sampling, timestep, x.ndim)
         self.warn(step.problem, sigma, step.unguided)
@@ -160,14 +160,7 @@ class ClassifierStep(GradientStep):
         """The gradient of log p(y | x)."""
         return ClassifierGradient(self.settings, self.network, self.loss_scale)
 
-    def shift_of(
-        self,
-        gradient: Tensor,
-        model: Any,
-        sigma: Tensor,
-        model_options: dict[str, Any],
-        estimate: Tensor,
-    ) -> Tensor:
+    def shift_of(self, gradient: Tensor, model: Any, sigma: Tensor, estimate: Tensor) -> Tensor:
         """The shift of the estimate towards the class."""
         signal = signal_coefficient(model.model_sampling, sigma, estimate.ndim)
         noise = noise_coefficient(model.model_sampling, sigma, estimate.ndim)

@@ -16,8 +16,8 @@ from ...guidance import depth_aware as dag
 from ..sampling.noise_levels import flow_time
 from .dag_losses import losses
 from .dag_step import DepthAwareStep
-from .guided_run import finite_images
-from .shift_step import NOT_WHOLE
+from .guided_run import finite_or_zero
+from .shift_step import NOT_FINITE, NOT_WHOLE
 
 NO_IMAGE = "the head reads images, and this latent is a video of several frames, or one with sound"
 
@@ -38,13 +38,11 @@ class LatentStep(DepthAwareStep):
         """The guider's result."""
         return denoised
 
-    def find_shift(
-        self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
-    ) -> None:
+    def find_shift(self, model: Any, sigma: Tensor, estimate: Tensor | None) -> None:
         """The shift of an estimate (B, C, h, w), or (B, C, 1, h, w), from the losses of its depth."""
         if estimate is not None and self.fresh and self.gradient is None:
             self.take(estimate, flow_time(model.model_sampling, sigma))
-        super().find_shift(model, sigma, model_options, estimate)
+        super().find_shift(model, sigma, estimate)
 
     def take(self, estimate: Tensor, time: Tensor) -> None:
         """The direction in which the depth losses of an estimate grow."""
@@ -61,11 +59,9 @@ class LatentStep(DepthAwareStep):
             asked = dag.pull(depth, None, acting, normalise=True)
             (gradient,) = torch.autograd.grad([depth], [leaf], asked.cotangents(1.0))
         self.depth = depth.detach()
-        finite = finite_images(gradient, asked.size)
-        if not finite.all():
-            self.problem = "its gradient is not finite"
-            if not finite.any():
-                return
-            self.unguided = (~finite).flatten().nonzero().flatten().tolist()
-        towards = dag.direction(torch.where(finite, gradient, 0), torch.where(finite, asked.size, 0))
-        self.gradient = towards.view_as(estimate)
+        (gradient, size), unguided = finite_or_zero(gradient, asked.size)
+        if unguided:
+            self.problem = NOT_FINITE
+        if len(unguided) < len(gradient):
+            self.unguided = unguided
+            self.gradient = dag.direction(gradient, size).view_as(estimate)

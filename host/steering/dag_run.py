@@ -64,7 +64,7 @@ class DepthAwareGuidance:
                 samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             run.preview.end()
-        run.say_unless_pushed()
+        run.log_if_never_pushed()
         return samples
 
 
@@ -159,7 +159,7 @@ class DepthAwareRun(GuidedRun):
         )
         denoised = executor(x, timestep, step.options(model_options), seed)
         if step.own_lists is not None:
-            denoised = step.guided(denoised, self.guider.inner_model, timestep, model_options)
+            denoised = step.guided(denoised, self.guider.inner_model, timestep)
         if step.fresh:
             self.last[x.shape] = step.gradient, settings.scales, sigma, step.reused
             if step.gradient is not None:
@@ -173,8 +173,8 @@ class DepthAwareRun(GuidedRun):
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
 
-    def say_unless_pushed(self) -> None:
-        """Say that all images were as good as real ones, which the hinge leaves alone."""
+    def log_if_never_pushed(self) -> None:
+        """Log that all images were as good as real ones, which the hinge leaves alone."""
         if self.pushed is not None and not self.pushed:
             logging.info(
                 "%s: nothing was changed in this run. By consistency and prior, the depth of the images is "

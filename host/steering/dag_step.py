@@ -40,14 +40,7 @@ class DepthAwareStep(ShiftStep):
         """The generator of the noises of the prior's loss: the same each time the step is repeated."""
         return torch.Generator().manual_seed(self.seed)
 
-    def shift_of(
-        self,
-        gradient: Tensor,
-        model: Any,
-        sigma: Tensor,
-        model_options: dict[str, Any],
-        estimate: Tensor,
-    ) -> Tensor:
+    def shift_of(self, gradient: Tensor, model: Any, sigma: Tensor, estimate: Tensor) -> Tensor:
         """The robust or the paper's shift."""
         if self.settings.mode == ROBUST:
             share = noise_share(model.model_sampling, sigma, estimate.ndim)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import comfy.model_patcher
-import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -21,8 +20,8 @@ from ..sampling.noise_levels import time_at
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Placement
 from ..taps.named_features import NamedFeatures
-from .guided_run import finite_images
-from .shift_step import NOT_WHOLE
+from .guided_run import finite_or_zero
+from .shift_step import NOT_FINITE, NOT_WHOLE
 
 UNREAD = "the features of the model could not be read"
 
@@ -70,14 +69,13 @@ class GradientReader:
 
     def finite(self, *tensors: Tensor) -> list[Tensor]:
         """The tensors (B, ...), with zeros for images in which one is not finite; [] if no image is left."""
-        finite = finite_images(*tensors)
-        self.problem, self.overflowed = None, not finite.all()
-        if self.overflowed:
-            self.problem = "its gradient is not finite"
-            if not finite.any():
-                return []
-            self.unguided = (~finite).flatten().nonzero().flatten().tolist()
-        return [torch.where(finite, tensor, 0) for tensor in tensors]
+        found, unguided = finite_or_zero(*tensors)
+        self.overflowed = bool(unguided)
+        self.problem = NOT_FINITE if unguided else None
+        if len(unguided) == len(tensors[0]):
+            return []
+        self.unguided = unguided
+        return found
 
 
 class GradientPass:

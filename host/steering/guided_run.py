@@ -176,7 +176,8 @@ def require_differentiable(guider: Any, noise: Tensor, node: str) -> None:
     refuse_uncontrollable_compiler(guider.model_patcher, node)
 
 
-def finite_images(*tensors: Tensor) -> Tensor:
-    """Whether all numbers of an image are finite, in each of the tensors (B, C, ...): (B, 1, 1, ...)."""
-    finite = [t.isfinite().flatten(1).all(dim=1) for t in tensors]
-    return torch.stack(finite).all(dim=0).view(-1, *[1] * (tensors[0].ndim - 1))
+def finite_or_zero(*tensors: Tensor) -> tuple[list[Tensor], list[int]]:
+    """The tensors (B, ...), with zeros for images in which one is not finite; and the numbers of these."""
+    finite = torch.stack([t.isfinite().flatten(1).all(dim=1) for t in tensors]).all(dim=0)
+    of_images = finite.view(-1, *[1] * (tensors[0].ndim - 1))
+    return [torch.where(of_images, t, 0) for t in tensors], (~finite).nonzero().flatten().tolist()

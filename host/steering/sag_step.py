@@ -28,7 +28,7 @@ from ..sampling.noise_levels import signal_coefficient, v_coefficient
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions
 from .extra_pass import extra_pass
-from .guided_run import finite_images
+from .guided_run import finite_or_zero
 from .sag_settings import BRANCHES, NEGATIVE, POSITIVE, SelfAttentionSettings
 
 GUIDANCE = "self_attention_guidance"
@@ -184,13 +184,12 @@ class SelfAttentionStep:
             d_bar = self.extra_pass(args, branch, conds, x_bar, evaluation, label)
         in_v = v_coefficient(model.model_sampling, sigma, x.ndim) if settings.space == "v" else None
         guidance = sag.guidance(x0, x0_bar, d_bar, settings.scale, in_v)
-        finite = finite_images(guidance)
-        if not finite.all():
+        (guidance,), unguided = finite_or_zero(guidance)
+        if unguided:
             self.problem = "the model returned numbers that are not finite"
-            if not finite.any():
-                return
-            self.unguided = (~finite).flatten().nonzero().flatten().tolist()
-        self.guidance = torch.where(finite, guidance, 0).to(x0.dtype)
+        if len(unguided) < len(guidance):
+            self.unguided = unguided
+            self.guidance = guidance.to(x0.dtype)
 
     def extra_pass(
         self,
@@ -218,7 +217,7 @@ class SelfAttentionStep:
         change = None
         if kind == "random":
             generator = torch.Generator().manual_seed(self.seed)
-            change = lambda received: sag.shuffle_tokens(received, generator)  # noqa: E731
+            change = partial(sag.shuffle_tokens, generator=generator)
         received = self.recorder.received(branch, conds, x, change)
         if received is None:
             return None

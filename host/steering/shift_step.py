@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..sampling.placements import Conditions
 
+NOT_FINITE = "its gradient is not finite"
 NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
 
 
@@ -68,37 +69,28 @@ class ShiftStep:
 
     def post_cfg(self, args: dict[str, Any]) -> Tensor:
         """sampler_post_cfg_function; the first."""
-        self.find_shift(args["model"], args["sigma"], args["model_options"], self.estimate(args))
+        self.find_shift(args["model"], args["sigma"], self.estimate(args))
         if self.shift is None or self.own_lists is not None:
             return args["denoised"]
         return args["denoised"] + self.shift
 
-    def guided(self, denoised: Tensor, model: Any, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
+    def guided(self, denoised: Tensor, model: Any, sigma: Tensor) -> Tensor:
         """The result of a guider that combines predictions itself, with the guidance."""
-        self.find_shift(model, sigma, model_options, self.estimate_of_guider(denoised))
+        self.find_shift(model, sigma, self.estimate_of_guider(denoised))
         if self.shift is None:
             return denoised
         for unconditional in self.handed:
             unconditional += self.shift
         return denoised + self.shift
 
-    def find_shift(
-        self, model: Any, sigma: Tensor, model_options: dict[str, Any], estimate: Tensor | None
-    ) -> None:
+    def find_shift(self, model: Any, sigma: Tensor, estimate: Tensor | None) -> None:
         """Sets `shift` if there is a gradient and an estimate of the same size."""
         if self.gradient is None or estimate is None or self.gradient.shape != estimate.shape:
             return
-        shift = self.denoise_mask * self.shift_of(self.gradient, model, sigma, model_options, estimate)
+        shift = self.denoise_mask * self.shift_of(self.gradient, model, sigma, estimate)
         self.shift = shift.to(estimate.dtype)  # the sampler's, which the rest of the step keeps
 
-    def shift_of(
-        self,
-        gradient: Tensor,
-        model: Any,
-        sigma: Tensor,
-        model_options: dict[str, Any],
-        estimate: Tensor,
-    ) -> Tensor:
+    def shift_of(self, gradient: Tensor, model: Any, sigma: Tensor, estimate: Tensor) -> Tensor:
         """The shift of the denoised estimate, from the gradient and an estimate."""
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ import torch
 
 
 @dataclass(frozen=True, eq=False)
-class OfThread:
+class ThreadHook:
     """A forward hook or pre-hook, only for passes in `thread`."""
 
     hook: Callable[..., Any]
@@ -28,7 +28,7 @@ class OfThread:
 @contextmanager
 def forward_hook(module: torch.nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
     """Context in which this thread's passes through the module call hook(module, args, out)."""
-    registered = module.register_forward_hook(OfThread(hook, threading.get_ident()))
+    registered = module.register_forward_hook(ThreadHook(hook, threading.get_ident()))
     try:
         yield
     finally:
@@ -38,8 +38,8 @@ def forward_hook(module: torch.nn.Module, hook: Callable[..., Any]) -> Iterator[
 @contextmanager
 def forward_pre_hook(module: torch.nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
     """Context in which this thread's passes through the module call hook(module, args, kwargs) first."""
-    of_thread = OfThread(hook, threading.get_ident())
-    registered = module.register_forward_pre_hook(of_thread, with_kwargs=True)
+    own = ThreadHook(hook, threading.get_ident())
+    registered = module.register_forward_pre_hook(own, with_kwargs=True)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ ATTENTION = "optimized_attention"
 REPLACING = threading.Lock()
 
 
-class Replaced:
+class PerThreadForward:
     """A module's forward while threads override its attention: in such a thread, the last of its copies."""
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -45,7 +45,7 @@ def overridden(module: torch.nn.Module, override: Callable[..., Tensor]) -> Iter
     """
     with REPLACING:
         forward = module.forward
-        replaced = forward if isinstance(forward, Replaced) else Replaced(module)
+        replaced = forward if isinstance(forward, PerThreadForward) else PerThreadForward(module)
         host_code = getattr(replaced.of_thread, "__func__", None)
         overridable = host_code is not None and ATTENTION in host_code.__globals__
         if overridable:
@@ -66,7 +66,7 @@ def with_attention(forward: Any, override: Callable[..., Tensor], module: torch.
     return MethodType(copy, module)
 
 
-def end_copy(module: torch.nn.Module, replaced: Replaced) -> None:
+def end_copy(module: torch.nn.Module, replaced: PerThreadForward) -> None:
     """Take this thread's last copy away; with the last of all, the module has its own forward again."""
     thread = threading.get_ident()
     replaced.copies[thread].pop()

@@ -10,7 +10,7 @@ import torch
 from inner_guidance.depth_head.calibration import Calibration, LossLevels
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
 from inner_guidance.depth_head.prior import schedule
-from inner_guidance.depth_head.training import LEVELS
+from inner_guidance.depth_head.training import CHECKED_TIMES
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.host.depth.calibration import calibration_of, prior_levels
 from inner_guidance.host.depth.heads import HostedDepthHead
@@ -185,12 +185,12 @@ def test_a_calibrated_prior_pulls_by_the_slope_of_its_hinge(monkeypatch):
 
 def test_a_calibration_is_measured_from_readings():
     strong, weak = (
-        torch.rand(20, len(LEVELS), 4, 5, generator=torch.Generator().manual_seed(i)) for i in range(2)
+        torch.rand(20, len(CHECKED_TIMES), 4, 5, generator=torch.Generator().manual_seed(i)) for i in range(2)
     )
 
     found = calibration_of({"strong": strong, "weak": weak})
 
-    assert found.times == LEVELS
+    assert found.times == CHECKED_TIMES
     assert torch.equal(found.depth, strong[:16].half())
     losses = ((strong - weak) ** 2).double().numpy().mean((2, 3))
     np.testing.assert_allclose(found.consistency.means, losses.mean(0), rtol=1e-5)
@@ -200,7 +200,7 @@ def test_a_calibration_is_measured_from_readings():
 
 def test_the_maps_of_a_large_latent_are_carried_small(tmp_path):
     """Models of pixels have latents as large as images."""
-    strong = torch.rand(2, len(LEVELS), 4, 2112, generator=torch.Generator().manual_seed(0))
+    strong = torch.rand(2, len(CHECKED_TIMES), 4, 2112, generator=torch.Generator().manual_seed(0))
 
     head = replace(depth.head().head, calibration=calibration_of({"strong": strong}))
     save_depth_head(tmp_path / "head.safetensors", head)

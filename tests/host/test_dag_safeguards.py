@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from inner_guidance.host.steering import dag_run, gradient_pass
-from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_models import sampled
@@ -141,26 +140,3 @@ def test_nothing_of_a_run_outlives_it(monkeypatch):
 
     assert torch.equal(first, second)
     assert [run() for run in runs] == [None, None]
-
-
-def test_the_node_has_the_inputs_of_the_contract():
-    schema = InnerDepthAwareGuidance.define_schema()
-
-    assert [i.id for i in schema.inputs] == [
-        "model",
-        "depth_head",
-        "consistency_scale",
-        "prior_scale",
-        "target_scale",
-        "mode",
-        "start_percent",
-        "end_percent",
-        "every_n_steps",
-        "depth_prior",
-        "target_depth",
-        "target_mask",
-        "checkpointing",
-        "self_start_percent",
-        "target_end_percent",
-    ]
-    assert all(i.tooltip for i in schema.inputs)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import nodes as stock
 from inner_guidance.demo.ray_casting import render
 from inner_guidance.demo.scenes import sample_scene
-from inner_guidance.experiments.dag_rows import SWEPT, SWEPT_CONSTANTS, SWEPT_STEP
+from inner_guidance.experiments.swept_rows import SWEPT, SWEPT_CONSTANTS, SWEPT_STEP
 from inner_guidance.guidance import depth_aware
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
 from inner_guidance.nodes.depth_aware_guidance import InnerDepthAwareGuidance

@@ -11,7 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.depth_head.architectures import STRONG, WEAK
-from inner_guidance.depth_head.training import LEVELS
+from inner_guidance.depth_head.training import CHECKED_TIMES
 from inner_guidance.host.depth.calibration import calibration_of
 from inner_guidance.host.depth.heads import HostedDepthHead
 from inner_guidance.host.gradients import weights
@@ -96,7 +96,7 @@ def dag(model, **settings):
 
 def calibrated(hosted):
     """The head with the levels of some images."""
-    shape = 3, len(LEVELS), 8, 8
+    shape = 3, len(CHECKED_TIMES), 8, 8
     readings = {branch: tiny.noise(*shape, seed=seed) for seed, branch in enumerate((STRONG, WEAK))}
     return HostedDepthHead.of(replace(hosted.head, calibration=calibration_of(readings)))
 

@@ -5,7 +5,7 @@ import argparse
 import pytest
 import torch
 
-from inner_guidance.depth_head.training import LAST_TIME, LEVELS
+from inner_guidance.depth_head.training import CHECKED_TIMES, LAST_TIME
 from inner_guidance.experiments import transformer_blocks
 from inner_guidance.experiments.transformer_blocks import CENTRED, heads, report
 from inner_guidance.experiments.transformer_features import Draws, uniform_times
@@ -27,21 +27,22 @@ def trial(tmp_path):
 
     labels, judged = random(LABELS, 1, 4, 4, seed=0), random(8, 1, 4, 4, seed=1)
     which = torch.arange(200) % LABELS
-    levels = {
-        level: draws(judged, torch.arange(8), torch.full((8,), float(level)), seed=level) for level in LEVELS
+    judged_draws = {
+        time: draws(judged, torch.arange(8), torch.full((8,), float(time)), seed=time)
+        for time in CHECKED_TIMES
     }
     channels = {"b0": 4, "b1": 4}
     with torch.inference_mode(False):
         yield Trial(
-            30, tmp_path, channels, labels, judged, draws(labels, which, uniform_times(200), 2), levels
+            30, tmp_path, channels, labels, judged, draws(labels, which, uniform_times(200), 2), judged_draws
         )
 
 
 def test_a_head_learns_from_its_block_alone(trial):
     blind, seeing = trial.figures(Head(("b0",))), trial.figures(Head(("b1",)))
 
-    for level in LEVELS:
-        assert seeing[str(level)] < 0.8 * blind[str(level)]
+    for time in CHECKED_TIMES:
+        assert seeing[str(time)] < 0.8 * blind[str(time)]
 
 
 def test_figures_are_kept(trial):
@@ -63,7 +64,9 @@ def test_times_fill_their_range():
 
 def test_figures_are_in_the_cell_of_their_head(monkeypatch):
     monkeypatch.setattr(transformer_blocks, "checksum", lambda path: "0" * 12)
-    figures = {head: dict.fromkeys(map(str, LEVELS), number / 1000) for number, head in enumerate(heads())}
+    figures = {
+        head: dict.fromkeys(map(str, CHECKED_TIMES), number / 1000) for number, head in enumerate(heads())
+    }
 
     lines = report(argparse.Namespace(steps=600, judged=128), figures)
 

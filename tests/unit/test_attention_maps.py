@@ -92,10 +92,10 @@ def test_glowing_covers_by_share_and_dims_the_rest():
     image, colours = torch.full((1, 1, 3, 3), 0.6), torch.ones(1, 1, 3, 3)
     shares = torch.tensor([[[0.0, 0.5, 1.0]]])
 
-    assert torch.equal(am.glowing(image, colours, shares, 0.0), image)
+    assert torch.equal(am.overlaid(image, colours, shares, 0.0), image)
     torch.testing.assert_close(
-        am.glowing(image, colours, shares, 0.5)[0, 0, :, 0], torch.tensor([0.5, 0.625, 0.75])
+        am.overlaid(image, colours, shares, 0.5)[0, 0, :, 0], torch.tensor([0.5, 0.625, 0.75])
     )
     torch.testing.assert_close(
-        am.glowing(image, colours, shares, 1.0)[0, 0, :, 0], torch.tensor([0.4, 0.7, 1.0])
+        am.overlaid(image, colours, shares, 1.0)[0, 0, :, 0], torch.tensor([0.4, 0.7, 1.0])
     )

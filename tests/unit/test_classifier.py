@@ -9,7 +9,12 @@ from inner_guidance.classifier_head.classifier_report import draw_classifier_rep
 from inner_guidance.classifier_head.head import ClassifierHead
 from inner_guidance.classifier_head.head_files import load_classifier_head, save_classifier_head
 from inner_guidance.classifier_head.network import ClassifierNetwork
-from inner_guidance.classifier_head.training import LEVELS, ClassifierTraining, split, train_classifier
+from inner_guidance.classifier_head.training import (
+    CHECKED_TIMES,
+    ClassifierTrainingSettings,
+    split,
+    train_classifier,
+)
 from inner_guidance.guidance.classifier import classifier_shift, log_probability
 
 TAPS = {"m0": 4, "o1": 3}
@@ -86,7 +91,7 @@ def trained():
     torch.manual_seed(0)
     network = ClassifierNetwork(TAPS, 2, (16, 16))
     labels = torch.arange(40) % 2
-    settings = ClassifierTraining(steps=200, batch_size=8, learning_rate=0.01, seed=0)
+    settings = ClassifierTrainingSettings(steps=200, batch_size=8, learning_rate=0.01, seed=0)
     result = train_classifier(
         network, features_of, labels, settings, torch.device("cpu"), lambda done, losses: None
     )
@@ -98,8 +103,8 @@ def test_training_learns_to_tell_the_classes_apart(trained):
 
     assert len(result.losses) == 200
     assert result.held_out == 4
-    assert list(result.accuracy) == list(LEVELS)
-    assert result.accuracy[LEVELS[0]] == 1
+    assert list(result.accuracy) == list(CHECKED_TIMES)
+    assert result.accuracy[CHECKED_TIMES[0]] == 1
     rows = torch.arange(6)
     log_p = log_probability(
         network(features_of(rows, torch.full((6,), 50.0), rows), torch.full((6,), 50.0)), 0
@@ -126,7 +131,7 @@ def test_no_class_is_held_out_whole(labels, count, held_out, rest):
 def test_the_same_seed_gives_the_same_head(trained):
     torch.manual_seed(0)
     network = ClassifierNetwork(TAPS, 2, (16, 16))
-    settings = ClassifierTraining(steps=5, batch_size=8, learning_rate=0.01, seed=0)
+    settings = ClassifierTrainingSettings(steps=5, batch_size=8, learning_rate=0.01, seed=0)
 
     result = train_classifier(
         network, features_of, torch.arange(40) % 2, settings, torch.device("cpu"), lambda *_: None
@@ -144,7 +149,7 @@ def test_an_interruption_keeps_the_best_state():
             raise StopError
 
     network = ClassifierNetwork(TAPS, 2, (16, 16))
-    settings = ClassifierTraining(steps=50, batch_size=4, learning_rate=0.01, seed=0)
+    settings = ClassifierTrainingSettings(steps=50, batch_size=4, learning_rate=0.01, seed=0)
     result = train_classifier(
         network, features_of, torch.arange(10) % 2, settings, torch.device("cpu"), on_step, StopError
     )

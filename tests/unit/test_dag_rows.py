@@ -1,6 +1,7 @@
-"""experiments/dag_rows.py: what the rows are."""
+"""experiments/dag_rows.py and swept_rows.py: what the rows are."""
 
-from inner_guidance.experiments.dag_rows import EQUAL_COST, NONE, compared, hard_slope, hinged, swept
+from inner_guidance.experiments.dag_rows import EQUAL_COST, NONE, compared, hard_slope, hinged
+from inner_guidance.experiments.swept_rows import swept
 
 
 def test_every_group_has_its_baseline_first():

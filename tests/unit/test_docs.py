@@ -27,12 +27,14 @@ FOLDERS = tuple(
     f"{name}/"
     for name in (
         "benchmarks",
+        "classifier_head",
         "demo",
         "depth_head",
         "docs",
         "experiments",
         "guidance",
         "host",
+        "locales",
         "nodes",
         "pictures",
         "subgraphs",

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from inner_guidance.tools.template_pictures import GAP, Part
 from inner_guidance.tools.template_runs import template
-from inner_guidance.tools.thumbnails import GAP, SIDE, THUMBNAILS, Part, square
+from inner_guidance.tools.thumbnails import SIDE, THUMBNAILS, square
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from inner_guidance.depth_head.architectures.readout import Readout
-from inner_guidance.depth_head.fitting import decay
+from inner_guidance.depth_head.fitting import decay, draw_times
 from inner_guidance.depth_head.metrics import fit_to_label
 from inner_guidance.depth_head.training import (
+    CHECKED_TIMES,
     LAST_TIME,
-    LEVELS,
-    draw,
     loss_of,
     train,
 )
@@ -76,7 +75,7 @@ def test_held_out_images_are_not_trained_on(labels):
     trained_on = set()
 
     def watching(rows, time, seeds):
-        if not set(time.tolist()) <= set(LEVELS):
+        if not set(time.tolist()) <= set(CHECKED_TIMES):
             trained_on.update(rows.tolist())
         return read(rows, time, seeds)
 
@@ -84,7 +83,7 @@ def test_held_out_images_are_not_trained_on(labels):
     assert len(result.held_out) == 5
     assert trained_on == set(range(COUNT)) - set(result.held_out)
     assert set(result.shown) <= set(result.held_out)
-    assert result.estimates.shape == (4, len(LEVELS), *SIZE)
+    assert result.estimates.shape == (4, len(CHECKED_TIMES), *SIZE)
 
 
 @pytest.mark.parametrize(("held_out", "read"), [(0.1, 8), (0.5, 10)])
@@ -94,8 +93,8 @@ def test_readings_are_of_held_out_images_and_of_others_if_these_are_few(labels, 
     rows = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))[:read]
     assert result.held_out == rows[: round(held_out * COUNT)].tolist()
     for branch in ("strong", "weak"):
-        assert result.readings[branch].shape == (read, len(LEVELS), *SIZE)
-        for i, time in enumerate(LEVELS):
+        assert result.readings[branch].shape == (read, len(CHECKED_TIMES), *SIZE)
+        for i, time in enumerate(CHECKED_TIMES):
             at = torch.full((read,), float(time))
             features = world(labels)(rows, at, 1 + rows)
             expected = trained(features, at, SIZE, branch)[:, 0]
@@ -106,7 +105,7 @@ def test_readings_are_of_held_out_images_and_of_others_if_these_are_few(labels, 
 def test_two_pairs_are_enough(labels):
     _, result = run(labels[:2], steps=5)
     assert len(result.held_out) == 1
-    assert result.estimates.shape == (1, len(LEVELS), *SIZE)
+    assert result.estimates.shape == (1, len(CHECKED_TIMES), *SIZE)
 
 
 def test_the_best_state_is_kept_not_the_last(labels):
@@ -115,7 +114,7 @@ def test_the_best_state_is_kept_not_the_last(labels):
     steps = [0]
 
     def features(rows, time, seeds):
-        spoilt = steps[0] > 100 and not set(time.tolist()) <= set(LEVELS)
+        spoilt = steps[0] > 100 and not set(time.tolist()) <= set(CHECKED_TIMES)
         return (wrong if spoilt else read)(rows, time, seeds)
 
     def on_step(done, losses):
@@ -158,14 +157,16 @@ def test_the_loss_is_l1_of_both_branches(labels):
     )
 
 
-def test_times_are_uniform_below_800():
+def test_times_are_uniform_below_800_and_each_batch_has_one_in_every_quarter():
     generator = torch.Generator().manual_seed(0)
-    times = torch.cat([draw(4, generator)[0] for _ in range(2000)])
+    batches = [draw_times(4, LAST_TIME, generator)[0] for _ in range(2000)]
+    assert all((batch // 200).sort().values.tolist() == [0, 1, 2, 3] for batch in batches)
+    times = torch.cat(batches)
     assert times.min() >= 0
     assert times.max() < LAST_TIME == 800
     histogram = torch.histc(times, 8, 0, 800) / len(times)
     assert (histogram - 1 / 8).abs().max() < 0.01
-    assert draw(1, generator)[0].shape == (1,)
+    assert draw_times(1, LAST_TIME, generator)[0].shape == (1,)
 
 
 def test_learning_rate_falls():

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from inner_guidance.depth_head.training import LEVELS, train
+from inner_guidance.depth_head.training import CHECKED_TIMES, train
 from inner_guidance.tests.support.head_training import SIZE, depth_labels, network, settings, world
 
 
@@ -42,7 +42,7 @@ class Interrupted:
         self.at("on_step")
 
     def features(self, rows, time, seeds):
-        self.at("held out" if set(time.tolist()) <= set(LEVELS) else "training")
+        self.at("held out" if set(time.tolist()) <= set(CHECKED_TIMES) else "training")
         return self.read(rows, time, seeds)
 
 
@@ -69,7 +69,7 @@ def test_an_interruption_anywhere_keeps_the_best_so_far(labels, place, count, st
     assert run.result.best_step in kept
     expected = run.states[run.result.best_step]
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
-    assert set(run.result.figures["strong"]) == set(LEVELS)
+    assert set(run.result.figures["strong"]) == set(CHECKED_TIMES)
     assert not run.network.training
     assert not any(parameter.requires_grad for parameter in run.network.parameters())
 
@@ -84,7 +84,7 @@ def test_an_interruption_of_the_last_measurement_keeps_the_head_without_figures(
     assert run.result.interrupted
     assert not whole.result.interrupted
     assert (run.result.figures, run.result.shown, run.result.readings) == ({}, [], {})
-    assert run.result.estimates.shape == (0, len(LEVELS), *SIZE)
+    assert run.result.estimates.shape == (0, len(CHECKED_TIMES), *SIZE)
     expected = whole.network.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in run.network.state_dict().items())
 

@@ -68,12 +68,16 @@ def checkpoint(config: BASE) -> dict[str, tuple[int, ...]]:
     """The names and shapes in a single-file checkpoint: the denoiser, the text encoder and the VAE."""
     unet = config.get_model({}, device="meta")
     text_encoder = config.clip_target().clip(device="meta")
-    vae = AutoencoderKL(ddconfig=VAE, embed_dim=VAE["z_channels"]).to("meta")
     return shapes_of(
         unet.state_dict_for_saving(
-            unet.diffusion_model.state_dict(), text_encoder.state_dict(), vae.state_dict()
+            unet.diffusion_model.state_dict(), text_encoder.state_dict(), autoencoder().state_dict()
         )
     )
+
+
+def autoencoder() -> AutoencoderKL:
+    """The VAE of both checkpoints, without weights."""
+    return AutoencoderKL(ddconfig=VAE, embed_dim=VAE["z_channels"]).to("meta")
 
 
 def depth_anything() -> dict[str, tuple[int, ...]]:

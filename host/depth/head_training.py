@@ -39,6 +39,8 @@ from .training_watch import TrainingWatch
 
 # `blocks` inputs: default_blocks.
 AUTO = "auto"
+# Memory of a training step of a latent head for each pixel of its batch: twice what the backward pass needs.
+BYTES_PER_PIXEL = 6_000
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def train_depth_head(
 
     if architecture == LATENT:
         device = comfy.model_management.get_torch_device()
+        pixels = settings.batch_size * latents.shape[-2] * latents.shape[-1]
+        comfy.model_management.free_memory(BYTES_PER_PIXEL * pixels, device)
         result = learn(estimates_of(as_sampled(model, latents), device), device)
     else:
         shape = (settings.batch_size, *latents.shape[1:])

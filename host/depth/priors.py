@@ -30,6 +30,8 @@ UNET_CONFIG = {
 
 # Number of depth maps that the prior draws for the report.
 SHOWN = 6
+# Memory of a training step for each pixel of its batch: twice what the backward pass needs.
+BYTES_PER_PIXEL = 10_400
 
 
 def make_unet() -> nn.Module:
@@ -68,6 +70,7 @@ def train_depth_prior(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # no other device's
         unet = make_unet()
+    comfy.model_management.free_memory(BYTES_PER_PIXEL * settings["batch_size"] * size**2, device)
     unet.to(device)
     interruption = comfy.model_management.InterruptProcessingException
     losses = train_prior(

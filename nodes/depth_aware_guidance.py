@@ -160,6 +160,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     tooltip="The guided model. Connect it to a sampler or to further model patches."
                 )
             ],
+            not_idempotent=True,  # it shows the depth on itself, not on a node with the same inputs
         )
 
     @classmethod

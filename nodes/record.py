@@ -113,6 +113,7 @@ class InnerRecordAttention(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # the host ignores the hidden id where it caches outputs by inputs
         )
 
     @classmethod
@@ -206,6 +207,7 @@ class InnerRecordFeatures(io.ComfyNode):
                 ),
             ],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,  # the host ignores the hidden id where it caches outputs by inputs
         )
 
     @classmethod

@@ -209,7 +209,7 @@ class InnerAttentionMaps(io.ComfyNode):
         """IMAGE (N, H, W, 3) and MASK (N, H, W). Raises ValueError if there is nothing to show."""
         if image is not None:
             require_images(image, "image")
-        run = wired_run(record, cls.hidden)
+        run = wired_run(record, cls.hidden, latent)
         if attention == SELF:
             by_word = {"self-attention": received_maps(run, branch)}
         elif clip is None or not prompt.strip():

@@ -131,7 +131,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
     ) -> io.NodeOutput:
         """The plot (1, H, W, 3) and its numbers as JSON. Raises ValueError if there is nothing to measure."""
         require_images(image, "image")
-        run = wired_run(record, cls.hidden)
+        run = wired_run(record, cls.hidden, latent)
         recorded = [one.values.float() for one in received_maps(run, branch)]
         attention = average_on_finest_grid(recorded).flatten(0, -3)
         image = images_of(image, len(attention))

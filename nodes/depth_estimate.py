@@ -180,10 +180,6 @@ class InnerDepthEstimate(io.ComfyNode):
         record: FeatureRecord | None = None,
     ) -> io.NodeOutput:
         """IMAGE (N, H, W, 3), MASK (N, H, W), DEPTH (N, h, w). Raises ValueError if an input is missing."""
-        if record is not None and latent is None:
-            raise ValueError(
-                "Depth Estimate: to show a record, also connect the LATENT of its sampler to latent."
-            )
         if image is not None:
             require_images(image, "image")
             if latent is None or enlarge == EDGES:
@@ -191,7 +187,11 @@ class InnerDepthEstimate(io.ComfyNode):
         if enlarge == EDGES and image is None:
             raise ValueError(NO_EDGES)
         if record is not None:
-            steps = depths_of(wired_run(record, cls.hidden))
+            if latent is None:
+                raise ValueError(
+                    "Depth Estimate: to show a record, also connect the LATENT of its sampler to latent."
+                )
+            steps = depths_of(wired_run(record, cls.hidden, latent))
             depth = torch.cat(steps)
             if image is not None:
                 image = images_of(image, len(steps[0])).repeat(len(steps), 1, 1, 1)

@@ -166,7 +166,7 @@ class InnerFeatureMaps(io.ComfyNode):
         """IMAGE (N, H, W, 3) and MASK (N * regions, H, W). Raises ValueError if there is nothing to show."""
         if image is not None:
             require_images(image, "image")
-        run = wired_run(record, cls.hidden)
+        run = wired_run(record, cls.hidden, latent)
         found = maps.feature_pictures(
             features_of(run, branch), blocks == "each", steps == "each", regions, seed
         )

@@ -6,9 +6,9 @@ lives as long as the host keeps that output.
     Record Attention --MODEL--> sampler --LATENT--> map node
             `--------------------record--------------^
 
-The map node takes the LATENT so that it runs after the sampler, and to choose the run: run_for follows that
-link upstream to the nearest node that has a run. A node that samples again replaces its run; a node that the
-host takes from its cache keeps it. Nothing in this file needs the host.
+The map node takes the LATENT so that it runs after the sampler, and to choose the run: run_for takes the one
+with this result, or follows that link upstream to the nearest node that has a run. A node that samples again
+replaces its run; a node that the host takes from its cache keeps it. Nothing in this file needs the host.
 """
 
 from collections import deque
@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 # Runs that a record holds, the newest. Samplers in loops have a new id at every turn.
@@ -77,13 +78,25 @@ class Run(Generic[Step]):
     """One sampling run.
 
     latent_shape (B, C, *spatial, h, w); image_size (height, width) of the decoded image, in pixels; steps in
-    the order of the schedule, one each; they may be fewer than the schedule has.
+    the order of the schedule, one each; they may be fewer than the schedule has. samples: the result, on the
+    CPU; None while the run lasts.
     """
 
     execution: Execution
     latent_shape: tuple[int, ...]
     image_size: tuple[int, int]
     steps: list[Step] = field(default_factory=list)
+    samples: Tensor | None = None
+
+    def gave(self, samples: Any) -> bool:
+        """Whether these samples of a LATENT are the result of this run.
+
+        The node that sampled may have another id by now: the host takes its output from the cache for any
+        node with the same inputs. The samples of a video with sound are no tensor.
+        """
+        if self.samples is None or not isinstance(samples, Tensor) or self.samples.shape != samples.shape:
+            return False
+        return torch.equal(self.samples.to(samples), samples)
 
     def put(self, step: Step) -> None:
         """Insert a step in order. It replaces a step with the same number."""
@@ -111,25 +124,26 @@ class Record(Generic[Step]):
         node_id: str | None,
         get_node: Callable[[str], Mapping[str, Any]] | None,
         list_index: int | None = None,
+        samples: Any = None,
         input_name: str = "latent",
     ) -> Run[Step]:
         """The run that made the LATENT wired into a node.
 
         node_id: the map node. get_node(id): a node of the prompt, {"inputs": {name: value or [id, slot]}}, as
         the host's DynamicPrompt.get_node. list_index: the item of a list that the map node is called for.
-        Raises ValueError if there is no such run, or no step in it.
+        samples: of the LATENT. Raises ValueError if there is no such run, or no step in it.
         """
         if not self.runs:
             raise ValueError(
                 f"{self.title}: nothing is recorded. Connect its MODEL to a sampler, and the LATENT of "
                 "that sampler to the node that shows the record."
             )
-        found = self.runs
-        if len(self.runs) > 1:
+        found = runs = [run for run in self.runs if run.gave(samples)] or self.runs
+        if len(runs) > 1:
             found = []
             if get_node is not None and node_id is not None:
                 link = get_node(node_id)["inputs"].get(input_name)
-                found = nearest_upstream(link, get_node, self.runs) if is_link(link) else []
+                found = nearest_upstream(link, get_node, runs) if is_link(link) else []
         if not found:
             raise ValueError(
                 f"{self.title}: the LATENT comes from none of the {len(self.runs)} samplers that were "

@@ -84,9 +84,11 @@ class Recording:
         recorded = RecordedRun(self, guider, run, sigmas.cpu(), first, evenly(in_range, self.max_steps))
         try:
             with for_this_run(guider, WrappersMP.PREDICT_NOISE, recorded.predict_noise):
-                return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+                samples = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             recorded.preview.end()
+        run.samples = samples.cpu()
+        return samples
 
 
 class RecordedRun:

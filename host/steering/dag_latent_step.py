@@ -26,17 +26,17 @@ class LatentStep(DepthAwareStep):
     """The guidance by a latent head: it reads the result of CFG."""
 
     def estimate(self, args: Mapping[str, Any]) -> Tensor | None:
-        """The result of CFG, before post-CFG functions of other nodes."""
+        """The result of CFG, without other guidance of the pack and before functions of other nodes."""
         if self.own_lists is not None:
             return None
         if args["input"] is not self.x and not torch.equal(args["input"], self.x):
             self.problem = NOT_WHOLE
             return None
-        return args["denoised"]
+        return self.added.without(args["denoised"])
 
     def estimate_of_guider(self, denoised: Tensor) -> Tensor | None:
-        """The guider's result."""
-        return denoised
+        """The guider's result, in the same way."""
+        return self.added.without(denoised)
 
     def find_shift(self, model: Any, sigma: Tensor, estimate: Tensor | None) -> None:
         """The shift of an estimate (B, C, h, w), or (B, C, 1, h, w), from the losses of its depth."""

@@ -27,6 +27,7 @@ from ..sampling.crops import UNTRACED
 from ..sampling.noise_levels import signal_coefficient, v_coefficient
 from ..sampling.out_of_memory import out_of_memory_says
 from ..sampling.placements import Conditions
+from .added import Added
 from .extra_pass import extra_pass
 from .guided_run import finite_or_zero
 from .sag_settings import BRANCHES, NEGATIVE, POSITIVE, SelfAttentionSettings
@@ -69,10 +70,12 @@ class SelfAttentionStep:
         self.computed = not fresh
         self.blurred: bool | None = None
         self.applied = False
+        self.added = Added()
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
+        self.added = Added.shared(options)
         if self.fresh:
             add_wrapper(options, WrappersMP.CALC_COND_BATCH, self.recorder.calc_cond_batch)
             if self.settings.branch == "negative":
@@ -122,12 +125,12 @@ class SelfAttentionStep:
         self.compute(args, (args["cond"], args["uncond"]), (args["cond_denoised"], args["uncond_denoised"]))
         if self.guidance is None or self.applied or self.own_lists is not None:
             return args["denoised"]
-        return args["denoised"] + self.guidance
+        return self.added.to(args["denoised"], self.guidance)
 
     def guided(self, denoised: Tensor, x: Tensor, sigma: Tensor, model_options: dict[str, Any]) -> Tensor:
         """The result of a guider that combines predictions itself, with the guidance."""
         self.compute({"input": x, "sigma": sigma, "model_options": model_options}, (), ())
-        return denoised if self.guidance is None else denoised + self.guidance
+        return denoised if self.guidance is None else self.added.to(denoised, self.guidance)
 
     def compute(
         self, args: dict[str, Any], conds: Sequence[Conditions | None], out: Sequence[Tensor | None]

@@ -12,6 +12,7 @@ import comfy.model_patcher
 from torch import Tensor
 
 from ..sampling.placements import Conditions
+from .added import Added
 
 NOT_FINITE = "its gradient is not finite"
 NOT_WHOLE = "another node evaluates the latent in parts, or resizes, flips, pads or changes it"
@@ -47,11 +48,13 @@ class ShiftStep:
         self.overflowed = False
         self.unguided: list[int] = []
         self.shift: Tensor | None = None
-        self.handed: list[Tensor] = []  # to functions of the sampler, before there was a shift
+        self.added = Added()
+        self.late = False  # a function of the sampler was called before there was a shift
 
     def options(self, model_options: dict[str, Any]) -> dict[str, Any]:
         """A copy of the sampler's model_options in which this evaluation is guided."""
         options = comfy.model_patcher.create_model_options_clone(model_options)
+        self.added = Added.shared(options)
         functions = options.get("sampler_post_cfg_function", [])
         options["sampler_post_cfg_function"] = [
             self.post_cfg,
@@ -72,16 +75,16 @@ class ShiftStep:
         self.find_shift(args["model"], args["sigma"], self.estimate(args))
         if self.shift is None or self.own_lists is not None:
             return args["denoised"]
-        return args["denoised"] + self.shift
+        return self.added.to(args["denoised"], self.shift)
 
     def guided(self, denoised: Tensor, model: Any, sigma: Tensor) -> Tensor:
         """The result of a guider that combines predictions itself, with the guidance."""
         self.find_shift(model, sigma, self.estimate_of_guider(denoised))
         if self.shift is None:
             return denoised
-        for unconditional in self.handed:
+        for unconditional in self.added.handed if self.late else []:
             unconditional += self.shift
-        return denoised + self.shift
+        return self.added.to(denoised, self.shift)
 
     def find_shift(self, model: Any, sigma: Tensor, estimate: Tensor | None) -> None:
         """Sets `shift` if there is a gradient and an estimate of the same size."""
@@ -100,14 +103,13 @@ class ShiftStep:
         CFG++ samplers compute the noise that they add again from this estimate, (x - uncond_denoised) /
         sigma. With the shift in both estimates, a step moves x by 1 - sigma_next / sigma of the shift, as
         Euler's does. With the shift in `denoised` alone, it moves x by the whole shift. Of a guider that
-        combines predictions itself, the shift may follow.
+        combines predictions itself, the shift may follow: then it goes into all estimates that were handed on
+        from step to step.
         """
         unconditional = args["uncond_denoised"]
         if unconditional is None or (self.shift is None and self.own_lists is None):
             return function(args)
-        if self.shift is not None:
-            unconditional = unconditional + self.shift
-        else:
-            unconditional = unconditional.clone()
-            self.handed.append(unconditional)
+        self.late = self.shift is None
+        unconditional = unconditional.clone() if self.shift is None else unconditional + self.shift
+        self.added.handed.append(unconditional)
         return function(args | {"uncond_denoised": unconditional})

@@ -1,6 +1,7 @@
 """Whose run a map node shows, and what a record holds."""
 
 import pytest
+import torch
 
 from inner_guidance.host.recording.records import (
     RUNS_KEPT,
@@ -85,6 +86,44 @@ def test_a_run_without_a_step_in_the_range():
     with pytest.raises(ValueError, match="nothing was read of this sampler's run"):
         record.run_for("after the first", PROMPT.__getitem__)
     assert record.run_for("after the second", PROMPT.__getitem__).steps
+
+
+@pytest.mark.parametrize("renamed", [("2",), ("4",), ("2", "4")])
+def test_a_sampler_that_has_another_id_by_now(renamed):
+    """The host took its output from the cache: it was replaced by an equal one, or went into a subgraph."""
+    first, second = run("2"), run("4")
+    first.samples, second.samples = torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)
+    record = record_of(first, second)
+    ids = {node_id: f"20:{node_id}" for node_id in renamed}
+
+    def get_node(node_id):
+        node = {new: PROMPT[old] for old, new in ids.items()}.get(node_id) or PROMPT[node_id]
+        links = {
+            name: [ids.get(v[0], v[0]), v[1]] for name, v in node["inputs"].items() if isinstance(v, list)
+        }
+        return {"inputs": links}
+
+    for node, samples, expected in [
+        ("after the first", torch.zeros(1, 4, 8, 8), first),
+        ("after the second", torch.ones(1, 4, 8, 8), second),
+    ]:
+        assert record.run_for(node, get_node, samples=samples) is expected
+
+
+def test_the_latent_of_a_video_with_sound_is_no_tensor():
+    """Its run is found by the wires."""
+    only = run("2")
+    only.samples = torch.zeros(1, 1, 64)
+    assert not only.gave(object())
+
+
+def test_equal_results_are_told_apart_by_the_wires():
+    first, second = run("2"), run("4")
+    first.samples = second.samples = torch.zeros(1, 4, 8, 8)
+    record = record_of(first, second)
+
+    assert record.run_for("after the first", PROMPT.__getitem__, samples=torch.zeros(1, 4, 8, 8)) is first
+    assert record.run_for("after the second", PROMPT.__getitem__, samples=torch.zeros(1, 4, 8, 8)) is second
 
 
 def test_a_loop_in_the_prompt_ends():

@@ -1,0 +1,30 @@
+"""A sampler whose result the host took from its cache keeps its run."""
+
+from types import SimpleNamespace
+
+import torch
+
+import nodes as stock
+from inner_guidance.host.recording.executing import wired_run
+from inner_guidance.tests.support import recorded_runs as rec
+from inner_guidance.tests.support import tiny_models as tiny
+
+
+def test_a_sampler_from_the_cache_has_the_run_of_the_node_that_sampled(said):
+    """The host gives its output to every sampler with these inputs, which may have another id."""
+    model, record = rec.record_attention(tiny.patcher())
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    results = []
+    for seed, node_id in enumerate(["3", "4"]):
+        with rec.executing(node_id):
+            settings = (seed, 1, 4.0, "euler", "normal", tiny.prompt(0), tiny.prompt(1))
+            results += stock.KSampler().sample(model, *settings, latent, 1.0)
+    graph = {"20:3": {"inputs": {}}, "20:4": {"inputs": {}}}
+    graph |= {f"map of {i}": {"inputs": {"latent": [f"20:{i}", 0]}} for i in (3, 4)}
+
+    for i, result in zip((3, 4), results, strict=True):
+        hidden = SimpleNamespace(
+            unique_id=f"map of {i}", dynprompt=SimpleNamespace(get_node=graph.__getitem__)
+        )
+        assert wired_run(record, hidden, result).execution.node_id == str(i)
+    assert said() == []

@@ -9,8 +9,6 @@ from comfy_execution.graph import DynamicPrompt
 import nodes as stock
 from inner_guidance.nodes import NODES
 
-pytestmark = pytest.mark.oldest_host
-
 OURS = {node.define_schema().node_id: node for node in NODES}
 
 

@@ -8,8 +8,6 @@ import pytest
 import nodes as stock
 from inner_guidance.nodes import NODES
 
-pytestmark = pytest.mark.oldest_host
-
 
 def source(output):
     """A node of another pack with one output of this type."""

@@ -8,12 +8,14 @@ lives as long as the host keeps that output.
 
 The map node takes the LATENT so that it runs after the sampler, and to choose the run: run_for takes the one
 with this result, or follows that link upstream to the nearest node that has a run. A node that samples again
-replaces its run; a node that the host takes from its cache keeps it. Nothing in this file needs the host.
+replaces its run; a node that the host takes from its cache keeps it. The cache may also give the result of a
+run that was replaced: a record knows those, too. Nothing in this file needs the host.
 """
 
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +23,8 @@ from torch import Tensor
 
 # Runs that a record holds, the newest. Samplers in loops have a new id at every turn.
 RUNS_KEPT = 8
+# Results that a record keeps of runs that it no longer holds. Only memory limits the host's own cache.
+RESULTS_KEPT = 16
 
 
 class Execution(NamedTuple):
@@ -73,7 +77,7 @@ class FeatureStep:
 Step = TypeVar("Step", bound=AttentionStep | FeatureStep)
 
 
-@dataclass
+@dataclass(eq=False)
 class Run(Generic[Step]):
     """One sampling run.
 
@@ -94,9 +98,7 @@ class Run(Generic[Step]):
         The node that sampled may have another id by now: the host takes its output from the cache for any
         node with the same inputs. The samples of a video with sound are no tensor.
         """
-        if self.samples is None or not isinstance(samples, Tensor) or self.samples.shape != samples.shape:
-            return False
-        return torch.equal(self.samples.to(samples), samples)
+        return self.samples is not None and _is_result(samples, self.samples)
 
     def put(self, step: Step) -> None:
         """Insert a step in order. It replaces a step with the same number."""
@@ -106,18 +108,23 @@ class Run(Generic[Step]):
 
 @dataclass
 class Record(Generic[Step]):
-    """The runs of a recorded model, the newest RUNS_KEPT of them, oldest first."""
+    """The runs of a recorded model, the newest RUNS_KEPT of them, oldest first.
+
+    replaced: the results of runs before them.
+    """
 
     title: ClassVar[str]
     runs: list[Run[Step]] = field(default_factory=list)
+    replaced: deque[Tensor] = field(default_factory=partial(deque, maxlen=RESULTS_KEPT))
 
     def begin(self, run: Run[Step]) -> None:
         """Add a run that starts. It replaces the earlier runs of its node.
 
         Several runs of a node in one prompt stay side by side only where they belong to the items of a list.
         """
-        kept = [r for r in self.runs if not _replaces(run.execution, r.execution)]
-        self.runs = [*kept, run][-RUNS_KEPT:]
+        kept = [r for r in self.runs if not _replaces(run.execution, r.execution)][1 - RUNS_KEPT :]
+        self.replaced.extend(r.samples for r in self.runs if r not in kept and r.samples is not None)
+        self.runs = [*kept, run]
 
     def run_for(
         self,
@@ -131,19 +138,26 @@ class Record(Generic[Step]):
 
         node_id: the map node. get_node(id): a node of the prompt, {"inputs": {name: value or [id, slot]}}, as
         the host's DynamicPrompt.get_node. list_index: the item of a list that the map node is called for.
-        samples: of the LATENT. Raises ValueError if there is no such run, or no step in it.
+        samples: of the LATENT. Raises ValueError if there is no such run, or no step in it, and if later runs
+        have replaced it.
         """
         if not self.runs:
             raise ValueError(
                 f"{self.title}: nothing is recorded. Connect its MODEL to a sampler, and the LATENT of "
                 "that sampler to the node that shows the record."
             )
-        found = runs = [run for run in self.runs if run.gave(samples)] or self.runs
+        known = [run for run in self.runs if run.gave(samples)]
+        if not known and any(_is_result(samples, result) for result in self.replaced):
+            raise ValueError(
+                f"{self.title}: the LATENT comes from ComfyUI's cache, and later runs have replaced what was "
+                f"recorded of it. Change a setting of {self.title}, so that the LATENT is sampled again."
+            )
+        found = runs = known or self.runs
         if len(runs) > 1:
-            found = []
+            found = known
             if get_node is not None and node_id is not None:
                 link = get_node(node_id)["inputs"].get(input_name)
-                found = nearest_upstream(link, get_node, runs) if is_link(link) else []
+                found = (nearest_upstream(link, get_node, runs) if is_link(link) else []) or known
         if not found:
             raise ValueError(
                 f"{self.title}: the LATENT comes from none of the {len(self.runs)} samplers that were "
@@ -168,6 +182,12 @@ class FeatureRecord(Record[FeatureStep]):
     """What Record Features has recorded."""
 
     title = "Record Features"
+
+
+def _is_result(samples: Any, result: Tensor) -> bool:
+    if not isinstance(samples, Tensor) or samples.shape != result.shape:
+        return False
+    return torch.equal(result.to(samples), samples)
 
 
 def _replaces(new: Execution, old: Execution) -> bool:

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 import nodes as stock
@@ -28,3 +29,19 @@ def test_a_sampler_from_the_cache_has_the_run_of_the_node_that_sampled(said):
         )
         assert wired_run(record, hidden, result).execution.node_id == str(i)
     assert said() == []
+
+
+def test_the_image_of_an_earlier_seed_from_the_cache_is_not_shown_with_the_newest_record():
+    model, record = rec.record_attention(tiny.patcher())
+    latent = {"samples": torch.zeros(1, 4, 16, 16)}
+    results = []
+    for seed in range(2):
+        with rec.executing("3", f"prompt {seed}"):
+            settings = (seed, 1, 4.0, "euler", "normal", tiny.prompt(0), tiny.prompt(1))
+            results += stock.KSampler().sample(model, *settings, latent, 1.0)
+    graph = {"3": {"inputs": {}}, "4": {"inputs": {"latent": ["3", 0]}}}
+    hidden = SimpleNamespace(unique_id="4", dynprompt=SimpleNamespace(get_node=graph.__getitem__))
+
+    assert wired_run(record, hidden, results[1]) is record.runs[0]
+    with pytest.raises(ValueError, match="later runs have replaced what was recorded of it"):
+        wired_run(record, hidden, results[0])

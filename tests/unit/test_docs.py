@@ -1,5 +1,6 @@
 """The documents: links, file names and the glossary are true, README is short, GitHub reads the forms."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -129,6 +130,24 @@ def test_glossary_names_stand_in_their_file(word, meaning, file):
     assert any(re.search(rf"\b{name}\b", source) for name in names)
     (own,) = CODE.findall(word) or [None]
     assert own is None or re.search(rf"^ *(class {own}\b|def {own}\b|{own}\b.* = )", source, re.MULTILINE)
+
+
+def test_tables_of_earlier_weights_are_named():
+    """By docs/results/README.md, and no others. Tables begin with the SHA-256 of what drew their images."""
+    weights = [ROOT / "demo" / "weights" / f"{name}.safetensors" for name in ("unet", "transformer")]
+    shipped = {hashlib.sha256(file.read_bytes()).hexdigest()[:12] for file in weights}
+    current, earlier = set(), set()
+    for path in (ROOT / "docs" / "results").glob("*_*.md"):
+        checksums = {*re.findall(r"\b[0-9a-f]{12}\b", path.read_text(encoding="utf-8"))}
+        if checksums:
+            (current if checksums & shipped else earlier).add(path.name)
+    readme = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"These are still of the earlier(?:.|\n)*?\n\n", readme)
+
+    named = {*re.findall(r"`(\w+\.md)`", told)}
+    assert earlier <= named
+    assert not named & current
+    assert len(current) > 10
 
 
 def test_readme_is_short():

@@ -126,6 +126,40 @@ def test_equal_results_are_told_apart_by_the_wires():
     assert record.run_for("after the second", PROMPT.__getitem__, samples=torch.zeros(1, 4, 8, 8)) is second
 
 
+@pytest.mark.parametrize("seeds", [2, 9])
+def test_a_result_whose_run_was_replaced_is_not_shown_as_the_newest(seeds):
+    """The host's cache has the images of earlier seeds, too."""
+    record = AttentionRecord()
+    for seed in range(seeds):
+        record.begin(newest := run("2", prompt_id=f"prompt {seed}"))
+        newest.samples = torch.full((1, 4, 8, 8), float(seed))
+
+    for seed in range(seeds - 1):
+        earlier = torch.full((1, 4, 8, 8), float(seed))
+        with pytest.raises(ValueError, match="later runs have replaced what was recorded of it"):
+            record.run_for("after the first", PROMPT.__getitem__, samples=earlier)
+    assert record.run_for("after the first", PROMPT.__getitem__, samples=newest.samples.clone()) is newest
+    assert record.run_for("after the first", PROMPT.__getitem__, samples=newest.samples + 1) is newest
+
+
+def test_a_result_whose_run_was_dropped_is_not_shown_as_another():
+    record = AttentionRecord()
+    for turn in range(RUNS_KEPT + 1):
+        record.begin(newest := run(f"2.{turn}"))
+        newest.samples = torch.full((1, 4, 8, 8), float(turn))
+
+    with pytest.raises(ValueError, match="later runs have replaced what was recorded of it"):
+        record.run_for("after the first", PROMPT.__getitem__, samples=torch.zeros(1, 4, 8, 8))
+
+
+def test_equal_results_of_samplers_that_have_other_ids_by_now():
+    """At CFG 1, say, two samplers with different negative prompts."""
+    first, second = run("30"), run("40")
+    first.samples = second.samples = torch.zeros(1, 4, 8, 8)
+    record = record_of(first, second)
+    assert record.run_for("after the first", PROMPT.__getitem__, samples=torch.zeros(1, 4, 8, 8)) is second
+
+
 def test_a_loop_in_the_prompt_ends():
     prompt = PROMPT | {"7": {"inputs": {"a": ["8", 0]}}, "8": {"inputs": {"a": ["7", 0]}}}
 

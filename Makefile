@@ -75,10 +75,10 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.dag_experiment compare --family transformer
 	@$(VENV) -m tools.run experiments.dag_experiment hinge
 	@for seed in 1 2; do for what in head "prior --size 32"; do \
-		$(VENV) -m tools.run demo.train_depth $$what --seed $$seed --out .cache/other_seeds/$$seed; done; done
+		$(VENV) -m tools.run demo.train_depth $$what --seed $$seed --out .cache/other_seeds/$$seed || exit 1; done; done
 	@$(VENV) -m tools.run demo.train renders
 	@for seed in 1 2; do for stage in "recogniser --minutes 15" "depth_judge --minutes 6"; do \
-		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed; done; done
+		$(VENV) -m tools.run demo.train $$stage --seed $$seed --out .cache/other_seeds/$$seed || exit 1; done; done
 	@$(VENV) -m tools.run experiments.dag_experiment seeds
 	@$(VENV) -m tools.run experiments.downstream
 	@$(VENV) -m tools.run experiments.dag_experiment screen
@@ -88,5 +88,5 @@ experiments: setup    ## the papers' tables on the demo world, into docs/results
 	@$(VENV) -m tools.run experiments.sag_experiment sweep --family transformer
 	@$(VENV) -m tools.run experiments.sag_experiment compare --family transformer
 	@$(VENV) -m tools.run experiments.sag_experiment judges
-	@for seed in 1 2; do $(VENV) -m tools.run demo.train_classifier --seed $$seed --out .cache/other_seeds/$$seed; done
+	@for seed in 1 2; do $(VENV) -m tools.run demo.train_classifier --seed $$seed --out .cache/other_seeds/$$seed || exit 1; done
 	@$(VENV) -m tools.run experiments.sag_experiment classifiers

@@ -154,8 +154,10 @@ def cut(components: Sequence[Tensor], count: int, seed: int) -> list[Tensor]:
     """Tokens of z (B, k, h, w) by k-means as regions 0 ... count - 1, the largest first: (B, h, w), int64."""
     from scipy.cluster.vq import kmeans2  # here, because its import takes 0.1 s of the host's start
 
-    tokens = torch.cat([z.movedim(1, -1).flatten(0, 2) for z in components]).numpy()
-    _, label = kmeans2(tokens, count, iter=ITERATIONS, minit="++", seed=seed)
+    tokens = torch.cat([z.movedim(1, -1).flatten(0, 2) for z in components])
+    # Where the square of a distance overflows, scipy ends the process. By a power of 2, which rounds nothing.
+    tokens = torch.ldexp(tokens, -tokens.abs().max().frexp().exponent)
+    _, label = kmeans2(tokens.numpy(), count, iter=ITERATIONS, minit="++", seed=seed)
     rank = np.argsort(np.argsort(-np.bincount(label, minlength=count), kind="stable"))
     shapes = [(z.shape[0], *z.shape[2:]) for z in components]
     parts = torch.from_numpy(rank[label]).split([int(np.prod(shape)) for shape in shapes])

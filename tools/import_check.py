@@ -26,7 +26,9 @@ NOT_IN_OLDEST = frozenset(
 
 
 def git(repository: Path, *arguments: str) -> None:
-    """Run git there, without the user's settings."""
+    """Run git there, without the user's settings. Raises SetupError where there is none."""
+    if shutil.which("git") is None:
+        raise SetupError("There is no git, which comfy-import-guard needs: install it.")
     settings = dict.fromkeys(("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"), os.devnull)
     author = ("-c", "user.name=check", "-c", "user.email=check@localhost")
     subprocess.run(

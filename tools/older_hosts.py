@@ -38,9 +38,16 @@ NEWEST_ONLY = (
 
 
 def host_of_commit() -> str:
-    """A host by the hash of the commit: one commit is always tested on the same."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True)
-    return sorted(HOSTS_BETWEEN)[int(head.stdout, 16) % len(HOSTS_BETWEEN)]
+    """A host by the hash of the commit: one commit is always tested on the same. Raises SetupError."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        head = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SetupError(
+            "There is no commit to choose a ComfyUI by, in a checkout without git: name one, as in "
+            f"`make hosts HOST={max(HOSTS_BETWEEN)}`."
+        ) from error
+    return sorted(HOSTS_BETWEEN)[int(head, 16) % len(HOSTS_BETWEEN)]
 
 
 def run_tests(version: str, files: list[str]) -> int:

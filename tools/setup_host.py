@@ -167,13 +167,18 @@ def pip(root: Path, *arguments: str) -> None:
         raise SetupError(what_pip_means(result.stdout))
 
 
+def venv_runs(root: Path, *arguments: str) -> bool:
+    """Whether Python of .venv is still there and runs this: updates of the system's Python take it away."""
+    command = [str(venv_python(root)), *arguments]
+    return (
+        venv_python(root).is_file()
+        and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    )
+
+
 def make_venv(root: Path) -> None:
     """Create .venv, or leave one whose pip works as it is."""
-    works = [str(venv_python(root)), "-m", "pip", "--version"]
-    if (
-        venv_python(root).is_file()
-        and subprocess.run(works, capture_output=True, check=False).returncode == 0
-    ):
+    if venv_runs(root, "-m", "pip", "--version"):
         return
     create = [sys.executable, "-m", "venv", "--clear", str(root / ".venv")]
     result = subprocess.run(create, capture_output=True, text=True, check=False)
@@ -275,7 +280,7 @@ def set_up(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> Path:
     check_python()
     if environ.get("COMFYUI_PATH"):
         host_folder(root, environ)
-    if not (root / ".venv" / STAMP).is_file():
+    if not ((root / ".venv" / STAMP).is_file() and venv_runs(root, "-c", "import pip")):
         check_disk(root)
         make_venv(root)
     for archive in (OLDEST_HOST,) if environ.get("COMFYUI_PATH") else (HOST, OLDEST_HOST):

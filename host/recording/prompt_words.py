@@ -13,13 +13,16 @@ mark where words begin or end:
 
 import re
 import string
+import unicodedata
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 WORD_BEGINS = ("▁", "Ġ")
 WORD_ENDS = "</w>"
-BETWEEN_WORDS = frozenset(string.punctuation + "▁ĠĊ")
+# Chinese and Japanese have no spaces: each of their tokens is a word.
+UNSPACED = re.compile("[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff]$")
+COMMA = re.compile("[,\uff0c\u3001]")
 SPECIAL_TOKEN = re.compile(r"<.+>|\[/?[A-Z_]+\]")
 EMBEDDING = "embedding"
 
@@ -44,7 +47,7 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
     wanted word, or if this CLIP makes another number of tokens of it.
     """
     streams = tokenized(clip, prompt)
-    asked = [" ".join(phrase.split()) for phrase in wanted.split(",") if phrase.strip()]
+    asked = [" ".join(phrase.split()) for phrase in COMMA.split(wanted) if phrase.strip()]
     found: dict[str, list[int]] = {phrase: [] for phrase in asked}
     listed: dict[str, None] = {}
     for key, start in beginnings(streams, context_length).items():
@@ -126,25 +129,48 @@ def words_in(tokenizer: Any, stream: Sequence[Token]) -> list[Word]:
         if segment == 0:
             continue
         piece = tokenizer.untokenize([(token, weight)])[0][1] if isinstance(token, int) else EMBEDDING
-        bare = piece.removesuffix(WORD_ENDS)
-        if BETWEEN_WORDS.issuperset(bare) or SPECIAL_TOKEN.fullmatch(piece):
+        text = spelled(tokenizer, [stream[place]])
+        if not bare(text) or SPECIAL_TOKEN.fullmatch(piece):
             ended = True
             continue
-        if ended or segment != segment_before or piece.startswith(WORD_BEGINS):
+        begins = piece.startswith(WORD_BEGINS) or separates(text[0])
+        if begins or ended or segment != segment_before:
             groups.append([])
         groups[-1].append(place)
-        segment_before, ended = segment, piece.endswith(WORD_ENDS)
-    return [Word(spelled(tokenizer, [stream[place] for place in group]), tuple(group)) for group in groups]
+        segment_before = segment
+        ended = piece.endswith(WORD_ENDS) or separates(text[-1]) or bool(UNSPACED.search(text))
+    texts = [bare(spelled(tokenizer, [stream[place] for place in group])) for group in groups]
+    return [Word(text, tuple(group)) for text, group in zip(texts, groups, strict=True) if text]
 
 
 def spelled(tokenizer: Any, tokens: Sequence[Token]) -> str:
-    """The text of a word. Vocabularies hold bytes, and only the tokenizers can decode them."""
+    """The text of tokens. Vocabularies hold bytes, and only the tokenizers can decode them."""
     if not isinstance(tokens[0][0], int):
         return EMBEDDING
     inner = getattr(tokenizer, "tokenizer", None)
     if inner is None:  # the demo model's
         return "".join(piece for _, piece in tokenizer.untokenize([token[:2] for token in tokens]))
-    return inner.decode([token[0] for token in tokens]).strip().casefold()
+    return inner.decode([token[0] for token in tokens]).casefold()
+
+
+def bare(text: str) -> str:
+    """Text without the spaces and punctuation around it, which tokens may hold, too: "(red"."""
+    inside = [place for place, character in enumerate(text) if not separates(character)]
+    return text[inside[0] : inside[-1] + 1] if inside else ""
+
+
+def separates(character: str) -> bool:
+    """Whether a character is a space or punctuation, of any script."""
+    return (
+        character.isspace()
+        or character in string.punctuation
+        or unicodedata.category(character).startswith("P")
+    )
+
+
+def normal(text: str) -> str:
+    """Text as it is compared: CLIP's tokenizer composes accents, T5's also writes ligatures as letters."""
+    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def own_words(clip: Any, key: str, prompt: str) -> list[Word]:
@@ -154,7 +180,7 @@ def own_words(clip: Any, key: str, prompt: str) -> list[Word]:
     return [
         word
         for word in words_in(vocabulary(clip, key), stream)
-        if (word.text == EMBEDDING or word.text in prompt.casefold()) and word.places[0] in own
+        if (word.text == EMBEDDING or normal(word.text) in normal(prompt)) and word.places[0] in own
     ]
 
 

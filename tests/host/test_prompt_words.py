@@ -110,6 +110,43 @@ def test_an_unknown_word_is_answered_with_those_there_are():
         prompt_words(clip("sd1"), PROMPT, 77, "sphere red")
 
 
+ACCENT, LIGATURE, CHINESE_COMMA = "\u0301", "\ufb01", "\uff0c"
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "prompt", "words"),
+    [
+        # Composed by the tokenizers, as Macs do not write it.
+        ("sd1", "l", f"cafe{ACCENT} red", ["café", "red"]),
+        ("flux", "t5xxl", f"cafe{ACCENT} {LIGATURE}ne red", ["café", "fine", "red"]),
+        ("zimage", "qwen3_4b", f"cafe{ACCENT} red", ["café", "red"]),
+        # Punctuation and spaces within a token.
+        ("zimage", "qwen3_4b", "(red) sphere(blue)", ["red", "sphere", "blue"]),
+        ("zimage", "qwen3_4b", "a\tred\tbox\r\nsun\u00a0moon", ["a", "red", "box", "sun", "moon"]),
+        ("flux", "t5xxl", "\u201cred\u201d box \u2014 sun", ["red", "box", "sun"]),
+        ("sd1", "l", "\u201cred\u201d box \u2014 sun", ["red", "box", "sun"]),
+        # A language without spaces.
+        ("zimage", "qwen3_4b", f"红色{CHINESE_COMMA}蓝色盒子", ["红色", "蓝色", "盒子"]),
+    ],
+)
+def test_words_of_any_script_and_spacing(name, key, prompt, words):
+    length = 77 if name == "sd1" else len(context(name, key, prompt))
+
+    assert [word.text for word in prompt_words(clip(name), prompt, length)] == words
+
+
+def test_chinese_phrases_with_chinese_commas():
+    prompt = f"红色球体{CHINESE_COMMA}蓝色盒子"
+    stream = context("zimage", "qwen3_4b", prompt)
+
+    sphere, box = prompt_words(clip("zimage"), prompt, len(stream), f"红色球体{CHINESE_COMMA}盒子")
+
+    assert (sphere.text, box.text) == ("红色球体", "盒子")
+    vocabulary = clip("zimage").tokenizer.qwen3_4b.tokenizer
+    assert vocabulary.decode([stream[place] for place in sphere.places]) == "红色球体"
+    assert vocabulary.decode([stream[place] for place in box.places]) == "盒子"
+
+
 def test_long_prompts_span_sections():
     long = "cat, " * 40 + "dog, " * 40
     n = len(context("sd1", "l", long))

@@ -14,9 +14,15 @@ from inner_guidance.tools.api_twins import widget_slots
 FOLDER = Path(__file__).resolve().parents[2] / "subgraphs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 # What a user connects to the inputs of a blueprint: node and output of the graph below.
-CONNECTED = {"model": ["model", 0], "vae": ["model", 2], "depth_head": ["model", 3], "image": ["scenes", 0]}
+CONNECTED = {
+    "model": ["model", 0],
+    "vae": ["model", 2],
+    "depth_head": ["model", 3],
+    "image": ["scenes", 0],
+    "positive": ["empty", 0],
+}
 OTHERS = {
-    "model": {"class_type": "InnerLoadDemoModel", "inputs": {}},
+    "empty": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["model", 1], "text": ""}},
     "scenes": {"class_type": "InnerDemoScenes", "inputs": {"first_seed": 20000, "count": 1}},
     "prompt": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["model", 1], "text": "red sphere"}},
     "latent": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
@@ -33,8 +39,8 @@ def definition(name):
     return node, inside
 
 
-def unpacked(name, object_info):
-    """The nodes of a blueprint in the API format, its inputs connected, and what its outputs come from."""
+def unpacked(name, object_info, connected):
+    """The nodes of a blueprint in the API format, these inputs connected, and what its outputs come from."""
     _, inside = definition(name)
     prompt, outputs = {}, {}
     for node in inside["nodes"]:
@@ -46,14 +52,15 @@ def unpacked(name, object_info):
         if link["origin_id"] == inside["inputNode"]["id"]:
             slot = inside["inputs"][link["origin_slot"]]
             assert link["id"] in slot["linkIds"]
-            origin = CONNECTED[slot["name"]]
+            origin = connected.get(slot["name"])
         if link["target_id"] == inside["outputNode"]["id"]:
             outputs[inside["outputs"][link["target_slot"]]["name"]] = origin
             continue
         (node,) = (node for node in inside["nodes"] if node["id"] == link["target_id"])
         entry = node["inputs"][link["target_slot"]]
         assert (entry["link"], entry["type"]) == (link["id"], link["type"])
-        prompt[str(node["id"])]["inputs"][entry["name"]] = origin
+        if origin:
+            prompt[str(node["id"])]["inputs"][entry["name"]] = origin
     return prompt, outputs
 
 
@@ -82,10 +89,14 @@ def test_widgets_that_a_blueprint_shows_are_those_of_its_nodes(name, object_info
         assert any(widget in group for group in declared.values())
 
 
+@pytest.mark.parametrize("family", ["UNet", "transformer"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_blueprint_runs(name, server, object_info):
-    inside, outputs = unpacked(name, object_info)
-    prompt = OTHERS | inside
+def test_a_blueprint_runs(name, family, server, object_info):
+    """A UNet without the prompt for the depth, and a transformer, which needs it."""
+    optional = {"positive"} if family == "UNet" else set()
+    connected = {slot: origin for slot, origin in CONNECTED.items() if slot not in optional}
+    inside, outputs = unpacked(name, object_info, connected)
+    prompt = OTHERS | {"model": {"class_type": "InnerLoadDemoModel", "inputs": {"family": family}}} | inside
     if "MODEL" in outputs:
         sampled = {
             "model": outputs["MODEL"],

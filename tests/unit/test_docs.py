@@ -171,3 +171,9 @@ def test_commits_are_checked_with_the_ruff_that_setup_installs():
 
     assert repo["repo"] == "local"
     assert [hook["entry"].split()[:3] for hook in repo["hooks"]] == [[".venv/bin/python", "-m", "ruff"]] * 2
+
+
+def test_make_test_runs_every_folder_of_tests_but_that_of_make_gpu_check(pytestconfig):
+    folders = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+
+    assert set(pytestconfig.getini("testpaths")) == folders - {"tests/gpu"}

@@ -99,6 +99,14 @@ class TestRegions:
 
         assert torch.equal(label[0], expected)
 
+    @pytest.mark.parametrize("factor", [1e-30, 1e30])
+    def test_of_features_whose_squares_float32_cannot_hold(self, factor):
+        features, region = quarters()
+
+        (label,) = fm.cut(fm.principal_components([factor * features]), 4, seed=0)
+
+        assert torch.equal(label[0], region)
+
     def test_keep_their_number_in_every_picture(self):
         (one, expected), (two, _) = quarters(seed=1), quarters(seed=2)
 

@@ -33,3 +33,10 @@ def test_a_pack_that_could_not_be_read_does_not_pass(tmp_path, monkeypatch):
 
     with pytest.raises(SetupError, match="could not read the pack"):
         import_check.missing(tmp_path / "host", tmp_path / "work")
+
+
+def test_a_missing_git_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(SetupError, match=r"There is no git, .* install it"):
+        import_check.missing(tmp_path, tmp_path / "work")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from inner_guidance.tools import setup_host
+from inner_guidance.tools import older_hosts, setup_host
 from inner_guidance.tools.setup_host import HostArchive, SetupError
 
 
@@ -97,6 +97,38 @@ def test_missing_venv_module(tmp_path, monkeypatch):
 
     with pytest.raises(SetupError, match="python3-venv"):
         setup_host.make_venv(tmp_path)
+
+
+@pytest.mark.parametrize("left", [None, "#!/bin/sh\nexit 1\n"])
+def test_finished_venv_is_made_anew_when_its_python_is_gone(tmp_path, archive_file, monkeypatch, left):
+    """An update replaced the Python that it was made with: there is none, or one without its packages."""
+    setup_host.unpack_host(archive_file, archive_of(archive_file), tmp_path)
+    python = setup_host.venv_python(tmp_path)
+    python.parent.mkdir(parents=True)
+    if left:
+        python.write_text(left, encoding="utf-8")
+        python.chmod(0o755)
+    else:
+        python.symlink_to(tmp_path / "gone")
+    stamp = tmp_path / ".venv" / setup_host.STAMP
+    installed = [setup_host.TORCH, *setup_host.TORCH_COMPANIONS, *setup_host.OURS, "numpy>=1.25.0"]
+    stamp.write_text("\n".join(installed), encoding="utf-8")
+    calls = []
+    monkeypatch.setattr(setup_host, "make_venv", lambda _: (calls.append("venv"), stamp.unlink()))
+    monkeypatch.setattr(setup_host, "pip", lambda _, *arguments: calls.append(arguments[0]))
+    monkeypatch.setattr(setup_host, "silence_torchaudio", lambda _: None)
+    monkeypatch.setattr(setup_host, "fetch_host", lambda *_: None)
+
+    setup_host.set_up(tmp_path, {"COMFYUI_PATH": str(tmp_path / ".host")})
+
+    assert calls == ["venv", "install", "install", "install"]
+
+
+def test_hosts_without_git_ask_for_one_by_name(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+
+    with pytest.raises(SetupError, match=r"without git: name one, as in `make hosts HOST=0\.27\.0`"):
+        older_hosts.host_of_commit()
 
 
 def test_wrong_hash_unpacks_nothing(tmp_path, archive_file):

@@ -9,6 +9,7 @@ Depth Anything 3 Mono Large, which labels the images of the template.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -44,6 +45,12 @@ SIDE, LABELLING_SIDE = 512, 504  # pixels
 
 def main() -> None:
     """Measure, then write and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=TABLE, help="file for the table")
+    out = parser.parse_args().out
+    out.parent.mkdir(parents=True, exist_ok=True)
     of = REAL_SIZES["sd15"]
     with torch.inference_mode():
         label_cost = cost(labelling())
@@ -55,7 +62,7 @@ def main() -> None:
         peak = peak_of_a_training(model, of.latent)
     image = DRAWN_IN * plain
     prepared = LABELLED * (label_cost.seconds + encoding_cost.seconds)
-    TABLE.write_text(
+    out.write_text(
         f"""# What training a depth head costs
 
 `python -m tools.run benchmarks.training_cost` on {machine()}, PyTorch {torch.__version__}. {of.title},
@@ -73,7 +80,7 @@ labels and latents of {LABELLED} images, as {prepared / image:.0f}.
 """,
         encoding="utf-8",
     )
-    print(TABLE.read_text(encoding="utf-8"))
+    print(out.read_text(encoding="utf-8"))
 
 
 class Cost(NamedTuple):

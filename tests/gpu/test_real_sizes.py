@@ -14,6 +14,10 @@ LAUNCHES = (
     Launch("novram, async offload", ("--disable-dynamic-vram", "--novram", "--async-offload")),
     Launch("float8 weights", ("--fp8_e4m3fn-unet",)),
 )
+MODELS = ("sd15", "sdxl", "sdxl_2048", "flux", "z_image")
+MEASURED = {f"guidance, {model}": ("benchmarks.speed", "--model", model) for model in MODELS} | {
+    "training a depth head": ("benchmarks.training_cost", "--out", ".cache/gpu-check/training_cost.md")
+}
 
 
 @pytest.fixture
@@ -48,13 +52,12 @@ def test_templates_run(launch, checkpoints, checked, output_of):
     checked(launch.name, "SD 1.5, all templates", output_of, section, "tools.full_size", options)
 
 
-@pytest.mark.parametrize("model", ["sd15", "sdxl", "sdxl_2048", "flux", "z_image"])
-def test_guidance_is_measured(model, checked, output_of):
-    section = f"What guidance costs, {model}"
-    command = ("tools.run", "--device", "gpu", "benchmarks.speed", "--model", model)
+@pytest.mark.parametrize("what", MEASURED)
+def test_cost_is_measured(what, checked, output_of):
+    section = f"What it costs: {what}"
 
     def measured():
-        output_of(section, *command)
+        output_of(section, "tools.run", "--device", "gpu", *MEASURED[what])
         return f"in the section {section}"
 
-    checked("time and memory", model, measured)
+    checked("time and memory", what, measured)

@@ -17,7 +17,9 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-STARTED = "() => window.app?.graph && LiteGraph.registered_node_types.InnerLoadDemoModel"
+# The page spins until it has loaded its own first workflow, which would replace one that a test loads before.
+STARTED = """() => window.app?.graph && !window.app.extensionManager.spinner
+    && LiteGraph.registered_node_types.InnerLoadDemoModel"""
 START_MILLISECONDS = 120_000
 VIEWPORT = {"width": 1920, "height": 1080}
 

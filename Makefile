@@ -50,7 +50,7 @@ interface: setup    ## tests/node_interface.json, the inputs and outputs that sa
 compatibility: setup    ## docs/compatibility.md, what happens with each node of the host that patches a model
 	@$(VENV) -m tools.run tests.support.compatibility
 
-bench: setup    ## what guidance costs, into benchmarks/speed.md; half an hour on two cores
+bench: setup    ## what guidance costs, into benchmarks/speed.md; a quarter of an hour on two cores
 	@$(VENV) -m tools.run benchmarks.speed
 
 full-size: setup    ## the templates on models of real size with random weights (SDXL=1: on SDXL; TRANSFORMER=1: also Flux and Z-Image cut in depth); 15 minutes on two cores

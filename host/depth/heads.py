@@ -93,8 +93,7 @@ def model_family(model: ModelPatcher) -> str:
         return f"{type(model.model).__name__} with {blocks} blocks of {width} channels"
     if not hasattr(diffusion_model, "input_blocks"):
         raise ValueError(
-            f"Depth heads cannot read the features of this model, {type(diffusion_model).__name__}: use "
-            f"{MODELS}."
+            f"Heads cannot read the features of this model, {type(diffusion_model).__name__}: use {MODELS}."
         )
     config = model.model.model_config.unet_config
     if config.get("use_temporal_attention"):

@@ -24,13 +24,12 @@ def training_kernels() -> Iterator[None]:
         comfy.model_management.in_training = before
 
 
-def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str) -> None:
-    """Raise ValueError for a transformer if this host cannot replace its inference kernels."""
+def refuse_without_training_kernels(diffusion_model: torch.nn.Module, node: str, advice: str) -> None:
+    """Raise ValueError, with the advice, for a transformer if this host cannot replace its kernels."""
     joint = joint_model(diffusion_model)
     if joint is None:
         return
     if not hasattr(comfy.model_management, "in_training"):
         raise ValueError(
-            f"{node} needs gradients, which this version of ComfyUI does not give for {joint.name}: update "
-            "ComfyUI, or connect a depth head of the architecture latent."
+            f"{node} needs gradients, which this version of ComfyUI does not give for {joint.name}: {advice}."
         )

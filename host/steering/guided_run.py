@@ -171,7 +171,10 @@ def require_differentiable(guider: Any, noise: Tensor, node: str) -> None:
             f"{node} guides images, and this latent is a video of {noise.shape[2]} frames: use a latent of "
             "one frame, or remove the node."
         )
-    refuse_without_training_kernels(diffusion_model, node)
+    advice = "update ComfyUI"
+    if node == DEPTH_AWARE:
+        advice += ", or connect a depth head of the architecture latent"
+    refuse_without_training_kernels(diffusion_model, node, advice)
     refuse_quantised(diffusion_model, node)
     refuse_uncontrollable_compiler(guider.model_patcher, node)
 

@@ -1,6 +1,7 @@
 """Depth heads and Depth-Aware Guidance on transformers: tiny ones of the host's own classes."""
 
 import copy
+from types import SimpleNamespace
 
 import comfy.model_base
 import comfy.model_management
@@ -13,6 +14,7 @@ from inner_guidance.depth_head.head_files import load_depth_head, save_depth_hea
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.host.depth.head_training import new_network
 from inner_guidance.host.depth.heads import HostedDepthHead, model_family, require_head_fits
+from inner_guidance.host.steering.guided_run import CLASSIFIER, require_differentiable
 from inner_guidance.host.taps.blocks import feature_blocks
 from inner_guidance.host.taps.feature_tap import FeatureTap
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
@@ -164,8 +166,11 @@ def test_a_video_is_refused_before_anything_is_sampled():
 
 def test_a_host_without_training_kernels_is_refused_by_name(monkeypatch):
     monkeypatch.delattr(comfy.model_management, "in_training")
-    with pytest.raises(ValueError, match=r"this version of ComfyUI does not give for Flux: update ComfyUI"):
+    with pytest.raises(ValueError, match=r"for Flux: update ComfyUI, or connect a depth head of"):
         sampled("flux")
+    guider = SimpleNamespace(model_patcher=patcher("flux"))  # Classifier Guidance has no input for one
+    with pytest.raises(ValueError, match=r"^Classifier Guidance needs .* give for Flux: update ComfyUI\.$"):
+        require_differentiable(guider, torch.zeros(1, 4, 8, 8), CLASSIFIER)
 
 
 class EightfoldVAE:

@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...guidance.classifier import NOISE_ALONE
 from ..keys import GuiderExecutor, for_this_run
 from ..sampling.noise_levels import noise_to_signal
 from .guided_run import GuidedRun, seed_at
@@ -99,12 +100,15 @@ class SelfAttentionRun(GuidedRun):
             return executor(x, timestep, model_options, seed)
         schedule = self.schedule(model_options)
         _, last, reused = self.last.get(x.shape, (None, math.inf, True))
+        previous = self.previous(x.shape, sigma)
         step = SelfAttentionStep(
             self.settings,
             self.mask_at(timestep, model_options),
             seed=seed_at(sigma, seed),
-            previous=self.previous(x.shape, sigma),
-            fresh=reused or self.is_due(sigma, schedule, self.settings.every_n_steps, last),
+            previous=previous,
+            fresh=previous is None
+            or reused
+            or self.is_due(sigma, schedule, self.settings.every_n_steps, last),
             own_lists=self.own_lists,
         )
         options = step.options(model_options)
@@ -114,7 +118,10 @@ class SelfAttentionRun(GuidedRun):
         if step.fresh:
             self.last.pop(x.shape, None)
             # Where x is noise alone, e = e_bar; where it has no noise, there is no e.
-            if step.guidance is not None and 0 < noise_to_signal(self.model_sampling, sigma) < math.inf:
+            if (
+                step.guidance is not None
+                and 0 < noise_to_signal(self.model_sampling, sigma) < 1 / NOISE_ALONE
+            ):
                 self.last[x.shape] = step.guidance, sigma, step.reused
         if step.blurred is not None:
             self.blurred.add(step.blurred)
@@ -124,10 +131,11 @@ class SelfAttentionRun(GuidedRun):
     def previous(self, shape: torch.Size, sigma: float) -> Tensor | None:
         """The last guidance of a latent of this shape, for another sigma.
 
-        e - e_bar is held constant. For x = a x0 + c e that is a shift of x0 proportional to c / a.
+        e - e_bar is held constant. For x = a x0 + c e that is a shift of x0 proportional to c / a. None where
+        x is noise alone, as where the schedule of a flow model returns to sigma 1.
         """
         if shape not in self.last:
             return None
         guidance, last, _ = self.last[shape]
         now, then = (noise_to_signal(self.model_sampling, at) for at in (sigma, last))
-        return guidance * (now / then)
+        return guidance * (now / then) if now < 1 / NOISE_ALONE else None

@@ -117,11 +117,7 @@ class SelfAttentionRun(GuidedRun):
             denoised = step.guided(denoised, x, timestep, options)
         if step.fresh:
             self.last.pop(x.shape, None)
-            # Where x is noise alone, e = e_bar; where it has no noise, there is no e.
-            if (
-                step.guidance is not None
-                and 0 < noise_to_signal(self.model_sampling, sigma) < 1 / NOISE_ALONE
-            ):
+            if step.guidance is not None and self.can_be_held(sigma):
                 self.last[x.shape] = step.guidance, sigma, step.reused
         if step.blurred is not None:
             self.blurred.add(step.blurred)
@@ -131,11 +127,17 @@ class SelfAttentionRun(GuidedRun):
     def previous(self, shape: torch.Size, sigma: float) -> Tensor | None:
         """The last guidance of a latent of this shape, for another sigma.
 
-        e - e_bar is held constant. For x = a x0 + c e that is a shift of x0 proportional to c / a. None where
-        x is noise alone, as where the schedule of a flow model returns to sigma 1.
+        e - e_bar is held constant. For x = a x0 + c e that is a shift of x0 proportional to c / a.
         """
-        if shape not in self.last:
+        if shape not in self.last or not self.can_be_held(sigma):
             return None
         guidance, last, _ = self.last[shape]
         now, then = (noise_to_signal(self.model_sampling, at) for at in (sigma, last))
-        return guidance * (now / then) if now < 1 / NOISE_ALONE else None
+        return guidance * (now / then)
+
+    def can_be_held(self, sigma: float) -> bool:
+        """Whether there is a difference e - e_bar to hold: where x is noise alone, e = e_bar.
+
+        Where it has no noise, there is no e.
+        """
+        return 0 < noise_to_signal(self.model_sampling, sigma) < 1 / NOISE_ALONE

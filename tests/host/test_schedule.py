@@ -147,10 +147,11 @@ def test_guidance_of_a_flow_model_between_the_passes_is_the_last_one_in_eps():
     ("sigmas", "evaluated"),
     [
         ([0.9, 0.8, 0.6, 1.0, 0.7, 0.0], [0.9, 0.6, 1.0, 0.7]),
-        # ModelSamplingSD3 begins there at a shift of 1.66: rounding.
+        # ModelSamplingSD3 rounds 1 to these at a shift of 1.66 and of 1.32.
         ([1 - 2**-24, 0.8, 0.6, 0.4, 0.0], [1.0, 0.8, 0.6]),
+        ([0.9, 0.8, 0.6, 1 + 2**-23, 0.7, 0.0], [0.9, 0.6, 1.0, 0.7]),
     ],
-    ids=["returns", "begins"],
+    ids=["returns", "begins just below", "returns just above"],
 )
 def test_no_guidance_is_reused_from_or_for_noise_alone(sigmas, evaluated):
     """A constant e - e_bar would be an infinite shift of x0 there, or none afterwards."""

@@ -228,11 +228,14 @@ def paper_shift(gradient: Tensor, sigma: float, sigma_next: float, flow: bool = 
     the host has it. The root converts between the host's x and the paper's; the denominator is the share of a
     shift of x0 that an ancestral step (eta = 1) takes. flow: x is the paper's x, and the host's ancestral
     flow step has another share; at sigma_next >= 1 that is 0, as x_{t-1} is noise alone, and so is the shift.
-    As sigma_next approaches sigma, the shift explodes: hence robust_shift.
+    Where the noise of a flow model rises (unsampling), it is that of Euler's step. As sigma_next approaches
+    sigma, the shift explodes: hence robust_shift.
     """
     ratio = sigma_next / sigma
     if flow and sigma_next >= 1:
         return torch.zeros_like(gradient)
+    if flow and ratio > 1:
+        return -gradient / (1 - ratio)
     if flow:
         sigma_down = sigma_next * ratio
         share = (1 - ratio**2) * (1 - sigma_next) / (1 - sigma_down)

@@ -27,7 +27,17 @@ Conditioning = list[list[Any]]
 T = TypeVar("T")
 
 # Keys that limit a condition to a part of the image or of the sampling.
-PARTIAL = ("area", "mask", "strength", "start_percent", "end_percent", "timestep_start", "timestep_end")
+PARTIAL = (
+    "area",
+    "mask",
+    "strength",
+    "start_percent",
+    "end_percent",
+    "clip_start_percent",  # of CLIP hooks with a schedule
+    "clip_end_percent",
+    "timestep_start",
+    "timestep_end",
+)
 TOKENS = 77
 TIMING_EMBEDDINGS = 256
 CHANGED = (

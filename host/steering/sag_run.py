@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...guidance.classifier import NOISE_ALONE
 from ..keys import GuiderExecutor, for_this_run
 from ..sampling.noise_levels import noise_to_signal
 from .guided_run import GuidedRun, seed_at
@@ -99,12 +100,15 @@ class SelfAttentionRun(GuidedRun):
             return executor(x, timestep, model_options, seed)
         schedule = self.schedule(model_options)
         _, last, reused = self.last.get(x.shape, (None, math.inf, True))
+        previous = self.previous(x.shape, sigma)
         step = SelfAttentionStep(
             self.settings,
             self.mask_at(timestep, model_options),
             seed=seed_at(sigma, seed),
-            previous=self.previous(x.shape, sigma),
-            fresh=reused or self.is_due(sigma, schedule, self.settings.every_n_steps, last),
+            previous=previous,
+            fresh=previous is None
+            or reused
+            or self.is_due(sigma, schedule, self.settings.every_n_steps, last),
             own_lists=self.own_lists,
         )
         options = step.options(model_options)
@@ -113,8 +117,7 @@ class SelfAttentionRun(GuidedRun):
             denoised = step.guided(denoised, x, timestep, options)
         if step.fresh:
             self.last.pop(x.shape, None)
-            # Where x is noise alone, e = e_bar; where it has no noise, there is no e.
-            if step.guidance is not None and 0 < noise_to_signal(self.model_sampling, sigma) < math.inf:
+            if step.guidance is not None and self.can_be_held(sigma):
                 self.last[x.shape] = step.guidance, sigma, step.reused
         if step.blurred is not None:
             self.blurred.add(step.blurred)
@@ -126,8 +129,15 @@ class SelfAttentionRun(GuidedRun):
 
         e - e_bar is held constant. For x = a x0 + c e that is a shift of x0 proportional to c / a.
         """
-        if shape not in self.last:
+        if shape not in self.last or not self.can_be_held(sigma):
             return None
         guidance, last, _ = self.last[shape]
         now, then = (noise_to_signal(self.model_sampling, at) for at in (sigma, last))
         return guidance * (now / then)
+
+    def can_be_held(self, sigma: float) -> bool:
+        """Whether there is a difference e - e_bar to hold: where x is noise alone, e = e_bar.
+
+        Where it has no noise, there is no e.
+        """
+        return 0 < noise_to_signal(self.model_sampling, sigma) < 1 / NOISE_ALONE

@@ -143,6 +143,12 @@ def test_a_regional_prompt_counts_for_the_whole_image():
     assert torch.equal(read(model, ["o1"], regional)["o1"], read(model, ["o1"], tiny.prompt(0))["o1"])
 
 
+def test_a_prompt_of_scheduled_clip_hooks_counts_for_every_noise_level():
+    model = tiny.patcher()
+    scheduled = tiny.prompt(0, clip_start_percent=0.4, clip_end_percent=0.5)
+    assert torch.equal(read(model, ["o1"], scheduled)["o1"], read(model, ["o1"], tiny.prompt(0))["o1"])
+
+
 def test_an_error_in_the_work_leaves_the_model_usable():
     model = tiny.patcher()
 

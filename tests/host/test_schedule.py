@@ -143,6 +143,37 @@ def test_guidance_of_a_flow_model_between_the_passes_is_the_last_one_in_eps():
     assert expected.abs().max() > 0.1
 
 
+@pytest.mark.parametrize(
+    ("sigmas", "evaluated"),
+    [
+        ([0.9, 0.8, 0.6, 1.0, 0.7, 0.0], [0.9, 0.6, 1.0, 0.7]),
+        # ModelSamplingSD3 rounds 1 to these at a shift of 1.66 and of 1.32.
+        ([1 - 2**-24, 0.8, 0.6, 0.4, 0.0], [1.0, 0.8, 0.6]),
+        ([0.9, 0.8, 0.6, 1 + 2**-23, 0.7, 0.0], [0.9, 0.6, 1.0, 0.7]),
+    ],
+    ids=["returns", "begins just below", "returns just above"],
+)
+def test_no_guidance_is_reused_from_or_for_noise_alone(sigmas, evaluated):
+    """A constant e - e_bar would be an infinite shift of x0 there, or none afterwards."""
+    model = tiny.patcher(model_type="FLOW")
+    seen = tiny.watch(model)
+
+    samples = comfy.sample.sample_custom(
+        tiny.guided(model, every_n_steps=2),
+        tiny.noise(),
+        4.0,
+        comfy.samplers.sampler_object("euler"),
+        torch.tensor(sigmas),
+        tiny.prompt(0),
+        tiny.prompt(1),
+        torch.zeros(1, 4, 16, 16),
+        disable_pbar=True,
+    )
+
+    assert [p.sigma for p in seen.extra] == pytest.approx(evaluated)
+    assert samples.isfinite().all()
+
+
 def test_depth_is_finite_without_noise_on_an_edm_model():
     model_sampling = tiny.patcher(model_type="EDM").get_model_object("model_sampling")
 

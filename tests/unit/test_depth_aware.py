@@ -170,6 +170,17 @@ class TestShifts:
         for sigma, sigma_next in ((1.2, 1.0), (1.3, 1.1)):
             assert not dag.paper_shift(random(1, 4, 3, 3), sigma, sigma_next, flow=True).any()
 
+    @pytest.mark.parametrize("sigma_next", [0.4, 0.5, 0.75])
+    def test_paper_moves_eulers_step_of_a_flow_model_whose_noise_rises(self, sigma_next):
+        x, x0, gradient = random(1, 4, 3, 3), random(1, 4, 3, 3, seed=1), random(1, 4, 3, 3, seed=2)
+
+        def euler(x0):
+            return x0 + sigma_next / 0.25 * (x - x0)
+
+        shifted = euler(x0 + dag.paper_shift(gradient, 0.25, sigma_next, flow=True))
+
+        torch.testing.assert_close(shifted, euler(x0) - gradient)
+
     def test_a_shift_of_x0_has_a_limit_in_the_number_of_steps_and_a_kick_has_none(self):
         # The claim of robust_shift, for x0 ~ N(0, 1) and L = x0: where x ends when every estimate is shifted.
         def end(steps, shift):

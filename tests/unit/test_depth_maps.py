@@ -126,9 +126,9 @@ def test_photographs_among_depth_maps_are_warned_of(scale, caplog):
         (depth(), "depths has 3 dimensions, and images have 4"),
         (
             torch.cat([image(depth()), torch.full((1, 24, 32, 3), 0.5)]),
-            "1 of the 3 depth maps have a single grey value",
+            "1 of the 3 depth maps have a single grey value: leave them out; the first is number 3",
         ),
-        (image(0 * depth() + 255), "2 of the 2 depth maps have a single grey value"),
+        (image(0 * depth() + 255), "2 of the 2 depth maps have a single grey value: connect"),
     ],
 )
 def test_maps_without_depth_are_refused(pixels, sentence):

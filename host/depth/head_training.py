@@ -214,6 +214,7 @@ def estimates_of(latents: Tensor, device: torch.device) -> Features:
     deviation = float(latents.std())
 
     def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         x0 = latents[rows]
         eta, shares = noise_of(x0, seeds).to(device), shares_of(seeds).to(device)
         return {ESTIMATE: stand_in(x0.to(device), eta, at.to(device), shares, deviation)}

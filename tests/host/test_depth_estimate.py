@@ -47,8 +47,8 @@ def test_a_latent_head_reads_the_latent_as_it_is(kind):
 
 @pytest.mark.parametrize(("side", "batches"), [(64, [16, 4]), (512, [1] * 20)])
 def test_a_latent_head_reads_few_large_latents_at_once(monkeypatch, side, batches):
-    """Those of models of pixels are as large as the image; each pixel takes 1 kB."""
-    model = tiny.patcher("radiance", "FLUX")
+    """Latents of models of pixels are as large as the image; each pixel takes 1 kB."""
+    model = tiny.patcher()
     head, read = depth.latent_head(model), []
 
     def forward(features, time, size):
@@ -56,7 +56,8 @@ def test_a_latent_head_reads_few_large_latents_at_once(monkeypatch, side, batche
         return features["x0"][:, :1]
 
     monkeypatch.setattr(head.head.network, "forward", forward)
-    assert estimate(model, head, latent=latent(20, 3, side, side))[2].shape == (20, side, side)
+    latents = tiny.noise(20, 4, side, side)
+    assert estimation.estimate_depth(model, head, latents, 0.1, 1, 0).shape == (20, 1, side, side)
     assert read == batches
 
 

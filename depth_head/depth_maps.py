@@ -48,9 +48,11 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     low, high = maps.amin(dim=(1, 2, 3)), maps.amax(dim=(1, 2, 3))
     uniform = high - low < UNIFORM * maps.abs().amax(dim=(1, 2, 3)).clamp_min(1)
     if uniform.any():
+        advice = "connect depth images, in which near is white and far is black."
+        if not uniform.all():
+            advice = f"leave them out; the first is number {int(uniform.nonzero()[0]) + 1}."
         raise ValueError(
-            f"{name}: {int(uniform.sum())} of the {len(maps)} depth maps have a single grey value: connect "
-            "depth images, in which near is white and far is black."
+            f"{name}: {int(uniform.sum())} of the {len(maps)} depth maps have a single grey value: {advice}"
         )
     if low.min() < -TOLERANCE or high.max() > 1 + TOLERANCE:
         logging.warning(

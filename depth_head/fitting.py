@@ -83,7 +83,8 @@ def decay(done: float) -> float:
 
 def stratified(count: int, generator: torch.Generator) -> Tensor:
     """`count` numbers in [0, 1), one in each of as many equal parts, in random order."""
-    return (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    numbers = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    return numbers.clamp_max(1 - torch.finfo(numbers.dtype).eps)
 
 
 def draw_times(count: int, last: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

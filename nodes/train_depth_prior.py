@@ -72,11 +72,11 @@ class InnerTrainDepthPrior(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
                     tooltip=(
                         "The seed for the initial weights, the order of the maps and the noise. Any "
                         "number; the same gives the same prior."
                     ),
+                    extra_dict={"control_after_generate": "fixed"},  # ComfyUI 0.9.2 has no enum for it
                 ),
                 io.Combo.Input(
                     "size",

@@ -18,6 +18,8 @@ from ..taps.uncompiled import refuse_uncontrollable_compiler
 from .heads import HostedDepthHead, reads_latents, require_head_fits
 
 LARGEST_BATCH = 16
+# A latent head needs 1 kB for each of them; so many are LARGEST_BATCH images of 1024 x 1024 px, eightfold.
+MOST_LATENT_PIXELS = LARGEST_BATCH * 128**2
 # The host's own reserve over its estimate of a pass's memory.
 RESERVE = 1.5
 # Latent pixels of an image: a UNet halves both sides several times, and normalises what is left.
@@ -80,11 +82,13 @@ def depth_of_latents(model: ModelPatcher, hosted: HostedDepthHead, latents: Tens
     comfy.model_management.load_models_gpu([hosted.patcher])
     device, network = hosted.patcher.load_device, hosted.head.network
     x0 = as_sampled(model, latents)
-    parts = [
-        network({ESTIMATE: part.to(device)}, torch.zeros(len(part), device=device), x0.shape[-2:]).cpu()
-        for part in x0.split(LARGEST_BATCH)
-    ]
-    return torch.cat(parts)
+    progress, depth = comfy.utils.ProgressBar(len(x0)), []
+    for part in x0.split(max(1, min(LARGEST_BATCH, MOST_LATENT_PIXELS // x0[0, 0].numel()))):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        at_zero = torch.zeros(len(part), device=device)
+        depth.append(network({ESTIMATE: part.to(device)}, at_zero, x0.shape[-2:]).cpu())
+        progress.update(len(part))
+    return torch.cat(depth)
 
 
 def as_sampled(model: ModelPatcher, latents: Tensor) -> Tensor:

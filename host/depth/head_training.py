@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import comfy.model_management
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...depth_head.architectures import LATENT, STRONG, WEAK, DepthNetwork, build
 from ...depth_head.architectures.latent import ESTIMATE
+from ...depth_head.architectures.readout import Readout
 from ...depth_head.depth_maps import read_depth_maps
 from ...depth_head.estimates import stand_in
 from ...depth_head.fitting import Features
@@ -41,6 +43,8 @@ from .training_watch import TrainingWatch
 AUTO = "auto"
 # Memory of a training step of a latent head for each pixel of its batch: twice what the backward pass needs.
 BYTES_PER_PIXEL = 6_000
+# What the backward pass of a readout head needs for each pixel of its batch and each block that it reads.
+READOUT_BYTES_PER_PIXEL = 10_400
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def train_depth_head(
         comfy.model_management.free_memory(BYTES_PER_PIXEL * pixels, device)
         result = learn(estimates_of(as_sampled(model, latents), device), device)
     else:
-        shape = (settings.batch_size, *latents.shape[1:])
+        shape = (rows_of_a_step(model, network, settings.batch_size, latents.shape), *latents.shape[1:])
         result = with_frozen_model(model, positive, shape, learn_features)
     if result.interrupted:
         logging.info(
@@ -124,6 +128,18 @@ def train_depth_head(
     heading += f"; {len(result.losses)} steps on {len(images) - len(result.held_out)} images of {fits}"
     picture = draw_head_report(result, as_rgb(images[result.shown]), labels[result.shown], heading)
     return Trained(HostedDepthHead.of(head), picture[None])
+
+
+def rows_of_a_step(model: ModelPatcher, network: DepthNetwork, batch: int, latents: Sequence[int]) -> int:
+    """Rows for which the host makes room in a step on `batch` of the latents (N, C, ..., h, w).
+
+    The room that it makes for passes of the model is enough for a head that reads pixels. The backward pass
+    of a readout head needs several times as much, and counts as further rows.
+    """
+    if not isinstance(network, Readout):
+        return batch
+    needed = READOUT_BYTES_PER_PIXEL * len(network.residuals) * batch * latents[-2] * latents[-1]
+    return batch + ceil(needed / model.model.memory_required([1, *latents[1:]]))
 
 
 def new_network(
@@ -198,6 +214,7 @@ def estimates_of(latents: Tensor, device: torch.device) -> Features:
     deviation = float(latents.std())
 
     def features(rows: Tensor, at: Tensor, seeds: Tensor) -> dict[str, Tensor]:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         x0 = latents[rows]
         eta, shares = noise_of(x0, seeds).to(device), shares_of(seeds).to(device)
         return {ESTIMATE: stand_in(x0.to(device), eta, at.to(device), shares, deviation)}

@@ -21,7 +21,7 @@ def require_pairs(images: Tensor, depths: Tensor) -> None:
     if len(images) != len(depths):
         raise ValueError(
             f"There are {len(images)} images but {len(depths)} depth maps: connect a depth map for every "
-            "image, in the same order."
+            "image, in the same order." + (f" {FROM_A_LIST}" if 1 in (len(images), len(depths)) else "")
         )
     if len(images) < 2:
         raise ValueError(

@@ -45,6 +45,22 @@ def test_a_latent_head_reads_the_latent_as_it_is(kind):
     assert len(passes) == 0
 
 
+@pytest.mark.parametrize(("side", "batches"), [(64, [16, 4]), (512, [1] * 20)])
+def test_a_latent_head_reads_few_large_latents_at_once(monkeypatch, side, batches):
+    """Latents of models of pixels are as large as the image; each pixel takes 1 kB."""
+    model = tiny.patcher()
+    head, read = depth.latent_head(model), []
+
+    def forward(features, time, size):
+        read.append(len(features["x0"]))
+        return features["x0"][:, :1]
+
+    monkeypatch.setattr(head.head.network, "forward", forward)
+    latents = tiny.noise(20, 4, side, side)
+    assert estimation.estimate_depth(model, head, latents, 0.1, 1, 0).shape == (20, 1, side, side)
+    assert read == batches
+
+
 def test_an_ensemble_is_the_mean_whatever_the_batches(monkeypatch):
     alone = [estimate(ensemble=1, latent=latent(seed=s))[2] for s in (5, 6)]
     both = {"samples": torch.cat([latent(seed=s)["samples"] for s in (5, 6)])}

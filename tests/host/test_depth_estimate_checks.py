@@ -11,6 +11,7 @@ from inner_guidance.host.depth.head_training import new_network
 from inner_guidance.host.depth.heads import HostedDepthHead, model_family
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_estimates import SMALL, EightfoldVAE, estimate, hosted, latent
+from inner_guidance.tests.support.depth_models import latent_head
 
 pytestmark = pytest.mark.oldest_host
 
@@ -113,6 +114,21 @@ def test_an_interruption_ends_it():
     with pytest.raises(InterruptProcessingException):
         estimate()
     assert estimate()[2].isfinite().all()
+
+
+def test_an_interruption_ends_the_reading_of_latents(monkeypatch, cancel):
+    model = tiny.patcher()
+    head, read = latent_head(model), []
+
+    def forward(features, time, size):
+        cancel()
+        read.append(len(features["x0"]))
+        return features["x0"][:, :1]
+
+    monkeypatch.setattr(head.head.network, "forward", forward)
+    with pytest.raises(InterruptProcessingException):
+        estimate(model, head, latent=latent(40, 4, 8, 8))
+    assert len(read) == 1
 
 
 def test_features_that_are_not_finite_are_one_sentence():

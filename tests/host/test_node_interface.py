@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+from inner_guidance.nodes import NODES
 from inner_guidance.tests.support.node_interface import incompatible_changes, saved, today
 
 pytestmark = pytest.mark.oldest_host
@@ -41,6 +42,9 @@ CHANGES = {
         required=True
     ),
     "maximum": lambda interface: inputs_of_sag(interface)["scale"].update(max=1.0),
+    "control of a seed": lambda interface: interface["InnerTrainDepthHead"]["inputs"]["seed"].update(
+        control=True
+    ),
     "option": lambda interface: inputs_of_sag(interface)["branch"]["options"].pop(),
     "new without a default": lambda interface: inputs_of_sag(interface).update(
         new={"type": "IMAGE", "required": True, "widget": False}
@@ -64,3 +68,11 @@ def test_what_is_added_at_the_end_breaks_nothing():
     more["InnerNew"] = more[SAG]
 
     assert incompatible_changes(saved(), more) == []
+
+
+def test_a_graph_that_is_queued_again_trains_nothing_again():
+    """For true, ComfyUI's page sets the control of a new node's seed to randomize."""
+    required = [node.GET_NODE_INFO_V1()["input"].get("required", {}) for node in NODES]
+    seeds = [inputs["seed"][1] for inputs in required if "seed" in inputs]
+    assert len(seeds) > 3
+    assert all(options["control_after_generate"] in (False, "fixed") for options in seeds)

@@ -149,7 +149,9 @@ def test_every_unet_family_trains():
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"depths": pairs(5)}, "There are 6 images but 5 depth maps: connect"),
+        ({"depths": pairs(5)}, r"There are 6 images but 5 depth maps: connect .* in the same order\.$"),
+        ({"depths": pairs(1)}, r"6 images but 1 depth maps: .* as a list, put Rebatch Images in front"),
+        ({"images": pairs(1), "depths": pairs()}, r"1 images but 6 depth maps: .* put Rebatch Images in"),
         ({"images": pairs(1)}, "needs at least two images .* as a list, put Rebatch Images in front"),
         ({"images": pairs(6)[:0]}, "needs at least two images"),
         ({"images": pairs(4, 3, 3)}, "The images are 3 x 3, less than the VAE can encode"),

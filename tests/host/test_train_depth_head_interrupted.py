@@ -8,7 +8,7 @@ from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP
 
 from inner_guidance.depth_head.head_files import load_depth_head, save_depth_head
-from inner_guidance.host.depth import training_watch
+from inner_guidance.host.depth import head_training, training_watch
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_head_runs import train, weights
 
@@ -56,6 +56,25 @@ def test_an_interruption_inside_a_pass_keeps_the_head(tmp_path, cancel, at_pass,
     save_depth_head(tmp_path / "kept.safetensors", head.head)
     kept = load_depth_head(tmp_path / "kept.safetensors").network.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in weights(head).items())
+
+
+@pytest.mark.parametrize(("at", "measured"), [(1 + 2, True), (2 * 5 + 1, False), (2 * 5 + 6, False)])
+def test_an_interruption_of_a_latent_head_keeps_the_head(cancel, monkeypatch, at, measured):
+    """Two steps and four readings to judge each, then eight to measure the head."""
+    read, stand_in = [], head_training.stand_in
+
+    def pressed(*args):
+        read.append(1)
+        if len(read) == at:
+            cancel()
+        return stand_in(*args)
+
+    monkeypatch.setattr(head_training, "stand_in", pressed)
+    head, report = train(architecture="latent", steps=2)
+
+    assert bool(head.head.training["abs_rel"]) == measured
+    assert report.isfinite().all()
+    comfy.model_management.throw_exception_if_processing_interrupted()  # the next node would end the graph
 
 
 def test_an_interruption_keeps_the_same_head_wherever_it_comes(cancel, monkeypatch):

@@ -10,13 +10,16 @@ FILE = ROOT / "tests" / "node_interface.json"
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
-def input_of(entry, required):
+def input_of(name, entry, required):
     """An input, from its entry in /object_info."""
     kind, options = entry[0], entry[1] if len(entry) > 1 else {}
     told = {name: options[name] for name in ("default", "min", "max") if name in options}
     # The files of a folder are no part of the interface.
     if kind == "COMBO" and "default" in options:
         told["options"] = options["options"]
+    # The page adds a widget behind it: fixed, randomize, ...
+    if options.get("control_after_generate", name in ("seed", "noise_seed")):
+        told["control"] = True
     widget = kind in WIDGETS and not options.get("forceInput")
     return {"type": kind, "required": required, "widget": widget} | told
 
@@ -26,7 +29,7 @@ def interface_of(object_info):
     return {
         node: {
             "inputs": {
-                name: input_of(entry, group == "required")
+                name: input_of(name, entry, group == "required")
                 for group in ("required", "optional")
                 for name, entry in info["input"].get(group, {}).items()
             },
@@ -74,6 +77,8 @@ def changes_of_input(old, new):
     if new is None:
         return ["is gone"]
     changes = [f"had {key} {old[key]}" for key in ("type", "widget") if new[key] != old[key]]
+    if new.get("control") != old.get("control"):
+        changes.append("had another number of widgets")
     if new["required"] and not old["required"]:
         changes.append("was optional")
     if "default" in old and new.get("default") != old["default"]:

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from inner_guidance.depth_head.depth_maps import (
     centre_crop,
@@ -12,6 +11,7 @@ from inner_guidance.depth_head.depth_maps import (
     read_target_depth,
     resize_antialiased,
 )
+from inner_guidance.tests.support.largest_copy import LargestCopy
 
 
 def depth(count=2, height=24, width=32):
@@ -53,18 +53,6 @@ def test_labels_within_0_to_1_keep_the_scale_that_they_share(caplog):
 
     assert torch.equal(read_depth_maps(image(labels), "depths"), image(labels).mean(-1)[:, None])
     assert not caplog.records
-
-
-class LargestCopy(TorchDispatchMode):
-    """The most elements of any tensor that is made, views left out."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        if isinstance(out, torch.Tensor) and not func.is_view:
-            self.elements = max(self.elements, out.numel())
-        return out
 
 
 def test_no_copy_is_larger_than_the_depth_that_is_returned():
@@ -126,9 +114,9 @@ def test_photographs_among_depth_maps_are_warned_of(scale, caplog):
         (depth(), "depths has 3 dimensions, and images have 4"),
         (
             torch.cat([image(depth()), torch.full((1, 24, 32, 3), 0.5)]),
-            "1 of the 3 depth maps have a single grey value",
+            "1 of the 3 depth maps have a single grey value: leave them out; the first is number 3",
         ),
-        (image(0 * depth() + 255), "2 of the 2 depth maps have a single grey value"),
+        (image(0 * depth() + 255), "2 of the 2 depth maps have a single grey value: connect"),
     ],
 )
 def test_maps_without_depth_are_refused(pixels, sentence):

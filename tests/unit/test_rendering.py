@@ -11,6 +11,7 @@ from inner_guidance.depth_head.rendering import (
     enlarge,
     enlarge_along_edges,
 )
+from inner_guidance.tests.support.largest_copy import LargestCopy
 
 
 def ramp():
@@ -63,6 +64,20 @@ def test_depth_follows_the_edges_of_the_picture():
     assert edges.shape == (1, 1, 64, 64)
     assert jump(edges) > 3 * jump(smooth)
     assert (edges - truth).square().mean() < 0.8 * (smooth - truth).square().mean()
+
+
+def test_edges_of_a_film_take_no_more_memory_than_those_of_a_frame():
+    """A guided filter needs 330 bytes for each pixel of what it filters at once."""
+    generator = torch.Generator().manual_seed(0)
+    depth, film = (torch.rand(24, *shape, generator=generator) for shape in ((1, 6, 8), (3, 24, 32)))
+
+    with LargestCopy() as copies:
+        found = enlarge_along_edges(depth, film)
+
+    assert copies.elements <= found.numel()
+    for frame, alone in zip(film.split(1), depth.split(1), strict=True):
+        torch.testing.assert_close(found[:1], enlarge_along_edges(alone, frame))
+        found = found[1:]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 98), (5, 7), (8, 8)])

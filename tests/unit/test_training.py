@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inner_guidance.depth_head.architectures.readout import Readout
-from inner_guidance.depth_head.fitting import decay, draw_times
+from inner_guidance.depth_head.fitting import decay, draw_times, stratified
 from inner_guidance.depth_head.metrics import fit_to_label
 from inner_guidance.depth_head.training import (
     CHECKED_TIMES,
@@ -167,6 +167,11 @@ def test_times_are_uniform_below_800_and_each_batch_has_one_in_every_quarter():
     histogram = torch.histc(times, 8, 0, 800) / len(times)
     assert (histogram - 1 / 8).abs().max() < 0.01
     assert draw_times(1, LAST_TIME, generator)[0].shape == (1,)
+
+
+def test_a_number_below_1_is_not_rounded_to_1():
+    """Time 1000 is infinite noise for EDM; in float32, 255 and the number that this seed draws are 256."""
+    assert 0.999 < stratified(256, torch.Generator().manual_seed(169793)).max() < 1
 
 
 def test_learning_rate_falls():

@@ -277,3 +277,89 @@ def test_a_prompt_without_words(name):
     key, *_ = clip(name).tokenize("")
     with pytest.raises(ValueError, match="there is no word in it"):
         prompt_words(clip(name), " , ", len(context(name, key, " , ")), "")
+
+
+@pytest.mark.parametrize("prompt", ["красный", "红色球体", "赤い球", "빨간 공", "שלום"])
+def test_letters_that_the_text_encoder_does_not_know(prompt):
+    """T5 has one token, for the unknown, for each run of them; of Russian it knows a few letters."""
+    if prompt == "красный":
+        (word,) = prompt_words(clip("flux"), prompt, 256)
+        assert len(word.places) > 1
+        return
+    with pytest.raises(ValueError, match="text encoder has no tokens for its letters"):
+        prompt_words(clip("flux"), prompt, 256)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("ガンダム 東京タワー", "東京"),  # " 東京" has other tokens than "東京"
+        ("鱻红色球体", "红色"),  # behind a character of several tokens
+        ("一只𠮷猫", "猫"),
+        ("红色的球", "红色"),  # a part of the token "红色的"
+    ],
+)
+def test_phrases_of_languages_without_spaces_are_found_wherever_tokens_cut_them(prompt, wanted):
+    stream = context("zimage", "qwen3_4b", prompt)
+
+    (word,) = prompt_words(clip("zimage"), prompt, len(stream), wanted)
+
+    written = clip("zimage").tokenizer.qwen3_4b.tokenizer.decode([stream[place] for place in word.places])
+    assert wanted in written
+    assert len(written.strip()) <= len(wanted) + 1
+
+
+def test_a_template_that_an_empty_prompt_does_not_have():
+    boogu = pytest.importorskip("comfy.text_encoders.boogu")
+    tokenizer = boogu.BooguTokenizer()
+    chat = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
+    prompt = "a helpful assistant of the user"
+    (stream,) = (tokens for (tokens,) in chat.tokenize(prompt).values())
+
+    words = by_text(prompt_words(chat, prompt, len(stream)))
+
+    assert [len(word.places) for word in words.values()] == [1] * 6
+    places = [words[text].places[0] for text in prompt.split()]
+    assert places == list(range(places[0], places[0] + 6))
+
+
+IMAGE_TOKENS = 50
+EDITING = {
+    "qwen": ("comfy.text_encoders.qwen_image", "QwenImageTokenizer"),
+    "boogu": ("comfy.text_encoders.boogu", "BooguTokenizer"),
+    "mage": ("comfy.text_encoders.mage_flow", "MageFlowTokenizer"),
+    "joyimage": ("comfy.text_encoders.joyimage", "JoyImageTokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_reference_images_that_the_text_encoder_sees_stand_in_front_of_the_words(name):
+    """The host puts the image's tokens in place of one, and cuts the template off in some families."""
+    module, class_name = EDITING[name]
+    tokenizer = getattr(pytest.importorskip(module), class_name)()
+    chat = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
+    prompt = "make the red sphere blue, keep the key features"
+    images = [torch.zeros(1, 64, 64, 3), torch.zeros(1, 64, 64, 3)][: 1 if name == "qwen" else 2]
+    ((key, (tokens,)),) = chat.tokenize(prompt, images=images).items()
+    stream = [
+        token
+        for number, _ in tokens
+        for token in ([None] * IMAGE_TOKENS if isinstance(number, dict) else [number])
+    ]
+    assert stream.count(None) == len(images) * IMAGE_TOKENS
+    stream = stream[stream.index(None) - 5 :]
+
+    words = prompt_words(chat, prompt, len(stream), references=True)
+
+    spelled = {
+        w.text: [getattr(tokenizer, key).tokenizer.decode([stream[p]]).strip() for p in w.places]
+        for w in words
+    }
+    assert spelled == {word: [word] * (2 if word == "the" else 1) for word in prompt.replace(",", "").split()}
+    with pytest.raises(ValueError, match="Connect the CLIP and write the prompt"):
+        prompt_words(chat, prompt, len(stream))
+
+
+def test_joined_prompts():
+    with pytest.raises(ValueError, match="prompts that ConditioningConcat has joined cannot be told apart"):
+        prompt_words(clip("sd1"), PROMPT, 154)

@@ -14,7 +14,7 @@ mark where words begin or end:
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -27,7 +27,9 @@ SPECIAL_TOKEN = re.compile(r"<.+>|\[/?[A-Z_]+\]")
 EMBEDDING = "embedding"
 WORDLESS = "."  # a prompt; for an empty one, Boogu has another template
 
-FLUX2_LENGTH = 512  # to which the host fills a shorter context
+FILLED_LENGTH = 512  # to which FLUX.2 and Anima fill a shorter context
+ANIMA_ENCODER = "qwen3_06b"  # beside it, the tokens of T5 ask for the places of the context
+SHORTEST_TEMPLATE = 3  # tokens before the prompt: <|im_start|>user and a new line
 
 # Number in the vocabulary or vector of an embedding, weight, segment: 0 for start, end and padding.
 Token = tuple[Any, float, int]
@@ -51,10 +53,12 @@ def prompt_words(
     another number of tokens of it.
     """
     streams = tokenized(clip, prompt)
+    others = tokenized(clip, WORDLESS)
+    templated = {key for key in streams if common_prefix(streams[key], others[key]) >= SHORTEST_TEMPLATE}
     asked = [" ".join(phrase.split()) for phrase in COMMA.split(wanted) if phrase.strip()]
     found: dict[str, list[int]] = {phrase: [] for phrase in asked}
     listed: dict[str, None] = {}
-    for key, start in beginnings(streams, context_length, references).items():
+    for key, start in beginnings(streams, templated, context_length, references).items():
         words = own_words(clip, key, prompt)
         listed |= dict.fromkeys(word.text for word in words)
         for phrase in asked:
@@ -76,15 +80,31 @@ def prompt_words(
 
 
 def tokenized(clip: Any, prompt: str) -> dict[str, list[Token]]:
-    """The tokens of a prompt by tokenizer, of all its sections one after the other."""
+    """The tokens of a prompt by tokenizer, of all its sections one after the other.
+
+    Those of LongCat-Image and Lens tell no segments. The text encoder of LongCat-Image leaves the end of its
+    template out, which SUFFIX is.
+    """
     sections = clip.tokenize(prompt, return_word_ids=True)
-    return {key: [token for section in found for token in section] for key, found in sections.items()}
+    streams = {
+        key: [(*token[:2], token[2] if len(token) > 2 else 1) for section in found for token in section]
+        for key, found in sections.items()
+    }
+    if suffix := getattr(clip.tokenizer, "SUFFIX", ""):
+        for key, stream in streams.items():
+            ending = vocabulary(clip, key).tokenizer(suffix, add_special_tokens=False)["input_ids"]
+            streams[key] = stream[: -len(ending)]
+    return streams
 
 
 def beyond_template(stream: Sequence[Token], other: Sequence[Token]) -> range:
     """The places of a prompt's own tokens: between those that another prompt has, too."""
     start = common_prefix(stream, other)
-    return range(start, len(stream) - common_prefix(stream[start:][::-1], other[start:][::-1]))
+    ends = [
+        next((i for i in range(len(t), 0, -1) if t[i - 1][2]), 0) for t in (stream, other)
+    ]  # without padding
+    behind = [t[start:end][::-1] for t, end in zip((stream, other), ends, strict=True)]
+    return range(start, ends[0] - common_prefix(*behind))
 
 
 def common_prefix(one: Sequence[Token], other: Sequence[Token]) -> int:
@@ -94,22 +114,25 @@ def common_prefix(one: Sequence[Token], other: Sequence[Token]) -> int:
 
 
 def beginnings(
-    streams: dict[str, list[Token]], context_length: int, references: bool = False
+    streams: dict[str, list[Token]], templated: Collection[str], context_length: int, references: bool
 ) -> dict[str, int]:
     """The tokenizers that fill the context, and the place in it where the tokens of each begin.
 
-    SDXL's two are stacked along the channels, so the places of either will do. SD3's T5 follows its CLIPs.
-    Qwen-Image leaves the beginning of its template out. FLUX.2 fills a shorter context up in front. Where the
-    text encoder sees the reference images, too (Qwen-Image-Edit), they stand in front of the prompt.
+    templated: the tokenizers that put the prompt in a template. SDXL's two are stacked along the channels, so
+    the places of either will do. SD3's T5 follows its CLIPs. Qwen-Image and others leave the beginning of the
+    template out. FLUX.2 fills a shorter context up in front, Anima behind. Where the text encoder sees the
+    reference images, too (Qwen-Image-Edit), they stand in front of the prompt.
     """
     lengths = {key: len(stream) for key, stream in streams.items()}
     for key, stream in streams.items():
         if lengths[key] == context_length:
             return {key: 0}
-        if is_chat(stream) and (references or lengths[key] > context_length):
+        if key in templated and (references or lengths[key] > context_length):
             return {key: context_length - lengths[key]}
-        if fills_in_front(stream) and lengths[key] < context_length == FLUX2_LENGTH:
+        if fills_in_front(stream) and lengths[key] < context_length == FILLED_LENGTH:
             return {key: context_length - lengths[key]}
+    if ANIMA_ENCODER in streams and lengths["t5xxl"] < context_length == FILLED_LENGTH:
+        return {"t5xxl": 0}
     if lengths.get("g", 0) + lengths.get("t5xxl", 0) == context_length:
         return {"g": 0, "t5xxl": lengths["g"]}
     counts = " or ".join(str(length) for length in sorted(set(lengths.values())))
@@ -118,11 +141,6 @@ def beginnings(
         "Connect the CLIP and write the prompt that the image was sampled with. The words of prompts that "
         "ConditioningConcat has joined cannot be told apart."
     )
-
-
-def is_chat(stream: Sequence[Token]) -> bool:
-    """Whether a stream is one text, the prompt in a template of a chat, without start, end and padding."""
-    return {segment for _, _, segment in stream} == {1}
 
 
 def fills_in_front(stream: Sequence[Token]) -> bool:

@@ -309,57 +309,6 @@ def test_phrases_of_languages_without_spaces_are_found_wherever_tokens_cut_them(
     assert len(written.strip()) <= len(wanted) + 1
 
 
-def test_a_template_that_an_empty_prompt_does_not_have():
-    boogu = pytest.importorskip("comfy.text_encoders.boogu")
-    tokenizer = boogu.BooguTokenizer()
-    chat = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
-    prompt = "a helpful assistant of the user"
-    (stream,) = (tokens for (tokens,) in chat.tokenize(prompt).values())
-
-    words = by_text(prompt_words(chat, prompt, len(stream)))
-
-    assert [len(word.places) for word in words.values()] == [1] * 6
-    places = [words[text].places[0] for text in prompt.split()]
-    assert places == list(range(places[0], places[0] + 6))
-
-
-IMAGE_TOKENS = 50
-EDITING = {
-    "qwen": ("comfy.text_encoders.qwen_image", "QwenImageTokenizer"),
-    "boogu": ("comfy.text_encoders.boogu", "BooguTokenizer"),
-    "mage": ("comfy.text_encoders.mage_flow", "MageFlowTokenizer"),
-    "joyimage": ("comfy.text_encoders.joyimage", "JoyImageTokenizer"),
-}
-
-
-@pytest.mark.parametrize("name", EDITING)
-def test_reference_images_that_the_text_encoder_sees_stand_in_front_of_the_words(name):
-    """The host puts the image's tokens in place of one, and cuts the template off in some families."""
-    module, class_name = EDITING[name]
-    tokenizer = getattr(pytest.importorskip(module), class_name)()
-    chat = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
-    prompt = "make the red sphere blue, keep the key features"
-    images = [torch.zeros(1, 64, 64, 3), torch.zeros(1, 64, 64, 3)][: 1 if name == "qwen" else 2]
-    ((key, (tokens,)),) = chat.tokenize(prompt, images=images).items()
-    stream = [
-        token
-        for number, _ in tokens
-        for token in ([None] * IMAGE_TOKENS if isinstance(number, dict) else [number])
-    ]
-    assert stream.count(None) == len(images) * IMAGE_TOKENS
-    stream = stream[stream.index(None) - 5 :]
-
-    words = prompt_words(chat, prompt, len(stream), references=True)
-
-    spelled = {
-        w.text: [getattr(tokenizer, key).tokenizer.decode([stream[p]]).strip() for p in w.places]
-        for w in words
-    }
-    assert spelled == {word: [word] * (2 if word == "the" else 1) for word in prompt.replace(",", "").split()}
-    with pytest.raises(ValueError, match="Connect the CLIP and write the prompt"):
-        prompt_words(chat, prompt, len(stream))
-
-
 def test_joined_prompts():
     with pytest.raises(ValueError, match="prompts that ConditioningConcat has joined cannot be told apart"):
         prompt_words(clip("sd1"), PROMPT, 154)

@@ -14,19 +14,22 @@ mark where words begin or end:
 import re
 import string
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
 WORD_BEGINS = ("▁", "Ġ")
 WORD_ENDS = "</w>"
-# Chinese and Japanese have no spaces: each of their tokens is a word.
-UNSPACED = re.compile("[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff]$")
+# Chinese and Japanese have no spaces: each of their tokens is a word, and a phrase may begin within one.
+UNSPACED = re.compile("[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U000323af]")
 COMMA = re.compile("[,\uff0c\u3001]")
 SPECIAL_TOKEN = re.compile(r"<.+>|\[/?[A-Z_]+\]")
 EMBEDDING = "embedding"
+WORDLESS = "."  # a prompt; for an empty one, Boogu has another template
 
-FLUX2_LENGTH = 512  # to which the host fills a shorter context
+FILLED_LENGTH = 512  # to which FLUX.2 and Anima fill a shorter context
+ANIMA_ENCODER = "qwen3_06b"  # beside it, the tokens of T5 ask for the places of the context
+SHORTEST_TEMPLATE = 3  # tokens before the prompt: <|im_start|>user and a new line
 
 # Number in the vocabulary or vector of an embedding, weight, segment: 0 for start, end and padding.
 Token = tuple[Any, float, int]
@@ -39,23 +42,35 @@ class Word(NamedTuple):
     places: tuple[int, ...]
 
 
-def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") -> list[Word]:
+def prompt_words(
+    clip: Any, prompt: str, context_length: int, wanted: str = "", *, references: bool = False
+) -> list[Word]:
     """The wanted words of a prompt, in a context of so many tokens.
 
     wanted: words, or several that follow one another ("red sphere"), separated by commas; empty: every word
-    of the prompt. A word that occurs twice has the places of both. Raises ValueError if the prompt lacks a
-    wanted word, or if this CLIP makes another number of tokens of it.
+    of the prompt. A word that occurs twice has the places of both. references: whether the context may have
+    the tokens of reference images. Raises ValueError if the prompt lacks a wanted word, or if this CLIP makes
+    another number of tokens of it.
     """
     streams = tokenized(clip, prompt)
+    others = tokenized(clip, WORDLESS)
+    templated = {key for key in streams if common_prefix(streams[key], others[key]) >= SHORTEST_TEMPLATE}
     asked = [" ".join(phrase.split()) for phrase in COMMA.split(wanted) if phrase.strip()]
     found: dict[str, list[int]] = {phrase: [] for phrase in asked}
     listed: dict[str, None] = {}
-    for key, start in beginnings(streams, context_length).items():
+    for key, start in beginnings(streams, templated, context_length, references).items():
         words = own_words(clip, key, prompt)
         listed |= dict.fromkeys(word.text for word in words)
-        for phrase in asked or dict.fromkeys(word.text for word in words):
-            places = find([word.text for word in own_words(clip, key, phrase)] if asked else [phrase], words)
-            found.setdefault(phrase, []).extend(start + place for place in places)
+        for phrase in asked:
+            places = find([word.text for word in own_words(clip, key, phrase)], words)
+            found[phrase] += [start + place for place in places]
+        for word in words if not asked else ():
+            found.setdefault(word.text, []).extend(start + place for place in word.places)
+    if not listed and bare(prompt):
+        raise ValueError(
+            "prompt: the text encoder has no tokens for its letters, so its words have no places. The T5 of "
+            "SD3, Flux and others knows Latin letters alone."
+        )
     if not listed:
         raise ValueError("prompt: there is no word in it. Write the prompt that the image was sampled with.")
     for phrase, places in found.items():
@@ -65,15 +80,31 @@ def prompt_words(clip: Any, prompt: str, context_length: int, wanted: str = "") 
 
 
 def tokenized(clip: Any, prompt: str) -> dict[str, list[Token]]:
-    """The tokens of a prompt by tokenizer, of all its sections one after the other."""
+    """The tokens of a prompt by tokenizer, of all its sections one after the other.
+
+    Those of LongCat-Image and Lens tell no segments. The text encoder of LongCat-Image leaves the end of its
+    template out, which SUFFIX is.
+    """
     sections = clip.tokenize(prompt, return_word_ids=True)
-    return {key: [token for section in found for token in section] for key, found in sections.items()}
+    streams = {
+        key: [(*token[:2], token[2] if len(token) > 2 else 1) for section in found for token in section]
+        for key, found in sections.items()
+    }
+    if suffix := getattr(clip.tokenizer, "SUFFIX", ""):
+        for key, stream in streams.items():
+            ending = vocabulary(clip, key).tokenizer(suffix, add_special_tokens=False)["input_ids"]
+            streams[key] = stream[: -len(ending)]
+    return streams
 
 
-def beyond_template(stream: Sequence[Token], empty: Sequence[Token]) -> range:
-    """The places of a prompt's own tokens: between those that the empty prompt has, too."""
-    start = common_prefix(stream, empty)
-    return range(start, len(stream) - common_prefix(stream[start:][::-1], empty[start:][::-1]))
+def beyond_template(stream: Sequence[Token], other: Sequence[Token]) -> range:
+    """The places of a prompt's own tokens: between those that another prompt has, too."""
+    start = common_prefix(stream, other)
+    ends = [
+        next((i for i in range(len(t), 0, -1) if t[i - 1][2]), 0) for t in (stream, other)
+    ]  # without padding
+    behind = [t[start:end][::-1] for t, end in zip((stream, other), ends, strict=True)]
+    return range(start, ends[0] - common_prefix(*behind))
 
 
 def common_prefix(one: Sequence[Token], other: Sequence[Token]) -> int:
@@ -82,32 +113,34 @@ def common_prefix(one: Sequence[Token], other: Sequence[Token]) -> int:
     return sum(1 for _ in takewhile(lambda pair: isinstance(pair[0], int) and pair[0] == pair[1], pairs))
 
 
-def beginnings(streams: dict[str, list[Token]], context_length: int) -> dict[str, int]:
+def beginnings(
+    streams: dict[str, list[Token]], templated: Collection[str], context_length: int, references: bool
+) -> dict[str, int]:
     """The tokenizers that fill the context, and the place in it where the tokens of each begin.
 
-    SDXL's two are stacked along the channels, so the places of either will do. SD3's T5 follows its CLIPs.
-    Qwen-Image leaves the beginning of its template out. FLUX.2 fills a shorter context up in front.
+    templated: the tokenizers that put the prompt in a template. SDXL's two are stacked along the channels, so
+    the places of either will do. SD3's T5 follows its CLIPs. Qwen-Image and others leave the beginning of the
+    template out. FLUX.2 fills a shorter context up in front, Anima behind. Where the text encoder sees the
+    reference images, too (Qwen-Image-Edit), they stand in front of the prompt.
     """
     lengths = {key: len(stream) for key, stream in streams.items()}
     for key, stream in streams.items():
         if lengths[key] == context_length:
             return {key: 0}
-        if is_chat(stream) and lengths[key] > context_length:
+        if key in templated and (references or lengths[key] > context_length):
             return {key: context_length - lengths[key]}
-        if fills_in_front(stream) and lengths[key] < context_length == FLUX2_LENGTH:
+        if fills_in_front(stream) and lengths[key] < context_length == FILLED_LENGTH:
             return {key: context_length - lengths[key]}
+    if ANIMA_ENCODER in streams and lengths["t5xxl"] < context_length == FILLED_LENGTH:
+        return {"t5xxl": 0}
     if lengths.get("g", 0) + lengths.get("t5xxl", 0) == context_length:
         return {"g": 0, "t5xxl": lengths["g"]}
     counts = " or ".join(str(length) for length in sorted(set(lengths.values())))
     raise ValueError(
         f"prompt: the sampler's prompt had {context_length} tokens, and the CLIP makes {counts} of this one. "
-        "Connect the CLIP and write the prompt that the image was sampled with."
+        "Connect the CLIP and write the prompt that the image was sampled with. The words of prompts that "
+        "ConditioningConcat has joined cannot be told apart."
     )
-
-
-def is_chat(stream: Sequence[Token]) -> bool:
-    """Whether a stream is one text, the prompt in a template of a chat, without start, end and padding."""
-    return {segment for _, _, segment in stream} == {1}
 
 
 def fills_in_front(stream: Sequence[Token]) -> bool:
@@ -138,7 +171,8 @@ def words_in(tokenizer: Any, stream: Sequence[Token]) -> list[Word]:
             groups.append([])
         groups[-1].append(place)
         segment_before = segment
-        ended = piece.endswith(WORD_ENDS) or separates(text[-1]) or bool(UNSPACED.search(text))
+        last = spelled(tokenizer, [stream[place] for place in groups[-1]])[-1]  # of several bytes, maybe
+        ended = piece.endswith(WORD_ENDS) or separates(last) or bool(UNSPACED.match(last))
     texts = [bare(spelled(tokenizer, [stream[place] for place in group])) for group in groups]
     return [Word(text, tuple(group)) for text, group in zip(texts, groups, strict=True) if text]
 
@@ -176,7 +210,7 @@ def normal(text: str) -> str:
 def own_words(clip: Any, key: str, prompt: str) -> list[Word]:
     """The words of a prompt in one of its streams, without those of a chat model's template."""
     stream = tokenized(clip, prompt)[key]
-    own = beyond_template(stream, tokenized(clip, "")[key])
+    own = beyond_template(stream, tokenized(clip, WORDLESS)[key])
     return [
         word
         for word in words_in(vocabulary(clip, key), stream)
@@ -185,12 +219,22 @@ def own_words(clip: Any, key: str, prompt: str) -> list[Word]:
 
 
 def find(phrase: list[str], words: Sequence[Word]) -> list[int]:
-    """The places of the tokens of a phrase, wherever its words follow one another; [] if nowhere."""
-    texts = [word.text for word in words]
-    return [
-        place
-        for start in range(len(texts))
-        if phrase and texts[start : start + len(phrase)] == phrase
-        for word in words[start : start + len(phrase)]
-        for place in word.places
+    """The places of the tokens of a phrase, wherever its words follow one another; [] if nowhere.
+
+    Characters of languages without spaces count as words, since tokens may cut the prompt in other places
+    than the phrase.
+    """
+    asked = [part for text in phrase for part in parts_of(text)]
+    parts = [(part, word) for word in words for part in parts_of(word.text)]
+    found = [
+        word.places
+        for start in range(len(parts))
+        if asked and [part for part, _ in parts[start : start + len(asked)]] == asked
+        for _, word in parts[start : start + len(asked)]
     ]
+    return [place for places in dict.fromkeys(found) for place in places]
+
+
+def parts_of(word: str) -> list[str]:
+    """A word, or the characters of one of a language without spaces."""
+    return list(word) if all(map(UNSPACED.match, word)) else [word]

@@ -81,7 +81,8 @@ def word_maps(
             f"prompt_number: prompt {condition + 1} of the {branch} conditioning is used in none of the "
             f"recorded steps; those used there have the number {others}."
         )
-    words = prompt_words(clip, prompt, of_prompt[0].values.shape[1], wanted)
+    references = (branch, condition) in run.references
+    words = prompt_words(clip, prompt, of_prompt[0].values.shape[1], wanted, references=references)
     return {
         word.text: [
             one._replace(values=one.values[:, list(word.places)].float().sum(dim=1)) for one in of_prompt

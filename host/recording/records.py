@@ -13,7 +13,7 @@ run that was replaced: a record knows those, too. Nothing in this file needs the
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -83,7 +83,8 @@ class Run(Generic[Step]):
 
     latent_shape (B, C, *spatial, h, w); image_size (height, width) of the decoded image, in pixels; steps in
     the order of the schedule, one each; they may be fewer than the schedule has. samples: the result, on the
-    CPU; None while the run lasts.
+    CPU; None while the run lasts. references: the branch and number of each condition with reference images.
+    unread: why there is no step and what to do, in sentences; empty where that is not known.
     """
 
     execution: Execution
@@ -91,6 +92,8 @@ class Run(Generic[Step]):
     image_size: tuple[int, int]
     steps: list[Step] = field(default_factory=list)
     samples: Tensor | None = None
+    references: frozenset[tuple[str, int]] = frozenset()
+    unread: str = ""
 
     def gave(self, samples: Any) -> bool:
         """Whether these samples of a LATENT are the result of this run.
@@ -148,10 +151,7 @@ class Record(Generic[Step]):
             )
         known = [run for run in self.runs if run.gave(samples)]
         if not known and any(_is_result(samples, result) for result in self.replaced):
-            raise ValueError(
-                f"{self.title}: the LATENT comes from ComfyUI's cache, and later runs have replaced what was "
-                f"recorded of it. Change a setting of {self.title}, so that the LATENT is sampled again."
-            )
+            raise self._replaced()
         found = runs = known or self.runs
         if len(runs) > 1:
             found = known
@@ -163,13 +163,23 @@ class Record(Generic[Step]):
                 f"{self.title}: the LATENT comes from none of the {len(self.runs)} samplers that were "
                 "recorded. Connect the LATENT of a sampler that gets this node's MODEL."
             )
+        if not known and _begins_after(found, list_index):
+            raise self._replaced()
         run = next((run for run in found if run.execution.list_index == list_index), found[-1])
         if not run.steps:
-            raise ValueError(
-                f"{self.title}: nothing was read of this sampler's run. Let start_percent and end_percent "
-                "hold a step; if they do, another node computes these blocks in its own way: choose others."
+            unread = run.unread or (
+                "Let start_percent and end_percent hold a step; if they do, another node computes these "
+                "blocks in its own way: choose others."
             )
+            raise ValueError(f"{self.title}: nothing was read of this sampler's run. {unread}")
         return run
+
+    def _replaced(self) -> ValueError:
+        return ValueError(
+            f"{self.title}: later runs have replaced what was recorded of this LATENT. The last {RUNS_KEPT} "
+            f"are kept, and each item of a list is one: show at most {RUNS_KEPT} items. If the LATENT comes "
+            f"from ComfyUI's cache, change a setting of {self.title}, so that it is sampled again."
+        )
 
 
 class AttentionRecord(Record[AttentionStep]):
@@ -194,6 +204,12 @@ def _replaces(new: Execution, old: Execution) -> bool:
     if new.node_id != old.node_id:
         return False
     return new.prompt_id != old.prompt_id or new.list_index == old.list_index
+
+
+def _begins_after(runs: Sequence[Run[Any]], list_index: int | None) -> bool:
+    """Whether the runs of a list are kept, but not that of an item before them."""
+    kept = [run.execution.list_index for run in runs if run.execution.list_index is not None]
+    return list_index is not None and bool(kept) and list_index < min(kept)
 
 
 def is_link(value: Any) -> bool:

@@ -29,6 +29,7 @@ from .readers import DEPTH, PROMPT, RECEIVED, DepthReader, Readers
 from .recorded_step import Source, make_step, map_of_layer, picture_of, without_repeats
 from .records import Record, Run
 
+AT_CFG_1 = " At cfg 1 the sampler leaves the negative out: set branch to positive, or cfg above 1."
 LARGEST_HALF = torch.finfo(torch.float16).max
 
 
@@ -78,7 +79,17 @@ class Recording:
         in_range = [number for number, sigma in enumerate(sigmas[:-1].tolist()) if sigma in within]
         scale = pixels_per_latent(guider.model_patcher)
         height, width = noise.shape[-2:]
-        run: Run[Any] = Run(executing(), tuple(noise.shape), (height * scale, width * scale))
+        run: Run[Any] = Run(
+            executing(),
+            tuple(noise.shape),
+            (height * scale, width * scale),
+            references=frozenset(
+                (branch, number)
+                for branch, conds in guider.conds.items()
+                for number, cond in enumerate(conds)
+                if cond.get("reference_latents")
+            ),
+        )
         self.record.begin(run)
         first = first_sigmas(sampler, sigmas)
         recorded = RecordedRun(self, guider, run, sigmas.cpu(), first, evenly(in_range, self.max_steps))
@@ -137,7 +148,14 @@ class RecordedRun:
             step = make_step(number, sigma, maps)
             self.run.put(step)
             self.preview.show(len(self.run.steps), lambda: picture_of(step, self.run.image_size))
-        if not traced:
+        evaluations = recorder.evaluations
+        if evaluations and not any(evaluation.placements for evaluation in evaluations):
+            missing = f"no {' or '.join(self.branches)} prompt was evaluated"
+            self.run.unread = (
+                f"In the steps of the range, {missing}.{AT_CFG_1 * ('positive' not in self.branches)}"
+            )
+            self.warn("nothing", sigma, missing)
+        elif not traced:
             self.warn("nothing", sigma, UNTRACED)
         elif not read:
             self.warn("nothing", sigma, "the blocks could not be read")

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-# The parts of a sequence. REFERENCES are other images; OTHER is registers, padding, texts of other encoders.
-IMAGE, PROMPT, REFERENCES, OTHER = "image", "prompt", "references", "other"
+# The parts of a sequence. REFERENCES are other images, TEXTS those before and between them, in front of the
+# prompt; OTHER is registers, padding, texts of other encoders.
+IMAGE, PROMPT, REFERENCES, TEXTS, OTHER = "image", "prompt", "references", "texts", "other"
 
 
 class Stack(NamedTuple):
@@ -67,7 +68,7 @@ JOINT_MODELS: dict[str, JointModel | None] = {
         "Mage-Flow", TRANSFORMER_BLOCKS, (PROMPT, IMAGE, REFERENCES), "inner_dim"
     ),
     "comfy.ldm.lumina.model.NextDiT": JointModel(
-        "Lumina 2", (Stack("double", "layers", image=None),), (PROMPT, OTHER, IMAGE), "dim"
+        "Lumina 2", (Stack("double", "layers", image=None),), (TEXTS, PROMPT, OTHER, IMAGE), "dim"
     ),
     "comfy.ldm.krea2.model.SingleStreamDiT": JointModel(
         "Krea 2",

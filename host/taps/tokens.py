@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .hooks import forward_pre_hook
-from .joint_models import IMAGE, OTHER, PROMPT, REFERENCES, JointModel
+from .joint_models import IMAGE, OTHER, PROMPT, REFERENCES, TEXTS, JointModel
 
 
 class Tokens:
@@ -35,11 +35,14 @@ class Tokens:
             self.sequence = (REFERENCES, IMAGE)
         if getattr(diffusion_model, "vision_in", None) is not None:  # HunyuanVideo 1.5
             self.sequence = (OTHER, PROMPT, IMAGE)
-        # Z-Image fills the image up to a multiple of its tokens.
-        multiple = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
-        self.sizes = {IMAGE: -(-self.count // multiple) * multiple}
+        self.multiple: int = getattr(diffusion_model, "pad_tokens_multiple", None) or 1
+        self.sizes = {IMAGE: self.filled(self.count), TEXTS: 0}
         longest = getattr(diffusion_model, "txt_max_length", None)  # PixelDiT cuts the prompt
         self.sizes[PROMPT] = 0 if context is None else context[:, :longest].shape[1]
+
+    def filled(self, count: int) -> int:
+        """How many tokens a text or an image has in the sequence: Z-Image fills each up to a multiple."""
+        return -(-count // self.multiple) * self.multiple
 
     @contextmanager
     def observing(self, diffusion_model: torch.nn.Module) -> Iterator[None]:
@@ -53,6 +56,10 @@ class Tokens:
         """Forward pre-hook of the model."""
         if kwargs.get("image_cond") is not None:  # HiDream-E1: another image on the right, in every row
             self.sizes.pop(IMAGE, None)
+        if TEXTS in self.sequence:  # Z-Image Omni: a text of one token for a reference image without
+            references, texts = kwargs.get("ref_latents", ()), kwargs.get("ref_contexts", ())
+            lengths = [text.shape[1] for text in texts[: len(references)]]
+            self.sizes[TEXTS] = sum(map(self.filled, [*lengths, *[1] * (len(references) - len(lengths))]))
         options = kwargs.get("transformer_options", {})
         patches = options.get("patches", {})
         if "post_input" not in patches:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy import sd1_clip
+from comfy.text_encoders import qwen_image
 
 from inner_guidance.guidance.self_attention import average_on_finest_grid, resize_nearest
 from inner_guidance.host.recording.records import AttentionRecord, AttentionStep
@@ -186,6 +187,19 @@ class TestAttentionMaps:
         assert len(masks) == 2 * len(WORDS)
         with pytest.raises(ValueError, match=r"prompt 1 of the positive .* used there have the number 2"):
             shown(InnerAttentionMaps, record, **asked)
+
+    def test_words_behind_an_image_that_the_text_encoder_saw(self):
+        tokenizer = qwen_image.QwenImageTokenizer()
+        clip = SimpleNamespace(tokenizer=tokenizer, tokenize=tokenizer.tokenize_with_weights)
+        given = torch.full((2, 200, 8, 8), 0.001)
+        given[:, -5 - 1, 4] = 0.5  # before <|im_end|>, a new line, <|im_start|>, assistant, a new line
+        record = filled(AttentionRecord(), [AttentionStep(0, 1.0, {}, {("positive", "b1", 0): given})])
+        record.runs[0].references = frozenset({("positive", 0)})
+
+        asked = {"attention": "cross", "prompt": "red sphere", "words": "sphere", "clip": clip}
+        _, masks = shown(InnerAttentionMaps, record, smooth=False, **asked)
+
+        assert masks[0].amax(dim=1).nonzero().flatten().tolist() == list(range(64, 80))
 
     def test_nothing_recorded(self):
         with pytest.raises(ValueError, match=r"nothing is recorded. Connect its MODEL to a sampler"):

@@ -43,5 +43,5 @@ def test_the_image_of_an_earlier_seed_from_the_cache_is_not_shown_with_the_newes
     hidden = SimpleNamespace(unique_id="4", dynprompt=SimpleNamespace(get_node=graph.__getitem__))
 
     assert wired_run(record, hidden, results[1]) is record.runs[0]
-    with pytest.raises(ValueError, match="later runs have replaced what was recorded of it"):
+    with pytest.raises(ValueError, match="later runs have replaced what was recorded of this LATENT"):
         wired_run(record, hidden, results[0])

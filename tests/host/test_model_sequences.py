@@ -22,6 +22,7 @@ from inner_guidance.tests.support.model_families import (
     assert_features,
     assert_received,
     depth_head,
+    heads_after_tokens,
     patcher,
     record,
     sample,
@@ -52,6 +53,28 @@ def test_reference_images_are_not_the_image(name):
     assert calls[call][0].shape[2] >= TEXT + 48 + 12
     assert_received(attention, family, calls[call], start)
     assert_features(features, family, outputs[0], first)
+
+
+@pytest.mark.parametrize("texts", [(), (5,), (40,), (5, 40)], ids=str)
+def test_words_stand_behind_the_texts_of_reference_images(texts):
+    """Z-Image Omni: a text before each reference image, filled to 32 tokens, and one behind the prompt."""
+    reference = {
+        "reference_latents": [tiny.noise(1, 16, 8, 6, seed=4)],
+        "reference_latents_text_embeds": [tiny.prompt(9, tokens=length)[0][0] for length in texts],
+    }
+    watched, recorded = rec.record_attention(tiny.patcher("zimage", "FLOW"), blocks="b1")
+    with rec.all_attention(watched) as calls:
+        latent = torch.zeros(1, 16, 16, 12)
+        tiny.sample(watched, latent, positive=tiny.prompt(0, **reference), cfg=1.0, steps=1)
+
+    q, k = (heads_after_tokens(t[0]) for t in calls[-2])
+    before, behind = sum(32 * -(-n // 32) for n in texts[:1] or [1]), sum(32 * -(-n // 32) for n in texts[1:])
+    start = before + 32 + behind + 32  # the prompt and the reference image are filled to 32 tokens, too
+    assert len(k) == start + 64
+    given = rec.given(q[start : start + 48], k, calls[-2][0].shape[1], (8, 6))
+    (step,) = rec.steps_of(recorded)
+    rec.assert_close_in_half(step.prompt["positive", "b1", 0], given[:, before : before + TEXT])
+    assert recorded.runs[0].references == {("positive", 0)}
 
 
 def sample_with_kept_keys(name, guide):

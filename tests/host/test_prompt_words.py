@@ -277,3 +277,38 @@ def test_a_prompt_without_words(name):
     key, *_ = clip(name).tokenize("")
     with pytest.raises(ValueError, match="there is no word in it"):
         prompt_words(clip(name), " , ", len(context(name, key, " , ")), "")
+
+
+@pytest.mark.parametrize("prompt", ["красный", "红色球体", "赤い球", "빨간 공", "שלום"])
+def test_letters_that_the_text_encoder_does_not_know(prompt):
+    """T5 has one token, for the unknown, for each run of them; of Russian it knows a few letters."""
+    if prompt == "красный":
+        (word,) = prompt_words(clip("flux"), prompt, 256)
+        assert len(word.places) > 1
+        return
+    with pytest.raises(ValueError, match="text encoder has no tokens for its letters"):
+        prompt_words(clip("flux"), prompt, 256)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("ガンダム 東京タワー", "東京"),  # " 東京" has other tokens than "東京"
+        ("鱻红色球体", "红色"),  # behind a character of several tokens
+        ("一只𠮷猫", "猫"),
+        ("红色的球", "红色"),  # a part of the token "红色的"
+    ],
+)
+def test_phrases_of_languages_without_spaces_are_found_wherever_tokens_cut_them(prompt, wanted):
+    stream = context("zimage", "qwen3_4b", prompt)
+
+    (word,) = prompt_words(clip("zimage"), prompt, len(stream), wanted)
+
+    written = clip("zimage").tokenizer.qwen3_4b.tokenizer.decode([stream[place] for place in word.places])
+    assert wanted in written
+    assert len(written.strip()) <= len(wanted) + 1
+
+
+def test_joined_prompts():
+    with pytest.raises(ValueError, match="prompts that ConditioningConcat has joined cannot be told apart"):
+        prompt_words(clip("sd1"), PROMPT, 154)

@@ -1,5 +1,6 @@
 """What Record Features writes down, and what both Record nodes show while a sampler runs."""
 
+import logging
 import types
 
 import numpy as np
@@ -127,6 +128,19 @@ def test_both_recordings_and_guidance_on_one_model():
 
     assert torch.equal(samples, tiny.sample(tiny.guided(tiny.patcher())))
     assert len(rec.steps_of(attention)) == len(rec.steps_of(features)) == 3
+
+
+def test_a_negative_that_the_sampler_leaves_out_is_named(caplog):
+    """At CFG 1, as distilled models are sampled."""
+    watched, record = rec.record_features(tiny.patcher(), branch="negative")
+
+    with caplog.at_level(logging.WARNING):
+        tiny.sample(watched, cfg=1.0, steps=2)
+
+    (said,) = [message for message in caplog.messages if "Record Features" in message]
+    assert "no negative prompt was evaluated" in said
+    with pytest.raises(ValueError, match="set branch to positive, or cfg above 1"):
+        record.run_for(None, None)
 
 
 def test_wrong_blocks_are_refused_before_any_sampling():

@@ -99,3 +99,16 @@ def test_glowing_covers_by_share_and_dims_the_rest():
     torch.testing.assert_close(
         am.overlaid(image, colours, shares, 1.0)[0, 0, :, 0], torch.tensor([0.4, 0.7, 1.0])
     )
+
+
+def test_captions_tell_the_image_the_word_its_share_and_the_group():
+    maps = [LayerMap(step, "m0.0", torch.ones(2, 4, 4)) for step in (0, 4)]
+    ((word, groups),) = am.series({"red": maps}, each_block=True, each_step=True)
+    found = [torch.stack([torch.full((8, 8), 0.125), torch.full((8, 8), 0.25)]), torch.full((1, 8, 8), 0.5)]
+
+    assert am.captions_of(word, groups, found, with_share=True) == [
+        "image 1: red (12.5%), m0, step 1",
+        "image 2: red (25.0%), m0, step 1",
+        "red (50.0%), m0, step 5",
+    ]
+    assert am.captions_of(word, groups, found, with_share=False)[-1] == "red, m0, step 5"

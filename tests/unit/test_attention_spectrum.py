@@ -85,6 +85,60 @@ def test_noise_of_8_bits_is_the_least_there_is():
     assert float(((picture * 255).round() / 255 - picture).std()) == pytest.approx(NOISE, rel=0.03)
 
 
+def test_luminance_is_that_of_rec_709():
+    colours = torch.eye(3).view(1, 1, 3, 3)
+
+    assert spectrum.luminance(colours)[0, 0].tolist() == pytest.approx([0.2126, 0.7152, 0.0722])
+
+
+def test_masks_of_objects_are_what_is_lighter_than_grey():
+    masks = torch.tensor([[[0.2, 0.5, 0.51, 1.0]]])
+
+    assert spectrum.object_masks(masks, (2, 4), 3).tolist() == [[[0, 0, 1, 1]] * 2] * 3
+
+
+def spectrum_of(size, *excesses):
+    """With these differences on the rings, inside psi 1 and, all but the first one lower, inside psi 1.3."""
+    lower = [excesses[0], *(excess - 1 for excess in excesses[1:])]
+    everywhere = spectrum.Curve(9, [-1.0] * len(excesses))
+    inside = {
+        psi: spectrum.Curve(4, [-1.0 + excess for excess in of_psi])
+        for psi, of_psi in ((1.0, excesses), (1.3, lower))
+    }
+    return spectrum.Spectrum(size, everywhere, inside)
+
+
+def test_the_claim_in_words_names_the_sizes_for_which_it_holds():
+    found = [spectrum_of(8, -0.5, 0.1, 0.2), spectrum_of(16, 0.5, 0.1, 0.2), spectrum_of(32, 0.5, 0.1, -0.1)]
+
+    lines = spectrum.in_words(found, {1.0: spectrum.Overlap(0.5, 0.25, 0.125)})
+
+    assert lines == [
+        "Attention > 1: more at every frequency in patches of 8 px, 16 px. IoU with objects 0.50, of random "
+        "masks 0.25 ± 0.12.",
+        "Attention > 1.3: more at every frequency in patches of no size.",
+    ]
+
+
+def test_numbers_are_those_of_the_curves():
+    found = spectrum.as_numbers(
+        [spectrum_of(4, 0.5, 0.12345678, 0.2)], {1.0: spectrum.Overlap(0.5, 0.25, 0.125)}
+    )
+
+    assert found["objects"] == [{"threshold": 1.0, "iou": 0.5, "random_iou": 0.25, "random_iou_std": 0.125}]
+    (patches,) = found["patches"]
+    assert patches["cycles_per_pixel"] == [0, 0.25, 0.5]
+    assert patches["all"] == {"patches": 9, "log10_magnitude": [-1, -1, -1]}
+    first, second = patches["inside"]
+    assert first == {
+        "threshold": 1.0,
+        "patches": 4,
+        "log10_magnitude": [-0.5, -0.87654, -0.8],
+        "more_at_every_frequency": True,
+    }
+    assert not second["more_at_every_frequency"]
+
+
 class TestSpectra:
     """A picture whose left half has fine detail and whose right half has none; attention there or not."""
 
@@ -156,7 +210,10 @@ class TestOverlap:
         assert found.iou == 1
         # 8 of 64 tokens: a random mask shares 1 of its 8 with the object, on the average.
         assert found.random == pytest.approx(1 / 15, abs=0.015)
-        assert found.random_std > 0
+        chances = [math.comb(8, shared) * math.comb(56, 8 - shared) / math.comb(64, 8) for shared in range(9)]
+        ious = np.array([shared / (16 - shared) for shared in range(9)])
+        deviation = math.sqrt(chances @ (ious - chances @ ious) ** 2)
+        assert found.random_std == pytest.approx(deviation, rel=0.15)
 
     def test_of_a_mask_beside_the_object(self):
         found = spectrum.overlap(self.seen.flip(-1), 1.0, self.objects, draws=20, seed=0)

@@ -149,6 +149,13 @@ class TestLosses:
         assert asked.strong[0].eq(0).all()
         torch.testing.assert_close(asked.size.flatten(), torch.tensor([0.0, 1.0], dtype=dtype))
 
+    @pytest.mark.parametrize(("difference", "flat"), [(0.005, False), (0.001, True)])
+    def test_greys_that_differ_by_a_thousandth_are_one(self, difference, flat):
+        target = torch.full((1, 1, 4, 4), 0.5)
+        target[..., 2:] += difference
+
+        assert dag.is_flat(target).tolist() == [flat]
+
     @pytest.mark.parametrize("flat", [0.0, 0.7])
     def test_flat_targets_and_empty_masks_stay_finite(self, flat):
         target, d = torch.full((1, 1, 4, 4), flat), torch.rand(1, 1, 4, 4)

@@ -95,6 +95,27 @@ def test_alignment_undoes_scale_and_shift():
     assert measure(0.5 * label + 0.1, label, RANGE).abs_rel > 0.1
 
 
+def test_what_an_alignment_moves_beyond_the_range_is_its_end():
+    label = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(1, 1, 2, 2)
+    depth = torch.tensor([0.0, 0.2, 0.8, 1.0]).view(1, 1, 2, 2)
+    slope = 0.8 / 2 / (0.68 / 2)  # least squares: the sums of products and of squares about 0.5
+    aligned = (0.5 + slope * (depth - 0.5)).clamp(0, 1)
+    assert (aligned[0, 0, 0, 0], aligned[0, 0, 1, 1]) == (0, 1)
+
+    ours = measure(depth, label, RANGE, aligned=True)
+
+    expected = reference(aligned, label, 1.5, 12)
+    assert (ours.abs_rel, ours.rmse, ours.delta1) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_estimate_with_little_contrast_is_not_flat():
+    label = torch.rand(1, 1, 5, 7, generator=torch.Generator().manual_seed(0))
+
+    aligned = fit_to_label(0.5 + 0.002 * label, label)
+
+    torch.testing.assert_close(aligned, label, rtol=0, atol=1e-3)
+
+
 def test_a_flat_estimate_aligns_to_the_mean_with_a_finite_gradient():
     depth = torch.full((1, 1, 4, 4), 0.3, requires_grad=True)
     label = maps(0, batch=1, size=(4, 4))

@@ -136,7 +136,7 @@ def test_a_result_whose_run_was_replaced_is_not_shown_as_the_newest(seeds):
 
     for seed in range(seeds - 1):
         earlier = torch.full((1, 4, 8, 8), float(seed))
-        with pytest.raises(ValueError, match="later runs have replaced what was recorded of it"):
+        with pytest.raises(ValueError, match="later runs have replaced what was recorded of this LATENT"):
             record.run_for("after the first", PROMPT.__getitem__, samples=earlier)
     assert record.run_for("after the first", PROMPT.__getitem__, samples=newest.samples.clone()) is newest
     assert record.run_for("after the first", PROMPT.__getitem__, samples=newest.samples + 1) is newest
@@ -148,7 +148,7 @@ def test_a_result_whose_run_was_dropped_is_not_shown_as_another():
         record.begin(newest := run(f"2.{turn}"))
         newest.samples = torch.full((1, 4, 8, 8), float(turn))
 
-    with pytest.raises(ValueError, match="later runs have replaced what was recorded of it"):
+    with pytest.raises(ValueError, match="later runs have replaced what was recorded of this LATENT"):
         record.run_for("after the first", PROMPT.__getitem__, samples=torch.zeros(1, 4, 8, 8))
 
 
@@ -192,6 +192,32 @@ def test_items_of_a_list_stand_side_by_side():
 
     record.begin(run("2", "second", list_index=0))
     assert len(record.runs) == 1
+
+
+@pytest.mark.parametrize("with_result", [True, False], ids=["result", "upscaled"])
+def test_items_of_a_long_list_are_not_shown_with_the_record_of_another(with_result):
+    """The results of the first items are forgotten, too; upscaled, none is known."""
+    record = AttentionRecord()
+    for item in range(30):
+        record.begin(newest := run("2", list_index=item))
+        newest.samples = torch.full((1, 4, 8, 8), float(item))
+
+    for item in range(30):
+        samples = torch.full((1, 4, 8, 8), float(item)) if with_result else torch.zeros(1, 4, 16, 16)
+        if item < 30 - RUNS_KEPT:
+            with pytest.raises(ValueError, match=f"each item of a list is one: show at most {RUNS_KEPT}"):
+                record.run_for("after the first", PROMPT.__getitem__, item, samples)
+        else:
+            found = record.run_for("after the first", PROMPT.__getitem__, item, samples)
+            assert found.execution.list_index == item
+
+
+def test_why_nothing_was_read_is_said():
+    empty = run("2", steps=0)
+    empty.unread = "At cfg 1 there is no negative."
+
+    with pytest.raises(ValueError, match=r"nothing was read of this sampler's run\. At cfg 1 there is no"):
+        record_of(empty).run_for("after the first", PROMPT.__getitem__)
 
 
 def test_no_more_runs_than_are_kept():

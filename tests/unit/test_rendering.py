@@ -44,18 +44,21 @@ def test_colours_grow_lighter_towards_the_viewer(style):
 def test_enlarging_keeps_a_plane():
     depth = enlarge(ramp(), (12, 16))
     assert depth.shape == (2, 1, 12, 16)
-    assert (depth[0, 0, :, 1:].diff() >= 0).all()
+    places = ((torch.arange(16) + 0.5) / 2 - 0.5).clamp(0, 7) / 7  # of the middles of the pixels
+    torch.testing.assert_close(depth[0, 0], places.expand(12, 16))
+    torch.testing.assert_close(depth[1, 0], 0.25 + 0.5 * places.expand(12, 16))
 
 
 def step(place, size=64):
     return (torch.arange(size) >= place).float().expand(1, 1, size, size).contiguous()
 
 
-def test_depth_follows_the_edges_of_the_picture():
+@pytest.mark.parametrize("contrast", [0.6, 0.2])
+def test_depth_follows_the_edges_of_the_picture(contrast):
     """Near begins at 27 of 64 pixels; the map of 8 knows it to the nearest 8."""
     truth = step(27)
     small = torch.nn.functional.interpolate(truth, (8, 8), mode="area")
-    picture = (0.2 + 0.6 * truth).expand(-1, 3, -1, -1)
+    picture = (0.2 + contrast * truth).expand(-1, 3, -1, -1)
     smooth, edges = enlarge(small, (64, 64)), enlarge_along_edges(small, picture)
 
     def jump(depth):
@@ -78,6 +81,16 @@ def test_edges_of_a_film_take_no_more_memory_than_those_of_a_frame():
     for frame, alone in zip(film.split(1), depth.split(1), strict=True):
         torch.testing.assert_close(found[:1], enlarge_along_edges(alone, frame))
         found = found[1:]
+
+
+def test_a_trace_of_an_edge_is_no_edge():
+    """Its variance in a window is a tenth of EDGE_VARIANCE."""
+    small = torch.nn.functional.interpolate(step(27), (8, 8), mode="area")
+    picture = (0.5 + 0.02 * step(27)).expand(-1, 3, -1, -1)
+
+    jump = enlarge_along_edges(small, picture)[..., 26:28].diff(dim=-1)
+
+    assert jump.abs().max() < 0.2
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 98), (5, 7), (8, 8)])

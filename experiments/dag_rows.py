@@ -111,8 +111,8 @@ def compared() -> dict[str, Group]:
     defaults = {NONE: Row(None)} | {
         name: Row({loss: 0.0 for loss in losses if loss not in acting}) for name, acting in names.items()
     }
-    others = {
-        EQUAL_COST: Row(None, steps=20),
+    self_guided = {name: row for name, row in defaults.items() if name != "target"}
+    variations = {
         "DPG, twice as strong": Row(only("prior")),
         "DPG, tau 0.1 to 0.5": Row(only("prior", 0.5), {"PRIOR_LEVELS": (0.1, 0.5)}),
         "DCG of aligned maps": Row(
@@ -129,11 +129,19 @@ def compared() -> dict[str, Group]:
         "target, from 30 %": Row(only("target") | {"start_percent": 0.3}),
         "target, to 40 %": Row(only("target") | {"target_end_percent": 0.4}),
     }
-    with_captions = defaults | {EQUAL_COST: Row(None, steps=17)}
-    in_few_steps = {name: row for name, row in defaults.items() if name != "target"}
-    empty = Group("Robust mode, empty prompt, CFG 1", defaults | others, 500, REPORTING, steps=12)
+    empty = Group(
+        "Robust mode, empty prompt, CFG 1",
+        self_guided | {EQUAL_COST: Row(None, steps=20)},
+        1000,
+        REPORTING,
+        steps=12,
+    )
     captions = replace(
-        empty, title="Robust mode, captions, CFG 3", rows=with_captions, cfg=3.0, captions=True
+        empty,
+        title="Robust mode, captions, CFG 3",
+        rows=defaults | {EQUAL_COST: Row(None, steps=17)},
+        cfg=3.0,
+        captions=True,
     )
     ancestral = replace(
         empty,
@@ -149,17 +157,22 @@ def compared() -> dict[str, Group]:
     return {
         "empty": empty,
         "captions": captions,
+        "variations": replace(
+            empty, title="Other settings: empty prompt, CFG 1", rows=defaults | variations, samples=100
+        ),
         "paper": ancestral,
         "few": replace(
             captions,
             title="Few steps: captions, CFG 3",
-            rows=in_few_steps | {EQUAL_COST: Row(None, steps=9)},
+            rows=self_guided | {EQUAL_COST: Row(None, steps=9)},
+            samples=100,
             steps=6,
         ),
         "few-empty": replace(
             empty,
             title="Few steps: empty prompt, CFG 1",
-            rows=in_few_steps | {EQUAL_COST: Row(None, steps=12)},
+            rows=self_guided | {EQUAL_COST: Row(None, steps=12)},
+            samples=100,
             steps=6,
         ),
         "target": replace(

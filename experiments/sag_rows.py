@@ -13,8 +13,8 @@ from .seeds import REPORTING, TUNING
 NONE = "none"
 """Name of the row without guidance, the first of every group."""
 STEPS = 12
-PERTURBED = 1.0
-"""Scale of the host's Perturbed-Attention Guidance."""
+PERTURBED, PERTURBED_CHOSEN = 3.0, 12.0
+"""Scales of the host's Perturbed-Attention Guidance: its node's default, and what the sweep chose."""
 CLASSIFIER = 3.0
 """Scale of Classifier Guidance, chosen by eye on seeds below 100."""
 SWEPT: Mapping[str, Any] = {"space": "v", "scale": 1.5}
@@ -89,8 +89,8 @@ def reported(transformer: bool) -> dict[str, Group]:
         if cfg > 1:
             found["none, as strong as chosen"] = Row(as_strong_as="SAG, chosen")
         if not transformer:
-            found["PAG"] = Row(perturbed=PERTURBED)
-            found["SAG + PAG"] = Row(attention=chosen, perturbed=PERTURBED)
+            found["PAG 1"] = Row(perturbed=1.0)
+            found["SAG + PAG 1"] = Row(attention=chosen, perturbed=1.0)
         return found
 
     groups = {"empty": Group("Empty prompt, CFG 1", rows(1), REPORTING, 1000)}
@@ -111,6 +111,19 @@ def reported(transformer: bool) -> dict[str, Group]:
     for cfg in (1.0, 3.0, 2.0, 5.0):
         groups[f"captions-{cfg:g}"] = Group(
             f"Captions, CFG {cfg:g}", rows(cfg), REPORTING, 200, cfg, captions=True
+        )
+    if not transformer:
+        perturbed = {NONE: Row()} | {
+            f"PAG {scale:g}": Row(perturbed=scale) for scale in (PERTURBED, PERTURBED_CHOSEN)
+        }
+        groups["PAG"] = Group(
+            "The host's PAG at its own scales: empty prompt, CFG 1", perturbed, REPORTING, 1000
+        )
+        groups["PAG-captions-1"] = replace(
+            groups["PAG"],
+            title="The host's PAG at its own scales: captions, CFG 1",
+            pictures=200,
+            captions=True,
         )
     return groups
 
@@ -178,9 +191,9 @@ def swept(transformer: bool) -> dict[str, Group]:
     }
     rows["mask"]["square"] = Row(attention=chosen, square=True)
     if not transformer:
-        rows["PAG"] = {NONE: Row()} | {f"PAG {s:g}": Row(perturbed=s) for s in (0.3, 1.0, 3.0)}
+        rows["PAG"] = {NONE: Row()} | {f"PAG {s:g}": Row(perturbed=s) for s in (1.0, 3.0, 6.0, 12.0, 24.0)}
     groups = {
-        kind: Group(f"Empty prompt, CFG 1: {kind}", of_kind, TUNING, 150 if kind in values else 60)
+        kind: Group(f"Empty prompt, CFG 1: {kind}", of_kind, TUNING, 150 if kind in {*values, "PAG"} else 60)
         for kind, of_kind in rows.items()
     }
     branches = {name: Row(attention={**SWEPT, "branch": name}) for name in ("negative", "positive")}

@@ -12,7 +12,7 @@ def test_every_group_has_its_baseline_first():
 
 
 def test_compared_rows_switch_off_what_they_are_not_named_after():
-    rows = compared()["empty"].rows
+    rows = compared()["captions"].rows
 
     assert rows["DCG"].settings == {"prior_scale": 0.0, "target_scale": 0.0}
     assert rows["DPG"].settings == {"consistency_scale": 0.0, "target_scale": 0.0}

@@ -31,7 +31,8 @@ def test_every_group_of_sag_has_its_baseline_first():
 
 
 def test_equal_cost_has_as_many_evaluations_as_sag():
-    for group in sag_rows.reported(transformer=False).values():
+    groups = sag_rows.reported(transformer=False)
+    for group in (group for name, group in groups.items() if not name.startswith("PAG")):
         prompts = 1 if group.cfg == 1 else 2
         plain = group.rows["none, equal cost"].steps * prompts
         assert plain == sag_rows.STEPS * (prompts + 1)

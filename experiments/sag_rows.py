@@ -117,11 +117,11 @@ def reported(transformer: bool) -> dict[str, Group]:
             f"PAG {scale:g}": Row(perturbed=scale) for scale in (PERTURBED, PERTURBED_CHOSEN)
         }
         groups["PAG"] = Group(
-            "The host's PAG at its own scales: empty prompt, CFG 1", perturbed, REPORTING, 1000
+            "The host's PAG, default and best scale: empty prompt, CFG 1", perturbed, REPORTING, 1000
         )
         groups["PAG-captions-1"] = replace(
             groups["PAG"],
-            title="The host's PAG at its own scales: captions, CFG 1",
+            title="The host's PAG, default and best scale: captions, CFG 1",
             pictures=200,
             captions=True,
         )

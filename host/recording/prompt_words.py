@@ -68,8 +68,8 @@ def prompt_words(
             found.setdefault(word.text, []).extend(start + place for place in word.places)
     if not listed and bare(prompt):
         raise ValueError(
-            "prompt: the text encoder has no tokens for its letters, so its words have no places. The T5 of "
-            "SD3, Flux and others knows Latin letters alone."
+            "prompt: the text encoder has no tokens for its letters, so it cannot be said where its words "
+            "are. The T5 of SD3, Flux and others knows only Latin letters."
         )
     if not listed:
         raise ValueError("prompt: there is no word in it. Write the prompt that the image was sampled with.")

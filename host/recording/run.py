@@ -151,9 +151,9 @@ class RecordedRun:
         evaluations = recorder.evaluations
         if evaluations and not any(evaluation.placements for evaluation in evaluations):
             missing = f"no {' or '.join(self.branches)} prompt was evaluated"
-            self.run.unread = (
-                f"In the steps of the range, {missing}.{AT_CFG_1 * ('positive' not in self.branches)}"
-            )
+            self.run.unread = f"In the steps of the range, {missing}."
+            if "positive" not in self.branches:
+                self.run.unread += AT_CFG_1
             self.warn("nothing", sigma, missing)
         elif not traced:
             self.warn("nothing", sigma, UNTRACED)

@@ -17,11 +17,11 @@ from .progress import Training
 from .scenes import sample_scene
 from .text import CONTEXT_LENGTH, EMPTY, SceneTokenizer
 
-BATCH = 16
+BATCH = 32
 LEARNING_RATE = 1e-3
 EMPTY_PROMPTS = 0.1
 """Share of the samples without a prompt, for classifier-free guidance."""
-PARTIAL_PROMPTS = 0.3
+PARTIAL_PROMPTS = 0.2
 """Share of the samples with half of their phrases, so that prompts may be shorter than a caption."""
 AVERAGE_DECAY = 0.999
 CHECKPOINT_MINUTES = 15.0
@@ -41,7 +41,9 @@ def train_diffusion(
     after_checkpoint: called with the averaged weights and the number of samples so far.
     """
     seeds, x0 = load_latents(latents)
-    phrases = [[_tokens(phrase) for phrase in sample_scene(seed).phrases] for seed in seeds]
+    scenes = [sample_scene(seed) for seed in seeds]
+    phrases = [[_tokens(phrase) for phrase in scene.phrases] for scene in scenes]
+    by_solids = np.cumsum([len(scene.solids) for scene in scenes])
 
     training = Training(stage, model.to(device), _optimisers(model), checkpoint, minutes)
     # On a CPU the backward pass of the fused kernel is slow: without it a step takes 0.87 of the time.
@@ -51,10 +53,10 @@ def train_diffusion(
     smooth = None
     bar = tqdm(desc=stage, unit="img", initial=training.step * BATCH)
     while budget.fraction < 1:
-        rows = rng.integers(len(x0), size=BATCH)
-        tokens = torch.stack([_prompt(phrases[row], rng) for row in rows])
+        rows, prompts = zip(*(_sample(phrases, by_solids, rng) for _ in range(BATCH)), strict=True)
+        tokens = torch.stack(prompts)
         with sdpa_kernel([*fused, SDPBackend.MATH]):
-            loss = model.loss(x0[rows].to(device), tokens.to(device))
+            loss = model.loss(x0[list(rows)].to(device), tokens.to(device))
         training.learn(loss, budget.rate(LEARNING_RATE, training.step, floor=0.03), AVERAGE_DECAY)
         bar.update(BATCH)
         smooth = loss.item() if smooth is None else 0.99 * smooth + 0.01 * loss.item()
@@ -96,12 +98,26 @@ def _tokens(phrase: str) -> list[int]:
     return [token for token, _ in section if token != EMPTY]
 
 
-def _prompt(phrases: list[list[int]], rng: np.random.Generator) -> Tensor:
-    """Tokens (CONTEXT_LENGTH,) of a caption, of about half of its phrases, or of the empty prompt."""
+def _sample(
+    phrases: list[list[list[int]]], by_solids: np.ndarray, rng: np.random.Generator
+) -> tuple[int, Tensor]:
+    """A scene's number and the tokens (CONTEXT_LENGTH,) of its caption, half of its phrases, or no prompt.
+
+    Without a prompt and with half of one every scene is as likely. Full captions are drawn as often as their
+    scene has solids, because those of several solids are the hard ones; given the caption, the scenes remain
+    those of the world.
+
+    by_solids: cumulated numbers of solids of the scenes.
+    """
     chance = rng.random()
+    if chance < EMPTY_PROMPTS + PARTIAL_PROMPTS:
+        row = int(rng.integers(len(phrases)))
+    else:
+        row = int(np.searchsorted(by_solids, rng.integers(by_solids[-1]), side="right"))
+    chosen = phrases[row]
     if chance < EMPTY_PROMPTS:
-        phrases = []
+        chosen = []
     elif chance < EMPTY_PROMPTS + PARTIAL_PROMPTS:
-        phrases = [phrase for phrase in phrases if rng.random() < 0.5]
-    tokens = [token for phrase in phrases for token in phrase]
-    return torch.tensor(tokens + [EMPTY] * (CONTEXT_LENGTH - len(tokens)))
+        chosen = [phrase for phrase in chosen if rng.random() < 0.5]
+    tokens = [token for phrase in chosen for token in phrase]
+    return row, torch.tensor(tokens + [EMPTY] * (CONTEXT_LENGTH - len(tokens)))

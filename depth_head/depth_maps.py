@@ -41,8 +41,8 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     # In parts, because of its copies: a batch of thousands of maps is large.
     if any((colourfulness(part) > COLOURED).any() for part in colour.split(PART)):
         logging.warning(
-            "%s is in colour, but depth maps are grey: near is white, far is black. Connect the depth map of "
-            "a photograph, and turn colours off in the node that makes depth maps.",
+            "%s is in colour, but depth maps are grey: near is white, far is black. If these are photos, "
+            "connect their depth maps; if they are depth maps, turn colours off in the node that makes them.",
             name,
         )
     low, high = maps.amin(dim=(1, 2, 3)), maps.amax(dim=(1, 2, 3))

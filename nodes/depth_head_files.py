@@ -26,8 +26,9 @@ class InnerLoadDepthHead(io.ComfyNode):
             **search_aliases("readout", "readout head", "depth estimator"),
             category="model/loaders",
             description=(
-                "Loads a depth head: a small network that reads depth from a diffusion model's features. Put "
-                "files from Save Depth Head, or the public Readout heads (.pt), into models/depth_heads."
+                "Loads a depth head: a small network that reads depth from a diffusion model's features, or "
+                "from its latents. Put files from Save Depth Head, or the public Readout heads (.pt), into "
+                "models/depth_heads."
             ),
             inputs=[
                 file_input(

@@ -49,8 +49,8 @@ class InnerSelfAttentionGuidance(io.ComfyNode):
                     step=0.1,
                     tooltip=(
                         "The width of the blur, in latent pixels (8 image pixels). Higher values affect "
-                        "larger structures, lower values fine detail; 0 does not blur and has almost no "
-                        "effect."
+                        "larger structures, lower values fine detail; 0 does not blur, which turns the node "
+                        "off."
                     ),
                 ),
                 io.Float.Input(

@@ -49,7 +49,8 @@ class InnerTrainDepthHead(io.ComfyNode):
                     "depths",
                     tooltip=(
                         "One depth map for each image, in the same order, near = white: from Depth "
-                        "Anything, MoGe, Lotus or a renderer. Any resolution."
+                        "Anything, MoGe, Lotus or a renderer. Any resolution, but the aspect ratio of the "
+                        "images."
                     ),
                 ),
                 io.Combo.Input(

@@ -54,9 +54,10 @@ class SelfAttentionGuidance:
             samples = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         if run.blurred == {False} and self.settings.mask != "global":
             logging.warning(
-                "%s: no effect of scale in this run: no place has attention above threshold (%g). Lower "
+                "%s: no effect of scale in this run: no place%s has attention above threshold (%g). Lower "
                 "threshold.",
                 NODE,
+                "" if denoise_mask is None else " of the inpainted area",
                 self.settings.threshold,
             )
         return samples

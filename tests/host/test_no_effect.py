@@ -136,6 +136,18 @@ def test_sag_above_all_attention_says_so(said):
     ]
 
 
+def test_sag_without_attention_in_the_inpainted_area_does_not_say_that_there_is_none_elsewhere(said):
+    """The average of attention is 1, so unless it is flat some place is above that."""
+    mask = torch.zeros(1, 1, 16, 16)
+
+    tiny.sample(tiny.guided(tiny.patcher(), threshold=1.0), noise_mask=mask, steps=2)
+
+    assert said() == [
+        "Self-Attention Guidance: no effect of scale in this run: no place of the inpainted area has "
+        "attention above threshold (1). Lower threshold."
+    ]
+
+
 @pytest.mark.parametrize("name", ["scale", "blur_sigma"])
 def test_sag_at_0_says_so(name, said):
     tiny.guided(tiny.patcher(), **{name: 0.0})

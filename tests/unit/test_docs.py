@@ -1,5 +1,6 @@
 """The documents: links, file names and the glossary are true, README is short, GitHub reads the forms."""
 
+import ast
 import hashlib
 import re
 from pathlib import Path
@@ -82,6 +83,41 @@ def test_files_that_are_named_exist(page):
     ]
 
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def members() -> dict[str, str]:
+    """The source of each class of the pack, by name."""
+    found = {}
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            source = path.read_text(encoding="utf-8")
+            classes = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef))
+            found |= {node.name: ast.get_source_segment(source, node) for node in classes}
+    return found
+
+
+def test_members_of_classes_that_are_named_exist():
+    """`Recorder.traced`: in the class itself."""
+    sources = members()
+    named = {
+        (name, member)
+        for page in PAGES
+        for code in CODE.findall(page.read_text(encoding="utf-8"))
+        for name, member in re.findall(r"^([A-Z]\w+)\.(\w+)$", code)
+        if name in sources
+    }
+
+    assert len(named) > 2
+    assert [(name, m) for name, m in named if not re.search(rf"\b{m}\b", sources[name])] == []
+
+
+def test_scripts_are_called_by_the_python_that_setup_made():
+    """Another one has none of their packages. Tables in docs/results/ quote the rest of the command."""
+    pages = [page for page in PAGES if page.parent.name != "results"]
+    calls = re.findall(r"(\S*)python -m tools", "".join(page.read_text(encoding="utf-8") for page in pages))
+
+    assert len(calls) > 10
+    assert {call.strip("`") for call in calls} == {".venv/bin/"}
 
 
 def test_files_are_found_where_they_are_named():

@@ -45,7 +45,7 @@ def estimate_depth(
     latents = image_latents(model, latents)
     if reads_latents(hosted.head):
         return depth_of_latents(model, hosted, latents)
-    network = hosted.head.network
+    device, network = hosted.patcher.load_device, hosted.head.network
     names = network.branch_taps["strong"]
     generator = torch.Generator().manual_seed(seed)
     noises = torch.randn(ensemble, *latents.shape[1:], generator=generator)
@@ -59,8 +59,12 @@ def estimate_depth(
             comfy.model_management.throw_exception_if_processing_interrupted()
             rows, numbers = part.T
             time = torch.full((len(part),), noise_level * TIMES, device=frozen.device)
-            features = frozen.features(names, latents[rows], noises[numbers], time)
-            total.index_add_(0, rows, network(features, time, latents.shape[-2:]).cpu())
+            # A node may have put the model on another device than the head.
+            features = {
+                name: found.to(device)
+                for name, found in frozen.features(names, latents[rows], noises[numbers], time).items()
+            }
+            total.index_add_(0, rows, network(features, time.to(device), latents.shape[-2:]).cpu())
             progress.update(len(part))
         return total / ensemble
 

@@ -1,5 +1,6 @@
 """Depth heads in the host: the value of the type DEPTH_HEAD, and whether a head fits a model."""
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from operator import attrgetter
@@ -39,11 +40,19 @@ class HostedDepthHead:
 
 def patcher_of(network: torch.nn.Module) -> ModelPatcher:
     """What the host moves a head's network by, between the devices that it uses for models."""
-    return ModelPatcher(
+    patcher = ModelPatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+    # How the host copies what is loaded with a model that it evaluates on several GPUs.
+    patcher.cached_patcher_init = (copied_patcher, (network,))
+    return patcher
+
+
+def copied_patcher(network: torch.nn.Module) -> ModelPatcher:
+    """The patcher of a copy of a network."""
+    return patcher_of(copy.deepcopy(network))
 
 
 def require_head_fits(head: DepthHead, model: ModelPatcher) -> None:

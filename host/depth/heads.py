@@ -38,9 +38,24 @@ class HostedDepthHead:
         return cls(head, patcher_of(head.network))
 
 
+class WholePatcher(ModelPatcher):
+    """Loads all of a network, however little memory the host would give it.
+
+    The host leaves layers on the CPU (`--novram`) or takes them back there, since it moves the weights of its
+    own kinds of layers when they are used. Heads have PyTorch's.
+    """
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        """Load the network as with memory enough for it."""
+        enough = max(extra_memory, self.model_size() + 1)
+        return super().partially_load(device_to, enough, force_patch_weights)
+
+
 def patcher_of(network: torch.nn.Module) -> ModelPatcher:
     """What the host moves a head's network by, between the devices that it uses for models."""
-    patcher = ModelPatcher(
+    patcher = WholePatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),

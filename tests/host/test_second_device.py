@@ -194,6 +194,16 @@ def test_depth_by_a_head_on_another_device_than_the_model(head):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("head", [depth.head, depth.readout_head])
+def test_a_head_is_loaded_whole_where_memory_is_short(head, default_device):
+    hosted = head()
+
+    for extra_memory in (0.1, -(2**20)):  # what the host gives with --novram, and on a device that is full
+        hosted.patcher.partially_load(DEVICE, extra_memory)
+
+        assert {t.device for t in hosted.head.network.state_dict().values()} == {DEVICE}
+
+
 @pytest.fixture
 def two_devices():
     """A model with the host's multi-GPU evaluation; the latent's device does not get the positive."""

@@ -37,6 +37,11 @@ class HostedDepthHead:
         """Wrap a head for the host."""
         return cls(head, patcher_of(head.network))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is: the model that it reads may be elsewhere."""
+        return next(self.head.network.parameters()).device
+
 
 class WholePatcher(ModelPatcher):
     """Loads all of a network, however little memory the host would give it.

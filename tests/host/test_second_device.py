@@ -280,6 +280,16 @@ def test_recorded_depth_of_a_model_that_is_split_among_gpus(recorded_first, spli
 
 
 @several_gpus
+def test_recorded_depth_of_a_model_that_is_moved_afterwards(default_device):
+    """The host's Select Model Device gives the model a copy of the head, and loads that alone."""
+    model, record = rec.record_features(loadable(), depth_head=depth.head())
+
+    tiny.sample(model.deepclone_multigpu(new_load_device=CPU), steps=1)
+
+    assert [step.depth is None for step in rec.steps_of(record)] == [False]
+
+
+@several_gpus
 def test_depth_by_a_model_that_is_split_among_gpus(split):
     given = {"depth_head": depth.head(), "latent": {"samples": tiny.noise(2, 4, 16, 16)}}
 

@@ -21,8 +21,8 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
     """An IMAGE (N, h, w, C) as relative inverse depth (N, 1, h, w) in [0, 1], float32; near = 1.
 
     The mean of the colour channels; alpha is dropped. Maps within [0, 1] stay as they are, so that a batch
-    may share a scale. If any value lies outside, each map is stretched from its own farthest point to its
-    nearest, and the log says so. It also says where maps are in colour. name: of the input, for messages.
+    may share a scale. If any value lies outside, each map is stretched from its own smallest value to its
+    largest, and the log says so. It also says where maps are in colour. name: of the input, for messages.
 
     Raises ValueError for an empty batch, for values that are not finite and for maps that are uniform.
     """
@@ -56,8 +56,8 @@ def read_depth_maps(images: Tensor, name: str) -> Tensor:
         )
     if low.min() < -TOLERANCE or high.max() > 1 + TOLERANCE:
         logging.warning(
-            "%s: depth from %g to %g is outside 0 to 1. Each map is stretched from its farthest point (0) to "
-            "its nearest (1).",
+            "%s: depth from %g to %g is outside 0 to 1. Each map is stretched, and its largest value counts "
+            "as nearest (1). If larger is farther, as in metres, invert the maps first.",
             name,
             float(low.min()),
             float(high.max()),

@@ -1,16 +1,16 @@
 """The report of a head's training: loss, figures by noise level, estimates of held-out images, labels."""
 
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..pictures.captions import FAINT, INK, PAPER, pixels, to_bytes
+from ..pictures.captions import FAINT, INK, PAPER, font, pixels, to_bytes
 from ..pictures.loss_curve import SMALL, draw_loss_curve
 from .training import CHECKED_TIMES, TrainingResult
 
 WIDTH, MARGIN, LINE = 1200, 24, 26
 PLOT_WIDTH, PLOT_HEIGHT = 560, 300
-FONT = ImageFont.load_default(17)
+FONT = 17  # the size of letters
 LOSS = "L1 loss, mean of the branches"
 
 
@@ -26,13 +26,13 @@ def draw_head_report(result: TrainingResult, pictures: Tensor, labels: Tensor, h
     top = MARGIN + LINE + PLOT_HEIGHT + 4 * LINE
     image = Image.new("RGB", (WIDTH, top + len(rows) * (height + MARGIN // 2) + MARGIN), PAPER)
     draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, MARGIN), heading, INK, FONT)
+    draw.text((MARGIN, MARGIN), heading, INK, font(FONT))
     plot = (MARGIN + 40, MARGIN + 2 * LINE, MARGIN + PLOT_WIDTH, MARGIN + PLOT_HEIGHT)
     draw_loss_curve(draw, plot, result.losses, LOSS, result.best_step)
     write_figures(draw, MARGIN + PLOT_WIDTH + 2 * MARGIN, MARGIN + 2 * LINE, result)
     captions = ["held-out image", "label", *(f"estimate, t = {time}" for time in CHECKED_TIMES)]
     for column, caption in enumerate(captions if rows else []):
-        draw.text((MARGIN + column * (width + MARGIN // 2), top - LINE), caption, FAINT, SMALL)
+        draw.text((MARGIN + column * (width + MARGIN // 2), top - LINE), caption, FAINT, font(SMALL))
     for number, row in enumerate(rows):
         for column, cell in enumerate(row):
             place = (MARGIN + column * (width + MARGIN // 2), top + number * (height + MARGIN // 2))
@@ -51,23 +51,23 @@ def write_figures(draw: ImageDraw.ImageDraw, left: float, top: float, result: Tr
     names = ("AbsRel", "RMSE", "delta1")
     stops = [left + 110 + 72 * i for i in range(6)]
     if not result.figures:
-        draw.text((left, top), "Interrupted before the head was measured.", INK, FONT)
+        draw.text((left, top), "Interrupted before the head was measured.", INK, font(FONT))
         return
     for branch, stop in zip(result.figures, stops[::3], strict=False):
-        draw.text((stop, top), branch, INK, FONT)
+        draw.text((stop, top), branch, INK, font(FONT))
     for stop, name in zip(stops, names * len(result.figures), strict=False):
-        draw.text((stop, top + LINE), name, FAINT, SMALL)
+        draw.text((stop, top + LINE), name, FAINT, font(SMALL))
     for line, time in enumerate(CHECKED_TIMES):
         y = top + (line + 2) * LINE
-        draw.text((left, y), f"t = {time}", INK, FONT)
+        draw.text((left, y), f"t = {time}", INK, font(FONT))
         figures = [by_time[time] for by_time in result.figures.values()]
         values = [f"{value:.3f}" for m in figures for value in (m.abs_rel, m.rmse, m.delta1)]
         for stop, value in zip(stops, values, strict=False):
-            draw.text((stop, y), value, INK, FONT)
+            draw.text((stop, y), value, INK, font(FONT))
     notes = (
         f"Held-out images: {len(result.held_out)}.",
         "AbsRel, RMSE: lower is better; delta1: higher.",
         "The line in the plot: the state that was kept.",
     )
     for line, note in enumerate(notes):
-        draw.text((left, top + (len(CHECKED_TIMES) + 3 + line) * LINE), note, FAINT, SMALL)
+        draw.text((left, top + (len(CHECKED_TIMES) + 3 + line) * LINE), note, FAINT, font(SMALL))

@@ -10,7 +10,7 @@ from ..guidance.attention_spectrum import PATCH_SIZES, as_numbers, in_words, obj
 from ..guidance.self_attention import average_on_finest_grid
 from ..host.recording.executing import wired_run
 from ..host.recording.queries import received_maps
-from ..pictures.images import images_of, require_finite, require_images
+from ..pictures.images import evenly_spaced, images_of, require_finite, require_images
 from ..pictures.spectrum_plot import plot
 from .attention_maps import BRANCHES
 from .schema import ADVANCED, ATTENTION_RECORD, search_aliases
@@ -134,6 +134,7 @@ class InnerAttentionSpectrum(io.ComfyNode):
         run = wired_run(record, cls.hidden, latent)
         recorded = [one.values.float() for one in received_maps(run, branch)]
         attention = average_on_finest_grid(recorded).flatten(0, -3)
+        given = len(image)
         image = images_of(image, len(attention))
         height, width = image.shape[1:3]
         if min(height, width) < PATCH_SIZES[0]:
@@ -149,11 +150,13 @@ class InnerAttentionSpectrum(io.ComfyNode):
         if objects is not None:
             count = objects.shape[:-2].numel()
             objects = objects.reshape(count, *objects.shape[-2:]).cpu()
-            if count not in (1, len(image)):
+            if count not in (1, given, len(image)):
                 raise ValueError(
-                    f"objects: {count} masks do not match {len(image)} images. Connect one mask, or "
-                    "one for each image."
+                    f"objects: {count} masks do not match {given} images. Connect one mask, or one for each "
+                    "image."
                 )
+            if count == given:
+                objects = objects[evenly_spaced(given, len(image))]
             marked = object_masks(objects, image.shape[1:3], len(image))
             overlaps = {psi: overlap(attention, psi, marked, random_masks, seed) for psi in thresholds}
         return io.NodeOutput(

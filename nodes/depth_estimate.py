@@ -194,7 +194,9 @@ class InnerDepthEstimate(io.ComfyNode):
             steps = depths_of(wired_run(record, cls.hidden, latent))
             depth = torch.cat(steps)
             if image is not None:
-                image = images_of(image, len(steps[0])).repeat(len(steps), 1, 1, 1)
+                image = images_of(image, len(steps[0]))
+                if enlarge == EDGES:
+                    image = image.repeat(len(steps), 1, 1, 1)
         else:
             require_readable(model, depth_head.head, positive)
             if latent is not None:

@@ -43,4 +43,9 @@ def images_of(images: Tensor, count: int) -> Tensor:
             f"image: {len(images)} image{'s' * (len(images) != 1)} cannot belong to {count} maps. Connect "
             "the decoded image of the same sampler."
         )
-    return as_rgb(images[[i * len(images) // count for i in range(count)]]).cpu()
+    return as_rgb(images[evenly_spaced(len(images), count)]).cpu()
+
+
+def evenly_spaced(given: int, count: int) -> list[int]:
+    """Which of `given` images `count` maps belong to."""
+    return [i * given // count for i in range(count)]

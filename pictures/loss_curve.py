@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from .captions import FAINT, GRID, PAPER, ticks
+from .captions import FAINT, GRID, PAPER, font, ticks
 
 CURVE = "#e8a14a"
-SMALL = ImageFont.load_default(14)
+SMALL = 14  # the size of letters
 MOST_POINTS = 50
 
 # A rectangle (left, top, right, bottom), in pixels.
@@ -26,15 +26,15 @@ def draw_loss_curve(
     curve = stretch_means(losses)
     highest = highest_shown([value for _, value in curve])
     draw.rectangle(box, outline=GRID)
-    draw.text((left, top - 20), name, FAINT, SMALL)
+    draw.text((left, top - 20), name, FAINT, font(SMALL))
     for value in ticks(0, highest):
         y = bottom - (bottom - top) * value / highest
         draw.line([(left, y), (right, y)], GRID)
-        draw.text((left - 6, y), f"{value:g}", FAINT, SMALL, anchor="rm")
+        draw.text((left - 6, y), f"{value:g}", FAINT, font(SMALL), anchor="rm")
     for value in ticks(0, steps):
         x = left + (right - left) * value / steps
-        draw.text((x, bottom + 4), f"{value:g}", FAINT, SMALL, anchor="ma")
-    draw.text(((left + right) / 2, bottom + 20), "steps", FAINT, SMALL, anchor="ma")
+        draw.text((x, bottom + 4), f"{value:g}", FAINT, font(SMALL), anchor="ma")
+    draw.text(((left + right) / 2, bottom + 20), "steps", FAINT, font(SMALL), anchor="ma")
     if kept_at is not None:
         kept = left + (right - left) * kept_at / steps
         draw.line([(kept, top), (kept, bottom)], FAINT)

@@ -123,8 +123,9 @@ def line(
     """A curve with a dot at each point; nothing where it is not a number."""
     points = [p.at(*point) for point in zip(x, y, strict=True) if not math.isnan(point[1])]
     draw.line(points, colour, 2 * SCALE, joint="curve")
-    for point in points:
-        draw.circle(point, 3 * SCALE, colour)
+    radius = 3 * SCALE
+    for x_dot, y_dot in points:
+        draw.ellipse((x_dot - radius, y_dot - radius, x_dot + radius, y_dot + radius), colour)
 
 
 def legend(draw: ImageDraw.ImageDraw, entries: dict[str, str | tuple[int, ...]]) -> None:

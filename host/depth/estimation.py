@@ -59,8 +59,10 @@ def estimate_depth(
             comfy.model_management.throw_exception_if_processing_interrupted()
             rows, numbers = part.T
             time = torch.full((len(part),), noise_level * TIMES, device=frozen.device)
-            features = frozen.features(names, latents[rows], noises[numbers], time)
-            total.index_add_(0, rows, network(features, time, latents.shape[-2:]).cpu())
+            found = frozen.features(names, latents[rows], noises[numbers], time)
+            features = {name: feature.to(hosted.device) for name, feature in found.items()}
+            depth = network(features, time.to(hosted.device), latents.shape[-2:])
+            total.index_add_(0, rows, depth.cpu())
             progress.update(len(part))
         return total / ensemble
 
@@ -80,7 +82,7 @@ def require_readable(model: ModelPatcher, head: DepthHead, positive: Conditionin
 def depth_of_latents(model: ModelPatcher, hosted: HostedDepthHead, latents: Tensor) -> Tensor:
     """The same by a latent head: it reads finished latents as they are, and the model is not evaluated."""
     comfy.model_management.load_models_gpu([hosted.patcher])
-    device, network = hosted.patcher.load_device, hosted.head.network
+    device, network = hosted.device, hosted.head.network
     x0 = as_sampled(model, latents)
     progress, depth = comfy.utils.ProgressBar(len(x0)), []
     for part in x0.split(max(1, min(LARGEST_BATCH, MOST_LATENT_PIXELS // x0[0, 0].numel()))):

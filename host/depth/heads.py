@@ -1,5 +1,6 @@
 """Depth heads in the host: the value of the type DEPTH_HEAD, and whether a head fits a model."""
 
+import copy
 import hashlib
 from dataclasses import dataclass
 from operator import attrgetter
@@ -36,14 +37,42 @@ class HostedDepthHead:
         """Wrap a head for the host."""
         return cls(head, patcher_of(head.network))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is: the model that it reads may be elsewhere."""
+        return next(self.head.network.parameters()).device
+
+
+class WholePatcher(ModelPatcher):
+    """Loads all of a network, however little memory the host would give it.
+
+    The host leaves layers on the CPU (`--novram`) or takes them back there, since it moves the weights of its
+    own kinds of layers when they are used. Heads have PyTorch's.
+    """
+
+    def partially_load(
+        self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
+    ) -> Any:
+        """Load the network as with memory enough for it."""
+        enough = max(extra_memory, self.model_size() + 1)
+        return super().partially_load(device_to, enough, force_patch_weights)
+
 
 def patcher_of(network: torch.nn.Module) -> ModelPatcher:
     """What the host moves a head's network by, between the devices that it uses for models."""
-    return ModelPatcher(
+    patcher = WholePatcher(
         network,
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
+    # How the host copies what is loaded with a model that it evaluates on several GPUs.
+    patcher.cached_patcher_init = (copied_patcher, (network,))
+    return patcher
+
+
+def copied_patcher(network: torch.nn.Module) -> ModelPatcher:
+    """The patcher of a copy of a network."""
+    return patcher_of(copy.deepcopy(network))
 
 
 def require_head_fits(head: DepthHead, model: ModelPatcher) -> None:

@@ -91,6 +91,11 @@ def portable(name: str, folder: str, filename_prefix: str) -> str:
     """A prefix with / between folders. Raises ValueError unless it stays in the folder on every system."""
     prefix = filename_prefix.replace("\\", "/")
     said = f"filename_prefix '{legible(filename_prefix)}'"
+    if "%date:" in prefix:
+        raise ValueError(
+            f"{said}: ComfyUI fills in %date:...% for its own save nodes only. Write %year%, %month%, %day%, "
+            "%hour%, %minute% or %second%."
+        )
     if NOWHERE_VALID.search(prefix):
         raise ValueError(
             f'{said} has a character that file names cannot have on every system, one of < > : " | ? * or a '

@@ -18,6 +18,8 @@ from collections.abc import Collection, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+import torch
+
 WORD_BEGINS = ("▁", "Ġ")
 WORD_ENDS = "</w>"
 # Chinese and Japanese have no spaces: each of their tokens is a word, and a phrase may begin within one.
@@ -25,6 +27,7 @@ UNSPACED = re.compile("[\u3005-\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003
 COMMA = re.compile("[,\uff0c\u3001]")
 SPECIAL_TOKEN = re.compile(r"<.+>|\[/?[A-Z_]+\]")
 EMBEDDING = "embedding"
+EMBEDDED = re.compile(rf"{EMBEDDING}:([^\s,:()<\[]+)")  # the name of one in a prompt
 WORDLESS = "."  # a prompt; for an empty one, Boogu has another template
 
 FILLED_LENGTH = 512  # to which FLUX.2 and Anima fill a shorter context
@@ -211,25 +214,49 @@ def own_words(clip: Any, key: str, prompt: str) -> list[Word]:
     """The words of a prompt in one of its streams, without those of a chat model's template."""
     stream = tokenized(clip, prompt)[key]
     own = beyond_template(stream, tokenized(clip, WORDLESS)[key])
+    embeddings = {
+        name: vectors(tokenized(clip, f"{EMBEDDING}:{name}")[key])
+        for name in dict.fromkeys(EMBEDDED.findall(prompt))
+    }
     return [
-        word
+        word._replace(text=embedding_name([stream[place] for place in word.places], embeddings) or word.text)
         for word in words_in(vocabulary(clip, key), stream)
         if (word.text == EMBEDDING or normal(word.text) in normal(prompt)) and word.places[0] in own
     ]
+
+
+def vectors(tokens: Sequence[Token]) -> list[torch.Tensor]:
+    """The vectors among tokens, which are those of embeddings."""
+    return [token for token, _, _ in tokens if isinstance(token, torch.Tensor)]
+
+
+def embedding_name(tokens: Sequence[Token], embeddings: dict[str, list[torch.Tensor]]) -> str | None:
+    """What a prompt calls the embedding with these tokens: "embedding:style"; None if it is none of them."""
+    found = vectors(tokens)
+    for name, known in embeddings.items():
+        if found and len(found) == len(known) and all(map(torch.equal, found, known)):
+            return f"{EMBEDDING}:{name}"
+    return None
 
 
 def find(phrase: list[str], words: Sequence[Word]) -> list[int]:
     """The places of the tokens of a phrase, wherever its words follow one another; [] if nowhere.
 
     Characters of languages without spaces count as words, since tokens may cut the prompt in other places
-    than the phrase.
+    than the phrase. "embedding" is every embedding.
     """
+
+    def matches(asked: str, part: str) -> bool:
+        is_any = asked == EMBEDDING and part.startswith(f"{EMBEDDING}:")
+        return is_any or asked.casefold() == part.casefold()  # some systems find files by any capitals
+
     asked = [part for text in phrase for part in parts_of(text)]
     parts = [(part, word) for word in words for part in parts_of(word.text)]
     found = [
         word.places
         for start in range(len(parts))
-        if asked and [part for part, _ in parts[start : start + len(asked)]] == asked
+        if 0 < len(asked) <= len(parts) - start
+        and all(matches(one, part) for one, (part, _) in zip(asked, parts[start:], strict=False))
         for _, word in parts[start : start + len(asked)]
     ]
     return [place for places in dict.fromkeys(found) for place in places]

@@ -108,7 +108,7 @@ class DepthReader:
             yield features.options(forward.transformer_options), maps
         if features.complete:
             time = time_at(forward.model.model_sampling, forward.sigma[rows])
-            device = self.head.patcher.load_device  # with several GPUs the pass may run on another one
+            device = self.head.device
             found = {name: feature.to(device) for name, feature in features.found.items()}
             with torch.no_grad():
                 maps[MapKey(DEPTH, DEPTH)] = network(found, time.to(device), forward.x.shape[-2:])

@@ -183,6 +183,7 @@ def with_frozen_model(
     """
     model = model.clone()
     drop_ours(model.wrappers)
+    model.remove_additional_models("multigpu")  # one prompt is nothing that several GPUs could share
     model.set_additional_models(WRAPPER_KEY, list(others))
     guider = FeatureGuider(model)
     guider.set_prompt(positive)

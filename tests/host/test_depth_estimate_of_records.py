@@ -9,6 +9,7 @@ from inner_guidance.host.recording.records import Execution, FeatureRecord, Feat
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.depth_estimates import EightfoldVAE, estimate, hosted, latent
+from inner_guidance.tests.support.largest_copy import LargestCopy
 from inner_guidance.tests.support.node_defaults import execute
 
 pytestmark = pytest.mark.oldest_host
@@ -57,6 +58,15 @@ def test_a_record_along_the_edges_of_its_images():
 
     steepest = mask.mean(dim=1).diff(dim=1).argmax(dim=1)
     assert steepest.tolist() == [87, 103] * 2
+
+
+def test_an_image_that_sets_the_size_is_not_copied_for_each_step():
+    record, image = FeatureRecord([run_of(0.25, 0.5, 0.75)]), torch.rand(2, 256, 384, 3)
+
+    with LargestCopy() as copies:
+        estimate(record=record, latent=latent(), image=image)
+
+    assert copies.elements == image.numel()
 
 
 def on_the_canvas(nodes):

@@ -88,6 +88,7 @@ def test_a_prefix_that_leaves_the_folder_is_refused(folder, prefix):
         ("C:\\heads\\a", "has a character that file names"),
         *((name, "is reserved on Windows") for name in ("CON", "nul", "Com1", "LPT9.old", "aux ")),
         ("con/a", "'con' is reserved on Windows. Choose"),
+        ("%date:yyyy-MM-dd%/a", "only. Write %year%, %month%, %day%"),
         ("rooms./a", r"'rooms\.' ends in a dot or a space"),
         ("rooms/a ", "'a ' ends in a dot or a space"),
         ("a" * 300, r"^filename_prefix 'a{79}…' is too long: a name may have 200 bytes"),

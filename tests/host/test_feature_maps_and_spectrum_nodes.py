@@ -188,6 +188,16 @@ class TestAttentionSpectrum:
 
         assert 0 < json.loads(numbers)["objects"][0]["iou"] < 1
 
+    def test_a_video_has_more_images_and_masks_than_maps(self):
+        record = attention_record("positive")
+        image, mask = self.image_with_detail_inside(record)
+        frames, masks = torch.zeros(6, 128, 128, 3), torch.zeros(6, 128, 128)
+        frames[[0, 3]], masks[[0, 3]] = image, mask
+
+        _, numbers = shown(InnerAttentionSpectrum, record, image=frames, objects=masks)
+
+        assert json.loads(numbers)["objects"][0]["iou"] == 1
+
     @pytest.mark.parametrize(
         ("values", "sentence"),
         [

@@ -15,6 +15,7 @@ from inner_guidance.depth_head.training import CHECKED_TIMES
 from inner_guidance.host.depth.calibration import calibration_of
 from inner_guidance.host.depth.heads import HostedDepthHead
 from inner_guidance.host.gradients import weights
+from inner_guidance.host.keys import WRAPPER_KEY
 from inner_guidance.nodes.attention_maps import InnerAttentionMaps
 from inner_guidance.nodes.attention_spectrum import InnerAttentionSpectrum
 from inner_guidance.nodes.depth_estimate import InnerDepthEstimate
@@ -180,6 +181,29 @@ def test_images_masks_and_latents_on_the_device(node, default_device):
         torch.testing.assert_close(one.cpu(), expected.cpu(), rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("head", [depth.head, depth.readout_head])
+def test_depth_by_a_head_on_another_device_than_the_model(head):
+    """As with the host's Select Model Device: heads are loaded where the host loads models."""
+    latent = {"samples": tiny.noise(2, 4, 16, 16)}
+    _, _, expected = execute(InnerDepthEstimate, model=patcher(), depth_head=head(), latent=latent)
+    with second_device():
+        model = patcher(DEVICE)
+
+        _, _, found = execute(InnerDepthEstimate, model=model, depth_head=head(), latent=latent)
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("head", [depth.head, depth.readout_head])
+def test_a_head_is_loaded_whole_where_memory_is_short(head, default_device):
+    hosted = head()
+
+    for extra_memory in (0.1, -(2**20)):  # what the host gives with --novram, and on a device that is full
+        hosted.patcher.partially_load(DEVICE, extra_memory)
+
+        assert {t.device for t in hosted.head.network.state_dict().values()} == {DEVICE}
+
+
 @pytest.fixture
 def two_devices():
     """A model with the host's multi-GPU evaluation; the latent's device does not get the positive."""
@@ -214,3 +238,62 @@ def test_records_of_a_prompt_on_another_device_than_the_latent(two_devices):
     tiny.sample(model, steps=1)
 
     assert len(rec.steps_of(attention)) == len(rec.steps_of(features)) == 1
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """The host's MultiGPU CFG Split, on a machine with two devices."""
+    import comfy.multigpu
+
+    devices = [CPU, DEVICE]
+    monkeypatch.setattr(comfy.model_management, "get_all_torch_devices", lambda exclude_current: devices)
+
+    def prepare(model):
+        return comfy.multigpu.create_multigpu_deepclones(model, 2)
+
+    return prepare
+
+
+def loadable():
+    """A model that can be loaded again, as the host's loaders give it."""
+    model = patcher()
+    model.cached_patcher_init = (tiny.root.__wrapped__, ("small", "EPS", 0, torch.float32))
+    return model
+
+
+@several_gpus
+@pytest.mark.parametrize("recorded_first", [True, False])
+def test_recorded_depth_of_a_model_that_is_split_among_gpus(recorded_first, split):
+    head = depth.head()
+    model = loadable() if recorded_first else split(loadable())
+    model, _ = rec.record_features(model, depth_head=head)
+    model = split(model) if recorded_first else model
+
+    model.match_multigpu_clones()  # as the host does when a run begins
+
+    (on_device,) = model.get_additional_models_with_key("multigpu")
+    (copied,) = on_device.get_additional_models_with_key(WRAPPER_KEY)
+    assert (on_device.load_device, copied.load_device) == (DEVICE, DEVICE)
+    assert copied.model is not head.head.network
+    for name, weight in head.head.network.state_dict().items():
+        assert torch.equal(copied.model.state_dict()[name], weight)
+
+
+@several_gpus
+def test_recorded_depth_of_a_model_that_is_moved_afterwards(default_device):
+    """The host's Select Model Device gives the model a copy of the head, and loads that alone."""
+    model, record = rec.record_features(loadable(), depth_head=depth.head())
+
+    tiny.sample(model.deepclone_multigpu(new_load_device=CPU), steps=1)
+
+    assert [step.depth is None for step in rec.steps_of(record)] == [False]
+
+
+@several_gpus
+def test_depth_by_a_model_that_is_split_among_gpus(split):
+    given = {"depth_head": depth.head(), "latent": {"samples": tiny.noise(2, 4, 16, 16)}}
+
+    found = execute(InnerDepthEstimate, model=split(loadable()), **given)
+
+    for one, expected in zip(found, execute(InnerDepthEstimate, model=patcher(), **given), strict=True):
+        assert torch.equal(one, expected)

@@ -1,7 +1,10 @@
 """pictures/captions.py: what is written around pictures, and that the colours in it are those of the map."""
 
+import importlib
+
 import pytest
 import torch
+from PIL import ImageFont
 
 from inner_guidance.pictures.captions import MOST_TICKS, ColourBar, caption, captioned, colour_bar, ticks
 from inner_guidance.pictures.colour_map import COLOUR_MAPS, colours
@@ -66,3 +69,17 @@ def test_ticks_are_round_numbers(low, high, expected):
 def test_ticks_are_few_at_any_scale():
     for high in torch.logspace(-3, 4, 200).tolist():
         assert 2 <= len(ticks(0, high)) <= MOST_TICKS
+
+
+@pytest.mark.parametrize(
+    "module", ["pictures.loss_curve", "depth_head.head_report", "classifier_head.classifier_report"]
+)
+def test_pillow_without_a_font_of_any_size_does_not_stop_the_import(module, monkeypatch):
+    """Before version 10.1, or built without FreeType: then no node of the pack would be there."""
+
+    def load_default(size=None):
+        raise ImportError("The _imagingft C module is not installed")
+
+    monkeypatch.setattr(ImageFont, "load_default", load_default)
+
+    importlib.reload(importlib.import_module(f"inner_guidance.{module}"))

@@ -46,6 +46,10 @@ def test_labels_outside_0_to_1_are_stretched_one_by_one(kind, caplog):
     torch.testing.assert_close(read, depth()[:, None], rtol=0, atol=1e-5)
     (record,) = caplog.records
     assert record.getMessage().startswith("depths: depth from ")
+    assert (
+        "largest value counts as nearest (1). If larger is farther, as in metres, invert"
+        in record.getMessage()
+    )
 
 
 def test_labels_within_0_to_1_keep_the_scale_that_they_share(caplog):

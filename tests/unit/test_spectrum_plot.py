@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from PIL import ImageDraw
 
 from inner_guidance.guidance.attention_spectrum import Curve, Spectrum
 from inner_guidance.pictures.captions import to_bytes
@@ -40,6 +41,16 @@ def test_what_is_larger_inside_stands_higher():
     lower, higher = (rows_of(panels, colour) + legend for colour in psis)
     assert higher.min() < lower.min()
     assert higher.max() < lower.max()
+
+
+def test_pillow_before_10_4_draws_it(monkeypatch):
+    """The host asks for no version."""
+    spectra = [spectrum(8, {1.0: -1.5})]
+    today = plot(spectra, [])
+
+    monkeypatch.delattr(ImageDraw.ImageDraw, "circle", raising=False)
+
+    assert torch.equal(plot(spectra, []), today)
 
 
 def test_percent_more():

@@ -33,6 +33,7 @@ from .guided_run import (
     first_loss_scale,
     require_differentiable,
     seed_at,
+    trains,
 )
 
 
@@ -56,6 +57,8 @@ class DepthAwareGuidance:
         """Run the sampling. Raises ValueError if the model must be differentiated and cannot be."""
         guider = executor.class_obj
         patcher = guider.model_patcher
+        if trains(sampler, DEPTH_AWARE):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         require_head_fits(self.settings.head.head, patcher)
         if not reads_latents(self.settings.head.head):
             require_differentiable(guider, noise, DEPTH_AWARE)

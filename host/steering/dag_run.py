@@ -182,10 +182,10 @@ class DepthAwareRun(GuidedRun):
 
         Euler's moves x by 1 - sigma_next / sigma of a shift. The next x holds a_next of the estimate: all of
         it, but 1 - sigma_next in flow models. (There the quotient exceeds 1 for a sigma above 1 alone, which
-        is no noise level.)
+        is no noise level.) 0 where the noise rises.
         """
         held = signal_coefficient(self.model_sampling, torch.tensor([following]), ndim=1).item()
-        return min((1 - following / sigma) / held, 1.0) if held > 0 else 0.0
+        return min(max(1 - following / sigma, 0.0) / held, 1.0) if held > 0 else 0.0
 
     def log_if_never_pushed(self) -> None:
         """Log that all images were as good as real ones, which the hinge leaves alone."""

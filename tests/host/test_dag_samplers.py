@@ -1,6 +1,7 @@
 """A strength of Depth-Aware Guidance moves the latent alike in samplers that renoise the whole estimate."""
 
 import comfy.k_diffusion.sampling
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
@@ -52,6 +53,20 @@ def test_a_step_moves_the_latent_as_eulers_does(sampler, model_type):
     _, _, guided_x = first_step(guided, sampler)
 
     torch.testing.assert_close(guided_x - plain_x, shift, rtol=1e-3, atol=1e-3)
+
+
+def test_lcm_takes_nothing_where_the_noise_of_a_flow_model_rises():
+    """Towards sigma 1 the next x holds ever less of the estimate, so its share of a shift would explode."""
+    plain = tiny.patcher(model_type="FLOW")
+    latent, prompts = tiny.noise(seed=3), (tiny.prompt(0), tiny.prompt(1))
+    sampler, rising = comfy.samplers.sampler_object("lcm"), torch.tensor([0.5, 0.9, 0.99])
+
+    def sampled(model):
+        given = (model, torch.zeros_like(latent), 4.0, sampler, rising, *prompts, latent)
+        return comfy.sample.sample_custom(*given, disable_pbar=True, seed=0)
+
+    guided, expected = sampled(depth.depth_guided(plain)), sampled(plain)
+    assert (guided - expected).norm() < 1e-4 * expected.norm()  # the halves are evaluated apart
 
 
 @pytest.mark.skipif(

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...depth_head.architectures import STRONG
 from ...guidance.prompt_attention import prompt_attention
-from ..depth.heads import HostedDepthHead
+from ..depth.heads import HostedDepthHead, feature_channels
 from ..sampling.attention_recorder import RECEIVED
 from ..sampling.chunks import ForwardPass, MapKey, Maps, Reader
 from ..sampling.noise_levels import time_at
 from ..taps.attention_received import attention_tap, received_by
 from ..taps.attention_tap import Attention
-from ..taps.blocks import AttentionLayer, FeatureLayer
+from ..taps.blocks import AttentionLayer, FeatureLayer, feature_blocks, layers_in
 from ..taps.feature_tap import FeatureTap
 from ..taps.named_features import NamedFeatures
 
@@ -72,7 +72,7 @@ class AttentionReader:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads the features of the named layers."""
+    """Reads the features of the named layers, of those that the model of the pass has."""
 
     names: Mapping[FeatureLayer, str]
 
@@ -84,8 +84,10 @@ class FeatureReader:
         def read(layer: FeatureLayer, features: Tensor) -> None:
             maps[MapKey(FEATURES, self.names[layer])] = features[rows]
 
-        tap = FeatureTap(tuple(self.names), read)
-        with tap.reading(forward.model.diffusion_model, forward.x, forward.context):
+        diffusion_model = forward.model.diffusion_model
+        present = layers_in(feature_blocks(diffusion_model))
+        tap = FeatureTap([layer for layer in self.names if layer in present], read)
+        with tap.reading(diffusion_model, forward.x, forward.context):
             yield forward.transformer_options, maps
 
 
@@ -94,6 +96,7 @@ class DepthReader:
     """Reads the depth (rows, 1, h, w) with the strong branch of a head that the host has loaded too.
 
     The head runs while the model samples, so that its features, a thousand times larger, need not be kept.
+    It reads nothing of another model, as that of DualModelGuider for the negative may be.
     """
 
     head: HostedDepthHead
@@ -102,8 +105,11 @@ class DepthReader:
     def reading(self, forward: ForwardPass, rows: list[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
         """Reader.reading."""
         network = self.head.head.network
-        features = NamedFeatures(forward.model.diffusion_model, network.branch_taps[STRONG], rows)
         maps: Maps = {}
+        if not network.taps.items() <= feature_channels(forward.model.diffusion_model).items():
+            yield forward.transformer_options, maps
+            return
+        features = NamedFeatures(forward.model.diffusion_model, network.branch_taps[STRONG], rows)
         with features.reading(forward.x, forward.context):
             yield features.options(forward.transformer_options), maps
         if features.complete:

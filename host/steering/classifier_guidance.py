@@ -21,7 +21,14 @@ from ..keys import GuiderExecutor, for_this_run
 from ..sampling.noise_levels import noise_coefficient, noise_to_signal, signal_coefficient
 from .gradient_pass import GradientReader
 from .gradient_step import GradientStep
-from .guided_run import CLASSIFIER, LOSS_SCALE_STEP, GuidedRun, first_loss_scale, require_differentiable
+from .guided_run import (
+    CLASSIFIER,
+    LOSS_SCALE_STEP,
+    GuidedRun,
+    first_loss_scale,
+    require_differentiable,
+    trains,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class ClassifierGuidance:
         """Run the sampling. Raises ValueError for a model that cannot be differentiated."""
         guider = executor.class_obj
         patcher = guider.model_patcher
+        if trains(sampler, CLASSIFIER):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         require_classifier_fits(self.settings.head.head, patcher)
         require_differentiable(guider, noise, CLASSIFIER)
         run = ClassifierRun(self.settings, guider, noise, latent_image, sampler, sigmas, denoise_mask)

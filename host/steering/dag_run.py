@@ -19,6 +19,7 @@ from ...pictures.live import depth_picture
 from ..depth.heads import reads_latents, require_head_fits
 from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
+from ..sampling.noise_levels import signal_coefficient
 from ..sampling.schedule import TOLERANCE, next_sigma, step_of
 from .dag_feature_step import DepthFeatureStep
 from .dag_latent_step import LatentStep
@@ -32,6 +33,7 @@ from .guided_run import (
     first_loss_scale,
     require_differentiable,
     seed_at,
+    trains,
 )
 
 
@@ -55,6 +57,8 @@ class DepthAwareGuidance:
         """Run the sampling. Raises ValueError if the model must be differentiated and cannot be."""
         guider = executor.class_obj
         patcher = guider.model_patcher
+        if trains(sampler, DEPTH_AWARE):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         require_head_fits(self.settings.head.head, patcher)
         if not reads_latents(self.settings.head.head):
             require_differentiable(guider, noise, DEPTH_AWARE)
@@ -153,7 +157,7 @@ class DepthAwareRun(GuidedRun):
             fresh=last is None
             or (not later and (reused or self.is_due(sigma, schedule, settings.every_n_steps, last_sigma))),
             following=following,
-            share=1 - following / sigma if self.renoises_estimate else 1.0,
+            share=self.share(sigma, following) if self.renoises_estimate else 1.0,
             not_of_sampler=self.not_of_sampler,
             own_lists=self.own_lists,
         )
@@ -172,6 +176,16 @@ class DepthAwareRun(GuidedRun):
         if step.overflowed:
             self.loss_scale *= LOSS_SCALE_STEP
         return denoised
+
+    def share(self, sigma: float, following: float) -> float:
+        """The part of a shift of the estimate with which a step that renoises it moves x as Euler's does.
+
+        Euler's moves x by 1 - sigma_next / sigma of a shift. The next x holds a_next of the estimate: all of
+        it, but 1 - sigma_next in flow models. (There the quotient exceeds 1 for a sigma above 1 alone, which
+        is no noise level.) 0 where the noise rises.
+        """
+        held = signal_coefficient(self.model_sampling, torch.tensor([following]), ndim=1).item()
+        return min(max(1 - following / sigma, 0.0) / held, 1.0) if held > 0 else 0.0
 
     def log_if_never_pushed(self) -> None:
         """Log that all images were as good as real ones, which the hinge leaves alone."""
@@ -208,8 +222,7 @@ def percentages_of_strengths(settings: DepthAwareSettings, whole: PercentRange) 
 def renoises_estimate(sampler: Any) -> bool:
     """Whether each step of a sampler adds fresh noise to the denoised estimate and keeps nothing of x.
 
-    LCM and its variants do, and SamplerARVideo. Their step takes a whole shift of the estimate; Euler's step
-    takes 1 - sigma_next / sigma of it.
+    LCM and its variants do, and SamplerARVideo. Their steps get a part of the shift: DepthAwareRun.share.
     """
     name = getattr(getattr(sampler, "sampler_function", None), "__name__", "")
     return "lcm" in name or name == "sample_ar_video"

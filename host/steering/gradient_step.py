@@ -17,6 +17,8 @@ from ..sampling.placements import Conditions, full_frame_condition, placements_o
 from .gradient_pass import UNREAD, GradientPass, GradientReader
 from .shift_step import NOT_WHOLE, ShiftStep
 
+NOT_EVALUATED = "another node evaluates the model in its own way, or leaves the step out"
+
 
 class GradientStep(ShiftStep):
     """The gradient is taken in the model's own pass. further: arguments of every ShiftStep."""
@@ -24,6 +26,7 @@ class GradientStep(ShiftStep):
     def __init__(self, **further: Any) -> None:
         super().__init__(**further)
         self.evaluated = not self.fresh
+        self.problem = NOT_EVALUATED if self.fresh else None
         self.prediction: Tensor | None = None
 
     def reader(self) -> GradientReader:

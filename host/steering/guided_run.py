@@ -160,6 +160,18 @@ def first_loss_scale(guider: Any) -> float:
     return LOSS_SCALE if computed_in == torch.float16 else 1.0
 
 
+def trains(sampler: Any, node: str) -> bool:
+    """Whether this sampler is that of the host's Train LoRA, and nothing may be guided; logs that.
+
+    Its loss compares the prediction with the images. From a guided one the LoRA would learn to undo the
+    guidance.
+    """
+    found = type(sampler).__name__ == "TrainSampler"
+    if found:
+        logging.warning("%s: no effect in the training of a LoRA, which learns from the model alone.", node)
+    return found
+
+
 def require_differentiable(guider: Any, noise: Tensor, node: str) -> None:
     """Raises ValueError for a model without a backward pass here, and for the latent of a video.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...guidance.classifier import NOISE_ALONE
 from ..keys import GuiderExecutor, for_this_run
 from ..sampling.noise_levels import noise_to_signal
-from .guided_run import GuidedRun, seed_at
+from .guided_run import GuidedRun, seed_at, trains
 from .sag_settings import SelfAttentionSettings
 from .sag_step import SelfAttentionStep
 
@@ -44,6 +44,8 @@ class SelfAttentionGuidance:
     ) -> Tensor:
         """Run the sampling. Raises ValueError if the run does not have the chosen branch."""
         guider = executor.class_obj
+        if trains(sampler, NODE):
+            return executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         if self.settings.branch == "negative" and not guider.conds.get("negative"):
             raise ValueError(
                 f"{NODE}: branch is 'negative', but the guider has no negative conditioning. "

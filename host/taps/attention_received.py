@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...guidance.self_attention import received_attention
 from .attention_tap import Attention, UNetAttentionTap
-from .blocks import AttentionLayer
+from .blocks import AttentionLayer, attention_blocks, layers_in
 from .joint_attention_tap import JointAttentionTap
 from .joint_models import joint_model
 
@@ -22,8 +22,11 @@ def attention_tap(
 ) -> UNetAttentionTap | JointAttentionTap:
     """The tap for an attention of one kind in one forward pass of a model.
 
-    kind: "attn1", within the image, or "attn2", from the image to the prompt.
+    kind: "attn1", within the image, or "attn2", from the image to the prompt. Layers that the model lacks are
+    left out: DualModelGuider evaluates the negative with another model, which may have fewer.
     """
+    present = layers_in(attention_blocks(diffusion_model))
+    layers = [layer for layer in layers if layer in present]
     joint = joint_model(diffusion_model)
     if joint is not None:
         return JointAttentionTap(layers, joint, diffusion_model, x, context, read, kind)

@@ -126,6 +126,11 @@ def _joint_blocks(
     return found | {"m0": found[f"b{len(layers) // 2}"]}
 
 
+def layers_in(available: Blocks[Layer]) -> tuple[Layer, ...]:
+    """All layers of a model, each once, in the order of the forward pass."""
+    return tuple(dict.fromkeys(layer for layers in available.values() for layer in layers))
+
+
 def layer_names(available: Blocks[Layer]) -> dict[Layer, str]:
     """What each layer is called in a record: "u1.0", a transformer in a block, or the block: "o3", "b12"."""
     names: dict[Layer, str] = {}
@@ -150,8 +155,7 @@ def parse_blocks(text: str, available: Blocks[Layer]) -> tuple[Layer, ...]:
     chosen: set[Layer] = set()
     for term in "".join(text.split()).lower().strip(",").split(","):
         chosen.update(_layers_of(term, available))
-    in_order = dict.fromkeys(layer for layers in available.values() for layer in layers)
-    return tuple(layer for layer in in_order if layer in chosen)
+    return tuple(layer for layer in layers_in(available) if layer in chosen)
 
 
 def _layers_of(term: str, available: Blocks[Layer]) -> tuple[Layer, ...]:

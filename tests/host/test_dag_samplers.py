@@ -1,6 +1,7 @@
 """A strength of Depth-Aware Guidance moves the latent alike in samplers that renoise the whole estimate."""
 
 import comfy.k_diffusion.sampling
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
@@ -20,6 +21,8 @@ LIKE_EULER = (
     "gradient_estimation_cfg_pp",
     "lcm",
 )
+# Of a flow model the next x holds 1 - sigma_next of the estimate, where another model's holds all of it.
+LIKE_EULER_IN_FLOW = ("res_multistep", "euler_cfg_pp", "gradient_estimation_cfg_pp", "lcm")
 
 
 def first_step(model, sampler):
@@ -33,18 +36,37 @@ def first_step(model, sampler):
     return sigmas[:2].tolist(), seen[0][0], seen[1][1]
 
 
-@pytest.mark.parametrize("sampler", LIKE_EULER)
-def test_a_step_moves_the_latent_as_eulers_does(sampler):
-    (sigma, sigma_next), plain_x0, plain_x = first_step(tiny.patcher(), "euler")
-    _, guided_x0, guided_x = first_step(depth.depth_guided(tiny.patcher()), "euler")
+@pytest.mark.parametrize(
+    ("sampler", "model_type"),
+    [*((name, "EPS") for name in LIKE_EULER), *((name, "FLOW") for name in LIKE_EULER_IN_FLOW)],
+)
+def test_a_step_moves_the_latent_as_eulers_does(sampler, model_type):
+    plain = tiny.patcher(model_type=model_type)
+    guided = depth.depth_guided(plain)
+    (sigma, sigma_next), plain_x0, plain_x = first_step(plain, "euler")
+    _, guided_x0, guided_x = first_step(guided, "euler")
     shift = (1 - sigma_next / sigma) * (guided_x0 - plain_x0)
     torch.testing.assert_close(guided_x - plain_x, shift, rtol=1e-3, atol=1e-4)
     assert shift.abs().max() > 1e-2
 
-    _, _, plain_x = first_step(tiny.patcher(), sampler)
-    _, _, guided_x = first_step(depth.depth_guided(tiny.patcher()), sampler)
+    _, _, plain_x = first_step(plain, sampler)
+    _, _, guided_x = first_step(guided, sampler)
 
     torch.testing.assert_close(guided_x - plain_x, shift, rtol=1e-3, atol=1e-3)
+
+
+def test_lcm_takes_nothing_where_the_noise_of_a_flow_model_rises():
+    """Towards sigma 1 the next x holds ever less of the estimate, so its share of a shift would explode."""
+    plain = tiny.patcher(model_type="FLOW")
+    latent, prompts = tiny.noise(seed=3), (tiny.prompt(0), tiny.prompt(1))
+    sampler, rising = comfy.samplers.sampler_object("lcm"), torch.tensor([0.5, 0.9, 0.99])
+
+    def sampled(model):
+        given = (model, torch.zeros_like(latent), 4.0, sampler, rising, *prompts, latent)
+        return comfy.sample.sample_custom(*given, disable_pbar=True, seed=0)
+
+    guided, expected = sampled(depth.depth_guided(plain)), sampled(plain)
+    assert (guided - expected).norm() < 1e-4 * expected.norm()  # the halves are evaluated apart
 
 
 @pytest.mark.skipif(
@@ -82,7 +104,7 @@ def test_each_frame_of_an_autoregressive_video_is_shifted_by_eulers_share(monkey
         alone = noise[:, :, frame : frame + 1], latent[:, :, :1]
         (before,), (after,) = (first_estimates(m, "euler", *alone) for m in (plain, guided))
         assert torch.equal(plain_frames[frame], before)
-        shift = (1 - 0.6 / 0.9) * (after - before)
+        shift = (1 - 0.6 / 0.9) / (1 - 0.6) * (after - before)  # the next x holds 1 - 0.6 of it
         assert shift.abs().max() > 1e-2
         torch.testing.assert_close(frames[frame] - before, shift, rtol=1e-3, atol=1e-4)
 

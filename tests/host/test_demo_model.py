@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import nodes as stock
 from inner_guidance.demo import model as demo
 from inner_guidance.nodes.demo_model import InnerLoadDemoModel
+from inner_guidance.tests.support.lora_training import trained
 
 FILES = (
     demo.UNET_FILE,
@@ -183,40 +184,13 @@ def test_lora_as_a_hook_of_the_prompt(loaded, lora):
 @pytest.mark.slow
 def test_lora_trained_by_the_host(loaded, models):
     model, clip, _ = loaded
-    positive = stock.CLIPTextEncode().encode(clip, "red sphere")[0]
-    latents = {"samples": torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))}
-    settings = {
-        "model": model,
-        "latents": latents,
-        "positive": positive,
-        "batch_size": 1,
-        "steps": 3,
-        "grad_accumulation_steps": 1,
-        "learning_rate": 0.01,
-        "rank": 2,
-        "optimizer": "AdamW",
-        "loss_function": "MSE",
-        "seed": 0,
-        "training_dtype": "fp32",
-        "lora_dtype": "fp32",
-        "algorithm": "LoRA",
-        "gradient_checkpointing": True,
-        "checkpoint_depth": 1,
-        "offloading": False,
-        "existing_lora": "[None]",
-        "bucket_mode": False,
-        "bypass_mode": False,
-        "quantized_backward": False,
-    }
     plain = draw(model, clip)
-    trained, losses, _ = nodes_train.TrainLoraNode.execute(
-        **{name: [value] for name, value in settings.items()}
-    ).args
-    nodes_train.SaveLoRA.execute(trained, "trained")
+    lora, losses = trained(model, clip)
+    nodes_train.SaveLoRA.execute(lora, "trained")
     (file,) = models.glob("trained*.safetensors")
     patched = stock.LoraLoaderModelOnly().load_lora_model_only(model, file.name, 1.0)[0]
 
-    assert len(losses["loss"]) == 3
+    assert len(losses) == 3
     assert torch.equal(draw(model, clip), plain)
     assert not torch.equal(draw(patched, clip), plain)
 

@@ -1,4 +1,4 @@
-"""Evaluations without noise, at no number, without a positive, and in another precision than float32."""
+"""Evaluations without noise, at no number, without a positive, in another precision or by another node."""
 
 from itertools import pairwise
 
@@ -109,3 +109,21 @@ def test_without_a_positive_there_is_no_estimate_to_shift(node, caplog):
 
     assert torch.equal(evaluated(model, 5.0, positive=[]), evaluated(plain, 5.0, positive=[]))
     assert len([m for m in caplog.messages if "the positive has no prompt for this step" in m]) == 1
+
+
+@pytest.mark.parametrize("node", ["DAG", "Classifier Guidance", "SAG"])
+def test_a_node_that_evaluates_the_model_in_its_own_way_is_named(node, caplog):
+    """Its function stands in place of the host's evaluation, and does not call it."""
+
+    def predictions(args):
+        x, sigma, options = args["input"], args["sigma"], args["model_options"]["transformer_options"]
+        return [
+            args["model"].apply_model(x, sigma, c_crossattn=prompt, transformer_options=options)
+            for prompt in (tiny.prompt(0)[0][0], tiny.prompt(1)[0][0])
+        ]
+
+    plain = tiny.patcher()
+    plain.set_model_sampler_calc_cond_batch_function(predictions)
+
+    assert torch.equal(evaluated(NODES[node](plain), 5.0), evaluated(plain, 5.0))
+    assert len([m for m in caplog.messages if "has no effect at sigma 5.000" in m]) == 1

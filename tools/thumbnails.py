@@ -64,7 +64,7 @@ class Thumbnail(NamedTuple):
 
 
 THUMBNAILS = {
-    SAG: Thumbnail(SAG, WITH_SAG, "without | with SAG; Frechet distance 4.07 | 3.07", EIGHT_SEEDS, columns=4),
+    SAG: Thumbnail(SAG, WITH_SAG, "without | with SAG; Frechet distance 4.32 | 3.48", EIGHT_SEEDS, columns=4),
     SEES: Thumbnail(SEES, SEEN, "an image, attention, a word, features"),
     FORMS: Thumbnail(FORMS, FILM, "an image, and its depth as it forms", columns=3),
     DEPTH: Thumbnail(DEPTH, photo_and_depth(0, 1), "images, and the depth that is read"),
@@ -122,7 +122,7 @@ THUMBNAILS = {
         PRIOR, REPORT, "training report, here on demo scenes"
     ),
     "24 Depth lock + SAG on Z-Image": Thumbnail(
-        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[0],)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"
     ),
     "25 Depth lock + SAG on Qwen-Image": Thumbnail(
         LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[1],)

@@ -47,13 +47,13 @@ def test_timesteps_are_three_times_as_dense_at_the_last_as_at_the_first():
     torch.manual_seed(0)
     seen = []
 
-    class Recorder(torch.nn.Module):
+    class SeenTimes(torch.nn.Module):
         def forward(self, x, t, context):
             seen.append(t)
             return x
 
     model = TextToLatent()
-    model.unet = Recorder()
+    model.unet = SeenTimes()
     with torch.inference_mode(False):
         for _ in range(100):
             model.loss(torch.zeros(40, 4, 2, 2), torch.zeros(40, 16, dtype=torch.long))

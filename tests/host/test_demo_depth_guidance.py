@@ -42,9 +42,9 @@ def guided(loaded):
 
 @pytest.fixture(scope="module")
 def toward_target(guided):
-    """The demo model, guided to the target alone."""
+    """The demo model, guided to the target alone, at the node's strength."""
     with torch.inference_mode():
-        return guided(consistency_scale=0.0, prior_scale=0.0, target_scale=0.7)
+        return guided(consistency_scale=0.0, prior_scale=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +85,14 @@ def assert_drawn_to_target(drawn, plain, likeness):
     """The deviation is 1 on renders; a sampler that diverges leaves 2.5 far behind."""
     assert drawn.isfinite().all()
     assert drawn.std() < 2.5
-    assert likeness(drawn) > likeness(plain) + 0.05
+    assert likeness(drawn) > likeness(plain) + 0.15
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scheduler", KSAMPLER.SCHEDULERS)
 def test_every_scheduler_draws_depth_to_the_target(sample, toward_target, plain, likeness, scheduler):
-    assert_drawn_to_target(sample(toward_target, scheduler=scheduler), plain(scheduler=scheduler), likeness)
+    settings = {"steps": 8, "scheduler": scheduler}
+    assert_drawn_to_target(sample(toward_target, **settings), plain(**settings), likeness)
 
 
 def test_a_picture_is_drawn_over(sample, guided, loaded):

@@ -121,7 +121,7 @@ def test_a_name_that_cannot_be_saved_is_refused_before_the_training(workflow, se
 
     assert "prompt_id" not in answer
     (error,) = answer["node_errors"][ids["Save Depth Prior"]]["errors"]
-    assert "'%date:yyyy-MM-dd%' has a character that file names cannot have" in error["details"]
+    assert "'%date:yyyy-MM-dd%': ComfyUI fills in %date:...% for its own save nodes only" in error["details"]
 
 
 def test_depth_is_seen_to_form_one_picture_a_step(drawn, workflow):

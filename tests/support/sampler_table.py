@@ -17,8 +17,8 @@ from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.node_defaults import execute
 
 PROMPT = "red sphere, blue box, grey checker floor, white wall"
-SIZE, IMAGES, STEPS, SCHEDULER, CFG, SEED = 128, 4, 4, "karras", 1.5, 3
-FARTHEST = 1.3  # of Euler's distance
+SIZE, IMAGES, STEPS, SCHEDULER, CFG, SEED = 256, 2, 10, "karras", 1.5, 3
+FARTHEST = 1.2  # of Euler's distance
 LEAST = 1e-3  # of the norm, as in compatibility.py
 
 
@@ -63,7 +63,7 @@ def distance(latents):
     model, _, _, head, *_ = demo()
     given = {"model": model, "depth_head": head, "latent": {"samples": latents}, "positive": prompts()[1]}
     found = execute(InnerDepthEstimate, ensemble=1, **given)[2].reshape(IMAGES, -1)
-    wanted = F.interpolate(target()[..., 0].unsqueeze(1), (16, 16), mode="area").flatten()
+    wanted = F.interpolate(target()[..., 0].unsqueeze(1), (SIZE // 8, SIZE // 8), mode="area").flatten()
     correlations = [torch.corrcoef(torch.stack([depth, wanted]))[0, 1] for depth in found]
     return float((1 - torch.stack(correlations).square()).sqrt().mean())
 

@@ -34,6 +34,7 @@ NEWEST_ONLY = (
     "test_model_families",
     "test_model_sequences",
     "test_random_checkpoints",
+    "test_words_in_contexts",
 )
 
 

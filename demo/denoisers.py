@@ -46,7 +46,8 @@ class TextToLatent(nn.Module):
     def loss(self, x0: Tensor, tokens: Tensor) -> Tensor:
         """Mean squared error of the velocity v = sqrt(abar) e - sqrt(1 - abar) x0 at stratified timesteps.
 
-        Their density grows from 0.5 at t = 0 to 1.5 at the last: where much is noise, the layout is decided.
+        Their density rises linearly from 0.5 at t = 0 to 1.5 at the last, because the layout is decided
+        where there is much noise.
         """
         t = (((1 + 8 * _stratified(len(x0))).sqrt() - 1) / 2 * len(self.alpha_bar)).long()
         abar = self.alpha_bar[t].float().to(x0.device).view(-1, 1, 1, 1)

@@ -101,13 +101,13 @@ def _tokens(phrase: str) -> list[int]:
 def _sample(
     phrases: list[list[list[int]]], by_solids: np.ndarray, rng: np.random.Generator
 ) -> tuple[int, Tensor]:
-    """A scene's number and the tokens (CONTEXT_LENGTH,) of its caption, half of its phrases, or no prompt.
+    """A scene's number and the tokens (CONTEXT_LENGTH,) of its caption, of half of its phrases, or of none.
 
-    Without a prompt and with half of one every scene is as likely. Full captions are drawn as often as their
-    scene has solids, because those of several solids are the hard ones; given the caption, the scenes remain
-    those of the world.
+    With half of the phrases and with none, all scenes are equally likely. With a full caption a scene's
+    chance is proportional to its number of solids, because several solids are harder to draw. The
+    distribution of scenes for a given caption stays as it is.
 
-    by_solids: cumulated numbers of solids of the scenes.
+    by_solids: (scenes,), cumulative sum of the scenes' numbers of solids.
     """
     chance = rng.random()
     if chance < EMPTY_PROMPTS + PARTIAL_PROMPTS:

@@ -25,14 +25,14 @@ def shares(rows):
     return np.bincount(rows, minlength=len(SOLIDS)) / len(rows)
 
 
-def test_full_captions_are_drawn_as_often_as_their_scene_has_solids(drawn):
+def test_full_captions_are_drawn_in_proportion_to_the_solids_of_their_scene(drawn):
     full = [row for row, words in drawn if words == SOLIDS[row] + 2]
-    # Half of the phrases are all of them in 1/8 of the partial prompts of one solid, less often of more.
+    # Few partial prompts have all phrases: one in eight of a scene with one solid, fewer of the others.
     assert len(full) / DRAWN == pytest.approx(1 - EMPTY_PROMPTS - PARTIAL_PROMPTS, abs=0.03)
     assert shares(full) == pytest.approx(np.array(SOLIDS) / sum(SOLIDS), abs=0.03)
 
 
-def test_without_a_prompt_every_scene_is_as_likely(drawn):
+def test_without_a_prompt_all_scenes_are_equally_likely(drawn):
     empty = [row for row, words in drawn if words == 0]
     assert len(empty) / DRAWN == pytest.approx(EMPTY_PROMPTS, abs=0.03)
     assert shares(empty) == pytest.approx(np.full(4, 0.25), abs=0.04)

@@ -43,14 +43,15 @@ SCENES = (
 
 # Rows that stand in the sheet with a remark.
 REMARKS = {
+    "No prompt, with Self-Attention Guidance": "sharper solids; faint patches on some walls",
     "With both guidances": "sharper; at CFG 3, Self-Attention Guidance can add a spurious solid",
-    "With the depth locked": "follows the depth; some colours are on the wrong solid, some solids are split",
+    "With the depth locked": "follows the depth; some solids have the wrong colour, are split or missing",
 }
 LOOK_FOR = (
     'Compare "No prompt, without guidance" with "No prompt, with Self-Attention Guidance": on average solids '
-    "are sharper, and more of them can be recognised. "
+    "are sharper, and more of them can be recognised; some walls get faint patches. "
     'Look for "Depth that came out", which follows "Depth to keep" while "Depth without guidance" does not; '
-    "some colours land on the wrong solid, and some solids are split."
+    "some colours land on the wrong solid, and some solids are split or missing."
 )
 
 

@@ -166,7 +166,8 @@ def swept(transformer: bool) -> dict[str, Group]:
     blurs = {f"sigma {b:g}": {"blur_sigma": b} for b in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)}
     values: dict[str, dict[str, dict[str, Any]]] = {
         "scale": {
-            f"scale {s:g}": {"scale": s} for s in ((0.1, 0.5, 1.5) if transformer else (0.75, 3.0, 5.0))
+            f"scale {s:g}": {"scale": s}
+            for s in ((0.1, 0.5, 1.5) if transformer else (0.5, 0.75, 1.0, 3.0, 5.0))
         },
         "window": {
             f"{start:g} to {end:g}": {"start_percent": start, "end_percent": end}

@@ -100,6 +100,15 @@ def screened() -> dict[str, Group]:
 def kept() -> dict[str, Group]:
     """The group of `objects`: what `screen` found, on reporting seeds."""
     (found,) = screened().values()
-    names = (NONE, "target", "as close as renders", "latent head", "where sure", "in 15 steps")
+    names = (
+        NONE,
+        "target",
+        "as close as renders",
+        "latent head",
+        "where sure",
+        "in 15 steps",
+        "falling",
+        "blurred to sharp",
+    )
     rows = {name: found.rows[name] for name in names} | {EQUAL_COST: Row(None, steps=17)}
     return {"captions": replace(found, rows=rows, samples=200, seeds=REPORTING, side=8)}

@@ -8,6 +8,7 @@ import torch
 
 from inner_guidance.guidance import attention_chunks
 from inner_guidance.guidance import self_attention as sag
+from inner_guidance.tests.support.reference_blur import reference_blur
 
 
 def random(*shape, seed=0):
@@ -23,22 +24,6 @@ def reference_received(q, k, bias=None):
     a = np.exp(logits - logits.max(-1, keepdims=True))
     a /= a.sum(-1, keepdims=True)
     return torch.from_numpy(a.mean(1).sum(1))
-
-
-def reference_blur(image, sigma):
-    """Direct convolution with reflect padding, one pixel after the other."""
-    blurred = image.double().numpy()
-    for axis in (-2, -1):
-        n = blurred.shape[axis]
-        radius = min(math.ceil(3 * sigma), n - 1)
-        weight = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-        weight /= weight.sum()
-        padding = [(0, 0)] * blurred.ndim
-        padding[axis] = (radius, radius)
-        padded = np.moveaxis(np.pad(blurred, padding, mode="reflect"), axis, -1)
-        out = sum(w * padded[..., t : t + n] for t, w in enumerate(weight))
-        blurred = np.moveaxis(out, -1, axis)
-    return torch.from_numpy(np.ascontiguousarray(blurred))
 
 
 class TestReceivedAttention:
@@ -111,37 +96,6 @@ def test_layers_are_averaged_on_the_finest_grid():
     average = sag.average_on_finest_grid([coarse, fine])
 
     assert average.tolist() == [[[0.5, 1.0, 2.5, 3.0], [2.5, 3.0, 4.5, 5.0]]]
-
-
-class TestGaussianBlur:
-    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 5), (33, 17), (64, 40)])
-    @pytest.mark.parametrize("sigma", [0.05, 0.7, 1.0, 3.0, 10.0])
-    def test_is_the_reflect_padded_convolution(self, size, sigma):
-        x = random(2, 4, *size)
-
-        torch.testing.assert_close(sag.gaussian_blur(x, sigma), reference_blur(x, sigma))
-
-    def test_sigma_0_is_no_blur(self):
-        x = random(1, 4, 8, 8).float()
-
-        assert torch.equal(sag.gaussian_blur(x, 0.0), x)
-
-    def test_kernel_grows_with_sigma(self):
-        impulse = torch.zeros(1, 1, 129, 129, dtype=torch.float64)
-        impulse[..., 64, 64] = 1
-        distance = (torch.arange(129) - 64).double()
-
-        for sigma in (1.0, 3.0, 9.0):
-            profile = sag.gaussian_blur(impulse, sigma)[0, 0].sum(0)
-            assert math.sqrt((profile * distance**2).sum()) == pytest.approx(sigma, rel=0.02)
-            assert (profile > 0).sum() == 2 * math.ceil(3 * sigma) + 1
-
-    def test_video_is_blurred_frame_by_frame(self):
-        x = random(1, 4, 3, 8, 8)
-
-        frames = [sag.gaussian_blur(x[:, :, i], 1.5) for i in range(3)]
-
-        torch.testing.assert_close(sag.gaussian_blur(x, 1.5), torch.stack(frames, dim=2))
 
 
 class TestOneStep:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .gaussian_blur import gaussian_blur
 from .hinge import Level, hinge_slope
 
 # The paper's w_dc and w_dp.
@@ -122,17 +123,26 @@ def fit_target(target: Tensor, d: Tensor, mask: Tensor | None = None) -> Tensor:
     return a.clamp(*TARGET_STRETCH) * centred + _mean(d, share)
 
 
-def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None, sigma: float = 0.0) -> Tensor:
     """|| d - fit_target(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
 
     The share of the depth's variance that the target does not explain. Without the denominator, a flatter
     image would have a lower loss, and guidance would drain contrast. 0 where the target is flat: it has no
-    shape to follow, and the gradient would be rounding.
+    shape to follow, and the gradient would be rounding. sigma: blur of both maps before they are compared, in
+    cells; 0 compares them as they are.
     """
+    d, target = blur_inside(d, mask, sigma), blur_inside(target, mask, sigma)
     share = _shares(d, mask)
     unexplained = _mean((d - fit_target(target, d, mask)).square(), share)
     spread = _mean((d - _mean(d, share)).square(), share)
     return (unexplained / spread.clamp_min(FLAT_VARIANCE)).flatten() * ~is_flat(target, mask)
+
+
+def blur_inside(d: Tensor, mask: Tensor | None, sigma: float) -> Tensor:
+    """blur(mask d) / blur(mask), the blur (sigma in cells) of what is inside the mask; None is everywhere."""
+    if mask is None:
+        return gaussian_blur(d, sigma)
+    return _divide(gaussian_blur(mask * d, sigma), gaussian_blur(mask.to(d), sigma))
 
 
 def is_flat(target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from .depth_aware_checks import STRENGTHS, uncalibrated, without_effect
 from .schema import ADVANCED, DEPTH_HEAD, DEPTH_PRIOR, percent, search_aliases
 
 STRONGEST = 10.0
+WIDEST_BLUR = 0.25
 SELF_START = TARGET_END = 0.6
 
 
@@ -155,6 +156,21 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     optional=True,
                     extra_dict=ADVANCED,
                 ),
+                io.Float.Input(
+                    "target_blur",
+                    default=0.0,
+                    min=0.0,
+                    max=WIDEST_BLUR,
+                    step=0.005,
+                    optional=True,
+                    tooltip=(
+                        "Compares target_depth with the depth of the image through a blur, a share of the "
+                        "shorter side that shrinks to 0 where the target ends. 0.125 keeps more of the "
+                        "prompt's objects if the map shows them, but follows a map of other objects less "
+                        "closely; 0 compares sharp maps."
+                    ),
+                    extra_dict=ADVANCED,
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -174,6 +190,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
         checkpointing: bool = False,
         self_start_percent: float = SELF_START,
         target_end_percent: float = TARGET_END,
+        target_blur: float = 0.0,
         **settings: Any,
     ) -> io.NodeOutput:
         """A guided clone of the model. Raises ValueError if the head does not fit the model."""
@@ -201,6 +218,7 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                 checkpointing=checkpointing,
                 self_start_percent=self_start_percent,
                 target_end_percent=target_end_percent,
+                target_blur=target_blur,
                 preview_node=executing().node_id,
                 prior_levels=levels,
                 **settings,

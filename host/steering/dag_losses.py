@@ -29,6 +29,9 @@ class DepthAwareSettings:
     and the target ends at target_end_percent if that is earlier than end_percent. preview_node: the node that
     shows the depth while a sampler runs; None: no preview.
 
+    target_blur: standard deviation of the blur through which depth and target are compared, a share of their
+    shorter side: at 0 percent in what the node attaches, in the step at hand in what the losses get.
+
     prior_levels: of the prior's loss on real images, at both ends of dag.PRIOR_LEVELS. Those of the
     consistency are the head's. Without levels, and in the paper's mode, the losses are not calibrated.
     """
@@ -45,6 +48,7 @@ class DepthAwareSettings:
     end_percent: float
     self_start_percent: float
     target_end_percent: float
+    target_blur: float
     every_n_steps: int
     checkpointing: bool
     preview_node: str | None
@@ -105,8 +109,9 @@ def losses(
     if found is not None:
         target, mask = found
         of_target = weight if settings.mode == PAPER else dag.TARGET_WEIGHT
+        sigma = settings.target_blur * min(depth.shape[-2:])
         yield dag.Term(
-            of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask)
+            of_target * settings.target_scale, lambda strong, _: dag.target_loss(strong, target, mask, sigma)
         )
 
 

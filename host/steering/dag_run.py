@@ -21,6 +21,7 @@ from ..keys import GuiderExecutor, for_this_run
 from ..live_preview import LivePreview
 from ..sampling.noise_levels import signal_coefficient
 from ..sampling.schedule import TOLERANCE, next_sigma, step_of
+from ..sampling.sigma_ranges import percent_at
 from .dag_feature_step import DepthFeatureStep
 from .dag_latent_step import LatentStep
 from .dag_losses import ROBUST, DepthAwareSettings, Networks, flat_targets
@@ -94,9 +95,9 @@ class DepthAwareRun(GuidedRun):
         super().__init__(DEPTH_AWARE, guider, noise, latent_image, sampler, sigmas, denoise_mask, *whole)
         self.settings = settings
         self.preview = LivePreview(settings.preview_node, len(self.steps))
-        percentages = percentages_of_strengths(settings, self.percentages)
-        for one in dict.fromkeys(percentages.values()):
-            self.warn_unless_reached(one, [name for name, of in percentages.items() if of == one])
+        self.percentages_of = percentages_of_strengths(settings, self.percentages)
+        for one in dict.fromkeys(self.percentages_of.values()):
+            self.warn_unless_reached(one, [name for name, of in self.percentages_of.items() if of == one])
         flat = ", ".join(str(image + 1) for image in flat_targets(settings, noise))
         if flat:
             logging.warning(
@@ -106,7 +107,7 @@ class DepthAwareRun(GuidedRun):
                 DEPTH_AWARE,
                 flat,
             )
-        self.ranges = {name: self.sigmas(of) for name, of in percentages.items()}
+        self.ranges = {name: self.sigmas(of) for name, of in self.percentages_of.items()}
         self.loss_scale = first_loss_scale(guider)
         self.networks = networks_for(settings, guider.model_patcher.load_device)
         self.renoises_estimate = renoises_estimate(sampler)
@@ -115,9 +116,17 @@ class DepthAwareRun(GuidedRun):
         self.pushed: Tensor | None = None
 
     def acting_at(self, sigma: float) -> DepthAwareSettings:
-        """The settings, without the losses that do not act at this sigma."""
+        """The settings at this sigma: without the losses that do not act there, with the blur left there."""
         off: dict[str, Any] = {name: 0.0 for name, within in self.ranges.items() if sigma not in within}
-        return replace(self.settings, **off)
+        acting = replace(self.settings, **off)
+        if acting.uses_target and acting.target_blur > 0:
+            acting = replace(acting, target_blur=acting.target_blur * self.blur_left(sigma))
+        return acting
+
+    def blur_left(self, sigma: float) -> float:
+        """1 at 0 percent, falling evenly to 0 where the target ends."""
+        skipped, here = (percent_at(self.model_sampling, of) for of in (self.counted_from, sigma))
+        return max(0.0, 1 - (here - skipped) / (1 - skipped) / self.percentages_of["target_scale"].end)
 
     def new_step(self, **settings: Any) -> DepthAwareStep:
         """A step of the kind that the head needs."""

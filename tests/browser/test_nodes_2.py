@@ -64,7 +64,7 @@ def test_node_search_finds_a_translated_name(chinese_page):
         ("InnerSelfAttentionGuidance", {"space", "every_n_steps", "mask"}),
         (
             "InnerDepthAwareGuidance",
-            {"every_n_steps", "checkpointing", "self_start_percent", "target_end_percent"},
+            {"every_n_steps", "checkpointing", "self_start_percent", "target_end_percent", "target_blur"},
         ),
     ],
 )

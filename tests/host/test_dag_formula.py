@@ -9,6 +9,7 @@ from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.tests.support import depth_models as depth
 from inner_guidance.tests.support import tiny_models as tiny
 from inner_guidance.tests.support.naive_depth import double, gradient_of, naive_depth
+from inner_guidance.tests.support.reference_blur import blur_matrix
 
 pytestmark = pytest.mark.oldest_host
 
@@ -35,11 +36,11 @@ class Seen:
         return args["denoised"]
 
 
-def run(model_type="EPS", steps=3, latent=None, **settings):
+def run(model_type="EPS", steps=3, latent=None, denoise=1.0, **settings):
     model = tiny.patcher(model_type=model_type)
     guided = depth.depth_guided(model, **settings)
     seen = Seen(guided)
-    tiny.sample(guided, latent, steps=steps, cfg=CFG, sampler="euler_ancestral")
+    tiny.sample(guided, latent, steps=steps, cfg=CFG, sampler="euler_ancestral", denoise=denoise)
     return model, seen.steps
 
 
@@ -53,6 +54,24 @@ def noise_given_to(monkeypatch, loss):
         lambda d, noise, abar, eps: drawn.append((noise.clone(), abar)) or loss_of_prior(d, noise, abar, eps),
     )
     return drawn
+
+
+def gradient_of_target(d, target, sigma):
+    """Of the share of the blurred depth's variance that a * target + b leaves, 0.5 <= a <= 2."""
+    with torch.inference_mode(False), torch.enable_grad():
+        matrix = blur_matrix(*d.shape[-2:], sigma).clone()
+        leaf = d.detach().clone().requires_grad_()
+        y, t = leaf.flatten() @ matrix, target.clone().flatten() @ matrix
+        a = float(np.polyfit(t.numpy(), y.detach().numpy(), 1)[0])
+        fit = min(max(a, 0.5), 2.0) * (t - t.mean()) + y.detach().mean()
+        loss = (y - fit).square().sum() / (y - y.mean()).square().sum()
+    return gradient_of(loss, leaf)
+
+
+def timestep(model, sigma):
+    """Of a sigma, from 0 to 999, between the steps of the schedule too."""
+    log_sigmas = model.get_model_object("model_sampling").log_sigmas.numpy()
+    return float(np.interp(np.log(sigma), log_sigmas, np.arange(1000)))
 
 
 def relative_error(found, expected):
@@ -148,13 +167,7 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
     t = torch.nn.functional.interpolate(
         depth.target().clone().double()[..., 0].unsqueeze(1), (16, 16), mode="bilinear", antialias=True
     )
-    a = float(np.polyfit(t.flatten().numpy(), s.flatten().numpy(), 1)[0])
-    a = min(max(a, 0.5), 2.0)
-    with torch.inference_mode(False), torch.enable_grad():
-        free = s.clone().requires_grad_()
-        residual = free - (a * (t - t.mean()) + s.mean())
-        loss = residual.square().sum() / (free - free.mean()).square().sum()
-    of_target = gradient_of(loss, free)
+    of_target = gradient_of_target(s, t, sigma=0.01)
     asked = 0.7 * of_prior / of_prior.square().mean().sqrt()
     asked = asked + 0.2 * dag.TARGET_WEIGHT * of_target / of_target.square().mean().sqrt()
     with torch.inference_mode(False):
@@ -164,3 +177,43 @@ def test_prior_and_target_share_the_backward_pass(monkeypatch):
     expected = -dag.ROBUST_STEP * sigma / (1 + sigma**2) ** 0.5 * step["deviation"] * size * g
     expected = expected / g.square().mean().sqrt()
     assert relative_error(step["shift"], expected) < 1e-3
+
+
+@pytest.mark.parametrize("denoise", [1.0, 0.5])
+@pytest.mark.parametrize("model_type", ["EPS", "V_PREDICTION", "FLOW"])
+def test_a_target_is_blurred_less_in_every_step_until_it_ends(model_type, denoise):
+    network = depth.head().head.network
+    greys = torch.rand(1, 16, 16, 1, generator=torch.Generator().manual_seed(5))
+    picture = ((greys - greys.min()) / (greys.max() - greys.min())).expand(-1, -1, -1, 3)
+    model, steps = run(
+        model_type,
+        steps=8,
+        latent=None if denoise == 1 else tiny.noise(1, 4, 16, 16, seed=3),
+        denoise=denoise,
+        consistency_scale=0.0,
+        target_scale=1.0,
+        target_depth=picture,
+        target_end_percent=0.5,
+        target_blur=0.125,
+    )
+
+    sigmas = [float(step["sigma"]) for step in steps]
+    times = [sigma if model_type == "FLOW" else timestep(model, sigma) / 999 for sigma in sigmas]
+    blurs = []
+    for step, sigma, time in zip(steps, sigmas, times, strict=True):
+        percent = 1 - time / times[0]
+        if percent > 0.5:
+            assert step["shift"].abs().max() < 1e-5
+            continue
+        blurs.append(16 / 8 * (1 - percent / 0.5))
+        leaf, (strong, _) = naive_depth(model, network, step["x"], step["sigma"], tiny.prompt(0))
+        pull = gradient_of_target(strong, picture[..., 0].double().unsqueeze(1), blurs[-1])
+        with torch.inference_mode(False):
+            (g,) = torch.autograd.grad(strong, leaf, pull.clone())
+        signal = 1 - sigma if model_type == "FLOW" else 1.0
+        share = sigma / (sigma**2 + signal**2) ** 0.5
+        expected = -dag.ROBUST_STEP * dag.TARGET_WEIGHT * share * step["deviation"] * g
+        assert relative_error(step["shift"], expected / g.square().mean().sqrt()) < 1e-3
+    assert len(blurs) >= 3
+    assert blurs[0] == pytest.approx(2.0)
+    assert blurs[-1] < 0.7

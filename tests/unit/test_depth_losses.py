@@ -6,6 +6,7 @@ import torch
 
 from inner_guidance.guidance import depth_aware as dag
 from inner_guidance.tests.support.depth_references import curved, depth, finite_differences, heads, random
+from inner_guidance.tests.support.reference_blur import reference_blur
 
 
 class TestLosses:
@@ -96,6 +97,49 @@ class TestLosses:
             np.testing.assert_allclose(aligned[i].numpy(), a * t + b)
             expected = ((y - a * t - b)[inside] ** 2).mean() / y[inside].var()
             np.testing.assert_allclose(dag.target_loss(d, target, mask)[i], expected)
+
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_a_blurred_target_is_compared_with_the_blurred_depth(self, masked):
+        target, d = depth(2, 1, 6, 7), depth(2, 1, 6, 7, seed=3)
+        mask = depth(2, 1, 6, 7, seed=4) if masked else None
+        share = mask.numpy() if masked else np.ones((2, 1, 6, 7))
+        inside = reference_blur(torch.from_numpy(share), 1.4).numpy()
+
+        def reference(d):
+            y, t = (
+                reference_blur(torch.from_numpy(share * m.numpy()), 1.4).numpy() / inside for m in (d, target)
+            )
+            found = 0.0
+            for i in range(2):
+                w = share[i] / share[i].sum()
+                yc, tc = y[i] - (w * y[i]).sum(), t[i] - (w * t[i]).sum()
+                a = np.clip((w * yc * tc).sum() / (w * tc**2).sum(), *dag.TARGET_STRETCH)
+                found += (w * (yc - a * tc) ** 2).sum() / (w * yc**2).sum()
+            return torch.tensor(found)
+
+        leaf = d.clone().requires_grad_()
+        loss = dag.target_loss(leaf, target, mask, 1.4).sum()
+
+        torch.testing.assert_close(loss.detach(), reference(d))
+        if not masked:  # the gradient counts the fit as constant, which it is at an optimum
+            close = 0.9 * target + 0.1 * d
+            leaf = close.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(dag.target_loss(leaf, target, None, 1.4).sum(), leaf)
+            torch.testing.assert_close(gradient, finite_differences(reference, close), rtol=1e-6, atol=1e-9)
+
+    def test_a_blur_stays_inside_the_mask(self):
+        target, d = depth(1, 1, 6, 7), depth(1, 1, 6, 7, seed=3)
+        mask = torch.zeros(1, 1, 6, 7, dtype=torch.float64)
+        mask[..., :3] = 1
+        elsewhere = torch.where(mask == 1, target, 9.0)
+
+        leaf = d.clone().requires_grad_()
+        loss = dag.target_loss(leaf, elsewhere, mask, 2.0)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+
+        torch.testing.assert_close(loss.detach(), dag.target_loss(d, target, mask, 2.0))
+        assert gradient[..., :3].abs().min() > 0
+        assert gradient[..., 3:].eq(0).all()
 
     @pytest.mark.parametrize(("slope", "scale"), [(-1.0, 0.5), (0.0, 0.5), (9.0, 2.0)])
     def test_an_alignment_neither_flattens_nor_inverts_the_target(self, slope, scale):

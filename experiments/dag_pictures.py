@@ -208,7 +208,7 @@ class Drawings:
             if inputs["mode"] == "paper":
                 del constants["ROBUST_STEP"]
             if inputs["target_scale"] == 0:
-                del constants["TARGET_WEIGHT"], inputs["target_end_percent"]
+                del constants["TARGET_WEIGHT"], inputs["target_end_percent"], inputs["target_blur"]
             head = self.checksums["latent_head" if row.latent_head else self.head_name]
             if row.head is not None:
                 head = checksum(row.head)

@@ -94,6 +94,11 @@ def only(loss: str, scale: float = 1.0) -> dict[str, float]:
     return scales | {f"{loss}_scale": scale}
 
 
+def blurred_target(scale: float = 1.0, **inputs: float) -> Row:
+    """A target with the blur that keeps objects."""
+    return Row(only("target", scale) | {"target_blur": 0.125} | inputs)
+
+
 def both(consistency: float = 1.0, prior: float = 1.0) -> dict[str, float]:
     """Scales of the node with DCG and DPG, without a target."""
     return {"consistency_scale": consistency, "prior_scale": prior, "target_scale": 0.0}
@@ -139,7 +144,14 @@ def compared() -> dict[str, Group]:
     captions = replace(
         empty,
         title="Robust mode, captions, CFG 3",
-        rows=defaults | {EQUAL_COST: Row(None, steps=17)},
+        rows=defaults
+        | {
+            "target, blurred": blurred_target(),
+            "target, blurred, in 14 steps": replace(blurred_target(), steps=14),
+            "target, blurred, 1.25 times as strong, in 14 steps": replace(blurred_target(1.25), steps=14),
+            "target, blurred, 1.5 times as strong, in 14 steps": replace(blurred_target(1.5), steps=14),
+            EQUAL_COST: Row(None, steps=17),
+        },
         cfg=3.0,
         captions=True,
     )

@@ -26,6 +26,7 @@ SWEPT = {
     "end_percent": 1.0,
     "self_start_percent": 0.6,
     "target_end_percent": 0.6,
+    "target_blur": 0.0,
     "every_n_steps": 1,
 }
 SWEPT_CONSTANTS = {

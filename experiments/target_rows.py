@@ -9,9 +9,8 @@ from torch import Tensor
 from ..depth_head.calibration import LossLevels
 from ..guidance import depth_aware as dag
 from ..guidance.hinge import Level
-from ..guidance.self_attention import gaussian_blur
 from ..host.steering.dag_losses import DepthAwareSettings, of_batch
-from .dag_rows import EQUAL_COST, NONE, Group, Row, only
+from .dag_rows import EQUAL_COST, NONE, Group, Row, blurred_target, only
 from .seeds import REPORTING, TUNING
 
 LAST_TIME = 400
@@ -20,8 +19,6 @@ SURE = 0.027
 """The RMS difference of the branches on renders (`demo.train_depth calibrate`)."""
 REAL_TARGET = LossLevels((50, 200, 500, 800), (0.014, 0.016, 0.023, 0.061), (0.009, 0.012, 0.016, 0.036))
 """Levels of the target loss of 16 renders whose target is their own depth, read by the demo head."""
-BLUR = 4.0
-"""Standard deviation, in cells of the depth map, of the blur at the first step."""
 WEAK_READ = {"consistency_scale": 1e-6, "self_start_percent": 0.0}
 """Inputs with which the weak branch is read from the first step on, and pulls by next to nothing."""
 
@@ -59,28 +56,17 @@ def where_sure(term: dag.Term, settings: DepthAwareSettings, time: Tensor) -> da
     return term._replace(loss=loss)
 
 
-def blurred_to_sharp(term: dag.Term, settings: DepthAwareSettings, time: Tensor) -> dag.Term:
-    """A target whose outlines count late: depth and target are blurred, less and less."""
-    if settings.target is None:
-        return term
-    maps, sigma = settings.target, BLUR * share_of_range(time)
-
-    def loss(strong: Tensor, weak: Tensor | None) -> Tensor:
-        target = of_batch(maps, strong)
-        return dag.target_loss(gaussian_blur(strong, sigma), gaussian_blur(target, sigma))
-
-    return term._replace(loss=loss)
-
-
 def screened() -> dict[str, Group]:
-    """The groups of `screen`: ways to follow a target, one change at a time."""
-    target = Row(only("target"))
+    """The groups of `screen`: ways to follow a target, one change at a time, and then its blur."""
+    target, blurred = Row(only("target")), blurred_target()
+    latent = replace(target, latent_head=True)
     shorter = Row(only("target") | {"target_end_percent": 0.4})
-    rows = {
+    forms = {
         NONE: Row(None),
         "target": target,
+        "blurred": blurred,
         "as close as renders": replace(target, terms=as_close_as_renders),
-        "latent head": replace(target, latent_head=True),
+        "latent head": latent,
         "half as strong": Row(only("target", 0.5)),
         "to 40 %": shorter,
         "to 50 %": Row(only("target") | {"target_end_percent": 0.5}),
@@ -88,18 +74,35 @@ def screened() -> dict[str, Group]:
         "each early step twice": replace(target, repeats=2),
         "falling": Row(only("target", 2.0), terms=falling),
         "rising": Row(only("target", 2.0), terms=rising),
-        "blurred to sharp": replace(target, terms=blurred_to_sharp),
         "where sure": Row(only("target") | WEAK_READ, terms=where_sure),
         "best of 8 noises": replace(target, noises=8),
         "best of 8 noises, to 40 %": replace(shorter, noises=8),
     }
-    group = Group("A target with captions", rows, 60, TUNING, steps=12, cfg=3.0, captions=True, side=4)
-    return {"captions": group}
+    blurs = {
+        NONE: Row(None),
+        "target": target,
+        "blur 1/16": Row(only("target") | {"target_blur": 1 / 16}),
+        "blurred": blurred,
+        "blur 1/4": Row(only("target") | {"target_blur": 1 / 4}),
+        "blurred, half as strong": blurred_target(0.5),
+        "blurred, 1.5 times as strong": blurred_target(1.5),
+        "blurred, twice as strong": blurred_target(2.0),
+        "blurred, to 70 %": blurred_target(target_end_percent=0.7),
+        "blurred, in 14 steps": replace(blurred, steps=14),
+        "blurred, 1.25 times as strong, in 14 steps": replace(blurred_target(1.25), steps=14),
+        "blurred, 1.5 times as strong, in 14 steps": replace(blurred_target(1.5), steps=14),
+        "latent head": latent,
+        "latent head, blurred": replace(blurred, latent_head=True),
+    }
+    group = Group("A target with captions", forms, 60, TUNING, steps=12, cfg=3.0, captions=True, side=4)
+    of_blur = replace(group, title="Blur, strength and end of a target", rows=blurs, samples=200, side=8)
+    return {"forms": group, "blurs": of_blur}
 
 
 def kept() -> dict[str, Group]:
     """The group of `objects`: what `screen` found, on reporting seeds."""
-    (found,) = screened().values()
+    groups = screened()
+    rows = {**groups["forms"].rows, **groups["blurs"].rows}
     names = (
         NONE,
         "target",
@@ -108,7 +111,10 @@ def kept() -> dict[str, Group]:
         "where sure",
         "in 15 steps",
         "falling",
-        "blurred to sharp",
+        "blurred",
+        "blurred, in 14 steps",
+        "blurred, 1.5 times as strong",
+        "blurred, 1.5 times as strong, in 14 steps",
     )
-    rows = {name: found.rows[name] for name in names} | {EQUAL_COST: Row(None, steps=17)}
-    return {"captions": replace(found, rows=rows, samples=200, seeds=REPORTING, side=8)}
+    chosen = {name: rows[name] for name in names} | {EQUAL_COST: Row(None, steps=17)}
+    return {"captions": replace(groups["blurs"], title=groups["forms"].title, rows=chosen, seeds=REPORTING)}

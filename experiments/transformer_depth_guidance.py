@@ -27,16 +27,19 @@ COMMAND = "python -m tools.run experiments.transformer_depth_guidance"
 TABLE = ROOT / "docs" / "results" / "transformer_depth_guidance.md"
 FAMILY = "transformer"
 FEATURES = demo.FAMILIES[FAMILY].depth_head
+BLURRED = "features, 1, blurred"
 SWEPT = {
     NONE: Row(None),
-    **{f"features, {scale:g}": Row(FEATURES, only("target", scale)) for scale in (1.0, 2.0)},
-    **{f"latent, {scale:g}": Row(demo.LATENT_HEAD_FILE, only("target", scale)) for scale in (1.0, 2.0)},
+    **{f"features, {scale:g}": Row(FEATURES, only("target", scale)) for scale in (0.5, 1.0, 2.0)},
+    BLURRED: Row(FEATURES, only("target") | {"target_blur": 0.125}),
+    **{f"latent, {scale:g}": Row(demo.LATENT_HEAD_FILE, only("target", scale)) for scale in (0.5, 1.0, 2.0)},
 }
-"""Heads, and the node's scale of the target."""
+"""Heads, and the node's scale of the target; blurred: with a target_blur of 0.125."""
 REPORTED = {
     NONE: Row(None),
     EQUAL_COST: Row(None, steps=17),
     "features, 1": Row(FEATURES, only("target")),
+    BLURRED: SWEPT[BLURRED],
     "latent, 1": Row(demo.LATENT_HEAD_FILE, only("target")),
 }
 GROUPS: Mapping[str, tuple[Mapping[str, Row], range]] = {
@@ -60,7 +63,7 @@ def main() -> None:
         "",
         *legend(options.pictures, FAMILY),
         "",
-        f"A row is named by its head and the node's target scale. {EQUAL_COST}: "
+        f"A row is named by its head and the node's target scale; blurred: target_blur 0.125. {EQUAL_COST}: "
         f"{REPORTED[EQUAL_COST].steps} steps instead of {STEPS}.",
         "",
     ]

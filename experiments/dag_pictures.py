@@ -157,7 +157,8 @@ class Drawings:
         """The positive conditioning of a batch."""
         if not group.captions:
             return conditioning(self.clip, [""])
-        return conditioning(self.clip, [sample_scene(first + i).caption for i in range(BATCH)])
+        seeds = range(first + group.prompts_after, first + group.prompts_after + BATCH)
+        return conditioning(self.clip, [sample_scene(seed).caption for seed in seeds])
 
     @contextlib.contextmanager
     def guided_model(self, row: Row, first: int) -> Iterator[ModelPatcher]:
@@ -198,6 +199,8 @@ class Drawings:
             name: getattr(group, name) for name in ("sampler", "scheduler", "cfg", "captions")
         }
         made_by["steps"] = row.steps or group.steps
+        if group.prompts_after:
+            made_by["prompts_after"] = group.prompts_after
         made_by["weights"] = [
             self.checksums[name] for name in (self.model_name, "text_encoder", "autoencoder")
         ]

@@ -67,7 +67,9 @@ class Group:
     steps: int = 20
     cfg: float = 1.0
     captions: bool = False
-    """Whether the prompts are the captions of the target depth's scenes; otherwise they are empty."""
+    """Whether the prompts are captions of scenes; otherwise they are empty."""
+    prompts_after: int = 0
+    """How many seeds after that of the target a prompt's scene is; 0: the prompt describes the target."""
     side: int = 8
     """dFID compares depth maps of side x side cells."""
     judges: int = 0
@@ -76,6 +78,11 @@ class Group:
     def batches(self, size: int) -> range:
         """The first seeds of the batches of pictures."""
         return self.seeds[: self.samples : size]
+
+    @property
+    def prompt_seeds(self) -> range:
+        """Of the scenes that the prompts describe."""
+        return range(self.seeds.start + self.prompts_after, self.seeds.stop + self.prompts_after)
 
 
 def aligned_consistency_loss(d_strong: Tensor, d_weak: Tensor) -> Tensor:

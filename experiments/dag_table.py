@@ -50,7 +50,7 @@ def table(judges: Judges, group: Group) -> list[str]:
     count = group.samples
     rows = {name: judges.seen(group, name) for name in group.rows}
     reference, truth = judges.reference(group.seeds, count), judges.truth(group.seeds, count)
-    shown = judges.shown(group.seeds, count) if group.captions else None
+    shown = judges.shown(group.prompt_seeds, count) if group.captions else None
     framing = {RENDERS: judges.renders(group.seeds, count), BENT_RENDERS: judges.bent(group.seeds, count)}
     figures = {
         name: of_row(seen, rows[NONE], reference, truth, shown, group.side)

@@ -15,6 +15,8 @@ from .seeds import REPORTING, TUNING
 
 LAST_TIME = 400
 """The time at which a target ends by default: 60 % of the sampling."""
+OTHER_SCENES = 10_000
+"""How many seeds later the scenes are whose captions do not describe a target."""
 SURE = 0.027
 """The RMS difference of the branches on renders (`demo.train_depth calibrate`)."""
 REAL_TARGET = LossLevels((50, 200, 500, 800), (0.014, 0.016, 0.023, 0.061), (0.009, 0.012, 0.016, 0.036))
@@ -100,7 +102,7 @@ def screened() -> dict[str, Group]:
 
 
 def kept() -> dict[str, Group]:
-    """The group of `objects`: what `screen` found, on reporting seeds."""
+    """The groups of `objects`, on reporting seeds: what `screen` found, and targets of other scenes."""
     groups = screened()
     rows = {**groups["forms"].rows, **groups["blurs"].rows}
     names = (
@@ -117,4 +119,12 @@ def kept() -> dict[str, Group]:
         "blurred, 1.5 times as strong, in 14 steps",
     )
     chosen = {name: rows[name] for name in names} | {EQUAL_COST: Row(None, steps=17)}
-    return {"captions": replace(groups["blurs"], title=groups["forms"].title, rows=chosen, seeds=REPORTING)}
+    captions = replace(groups["blurs"], title=groups["forms"].title, rows=chosen, seeds=REPORTING)
+    other = replace(
+        captions,
+        title="A target that the captions do not describe",
+        rows={name: chosen[name] for name in (NONE, "target", "blurred", "latent head")}
+        | {"blurred, 1.5 times as strong": chosen["blurred, 1.5 times as strong"]},
+        prompts_after=OTHER_SCENES,
+    )
+    return {"captions": captions, "other": other}

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inner_guidance.demo import model as demo
-from inner_guidance.experiments import dag_experiment, seeds
+from inner_guidance.demo.scenes import sample_scene
+from inner_guidance.experiments import dag_experiment, dag_pictures, seeds
 from inner_guidance.experiments.dag_experiment import as_far_as_drawn, draw
 from inner_guidance.experiments.dag_judges import Judges, Seen
 from inner_guidance.experiments.dag_pictures import Drawings
@@ -62,6 +63,16 @@ def test_judges_of_another_seed_see_only_their_own_groups():
     draw({0: shipped, 1: other}, [GROUP, replace(GROUP, rows={"a": Row({})}, judges=1)], 0, 1, math.inf)
     assert len(shipped.asked) == 9
     assert other.asked == [("a", first) for first in (FIRST, SECOND, THIRD)]
+
+
+def test_prompts_may_be_of_other_scenes_than_the_targets(monkeypatch):
+    monkeypatch.setattr(dag_pictures, "conditioning", lambda clip, texts: texts)
+    drawings = object.__new__(Drawings)
+    drawings.clip = None
+    group = replace(GROUP, captions=True, prompts_after=50)
+
+    assert drawings.prompts(group, SECOND) == [sample_scene(seed).caption for seed in range(160, 170)]
+    assert group.prompt_seeds[10] == 160
 
 
 @pytest.fixture

@@ -29,5 +29,8 @@ REPORTING = range(2 * HELD_OUT, 2 * HELD_OUT + 20_000)
 REPORTING_REFERENCE = range(2 * HELD_OUT + 20_000, 2 * HELD_OUT + 40_000)
 """Renders that those pictures are compared with."""
 
-REFERENCES = {TUNING: TUNING_REFERENCE, REPORTING: REPORTING_REFERENCE}
+CONFIRMING = range(2 * HELD_OUT + 40_000, 2 * HELD_OUT + 60_000)
+"""Pictures that report a setting which was chosen on reported ones."""
+
+REFERENCES = {TUNING: TUNING_REFERENCE, REPORTING: REPORTING_REFERENCE, CONFIRMING: REPORTING_REFERENCE}
 """The renders that pictures are compared with, by the pictures' seeds."""

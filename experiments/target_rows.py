@@ -11,7 +11,7 @@ from ..guidance import depth_aware as dag
 from ..guidance.hinge import Level
 from ..host.steering.dag_losses import DepthAwareSettings, of_batch
 from .dag_rows import EQUAL_COST, NONE, Group, Row, blurred_target, only
-from .seeds import REPORTING, TUNING
+from .seeds import CONFIRMING, REPORTING, TUNING
 
 LAST_TIME = 400
 """The time at which a target ends by default: 60 % of the sampling."""
@@ -102,11 +102,14 @@ def screened() -> dict[str, Group]:
 
 
 def kept() -> dict[str, Group]:
-    """The groups of `objects`, on reporting seeds: what `screen` found, and targets of other scenes."""
+    """The groups of `objects`: what `screen` found, targets of other scenes, and a setting chosen last."""
     groups = screened()
     rows = {**groups["forms"].rows, **groups["blurs"].rows}
-    names = (
-        NONE,
+
+    def of(*names: str) -> dict[str, Row]:
+        return {name: rows[name] for name in (NONE, *names)}
+
+    found = of(
         "target",
         "as close as renders",
         "latent head",
@@ -118,13 +121,23 @@ def kept() -> dict[str, Group]:
         "blurred, 1.5 times as strong",
         "blurred, 1.5 times as strong, in 14 steps",
     )
-    chosen = {name: rows[name] for name in names} | {EQUAL_COST: Row(None, steps=17)}
-    captions = replace(groups["blurs"], title=groups["forms"].title, rows=chosen, seeds=REPORTING)
+    captions = replace(
+        groups["blurs"],
+        title=groups["forms"].title,
+        rows=found | {EQUAL_COST: Row(None, steps=17)},
+        seeds=REPORTING,
+    )
     other = replace(
         captions,
         title="A target that the captions do not describe",
-        rows={name: chosen[name] for name in (NONE, "target", "blurred", "latent head")}
-        | {"blurred, 1.5 times as strong": chosen["blurred, 1.5 times as strong"]},
+        rows=of("target", "blurred", "blurred, 1.5 times as strong", "latent head"),
         prompts_after=OTHER_SCENES,
     )
-    return {"captions": captions, "other": other}
+    confirmed = replace(
+        captions,
+        title="A strength between two reported ones, on other seeds",
+        rows=of("blurred, 1.25 times as strong, in 14 steps"),
+        samples=500,
+        seeds=CONFIRMING,
+    )
+    return {"captions": captions, "other": other, "confirmed": confirmed}

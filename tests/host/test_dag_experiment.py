@@ -161,4 +161,5 @@ def test_what_chooses_a_target_never_reports_it():
         command: {group.seeds for group in of().values()} for command, of in dag_experiment.GROUPS.items()
     }
     tuning = {"sweep", "screen"}
+    assert drawn.pop("objects") == {seeds.REPORTING, seeds.CONFIRMING}
     assert drawn == {c: {seeds.TUNING if c in tuning else seeds.REPORTING} for c in drawn}

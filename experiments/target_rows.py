@@ -91,6 +91,7 @@ def screened() -> dict[str, Group]:
         "blurred, twice as strong": blurred_target(2.0),
         "blurred, to 70 %": blurred_target(target_end_percent=0.7),
         "blurred, in 14 steps": replace(blurred, steps=14),
+        "blurred, to 70 %, in 14 steps": replace(blurred_target(target_end_percent=0.7), steps=14),
         "blurred, 1.25 times as strong, in 14 steps": replace(blurred_target(1.25), steps=14),
         "blurred, 1.5 times as strong, in 14 steps": replace(blurred_target(1.5), steps=14),
         "latent head": latent,
@@ -136,8 +137,11 @@ def kept() -> dict[str, Group]:
     confirmed = replace(
         captions,
         title="A strength between two reported ones, on other seeds",
-        rows=of("blurred, 1.25 times as strong, in 14 steps"),
-        samples=500,
+        rows={
+            NONE: Row(None),
+            "blurred, 1.15 times as strong, in 14 steps": replace(blurred_target(1.15), steps=14),
+        },
+        samples=1000,
         seeds=CONFIRMING,
     )
     return {"captions": captions, "other": other, "confirmed": confirmed}

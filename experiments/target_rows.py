@@ -136,12 +136,21 @@ def kept() -> dict[str, Group]:
     )
     confirmed = replace(
         captions,
-        title="A strength between two reported ones, on other seeds",
-        rows={
-            NONE: Row(None),
-            "blurred, 1.15 times as strong, in 14 steps": replace(blurred_target(1.15), steps=14),
-        },
+        title="The best of these, and a strength between two of them, on other seeds",
+        rows=of("blurred, in 14 steps")
+        | {"blurred, 1.15 times as strong, in 14 steps": replace(blurred_target(1.15), steps=14)},
         samples=1000,
         seeds=CONFIRMING,
     )
-    return {"captions": captions, "other": other, "confirmed": confirmed}
+    of_samplers = {
+        sampler: replace(
+            other,
+            title=f"The same with {sampler}",
+            rows=of("target", "blurred"),
+            samples=60,
+            sampler=sampler,
+            side=4,
+        )
+        for sampler in ("dpmpp_3m_sde", "dpm_fast")
+    }
+    return {"captions": captions, "other": other, **of_samplers, "confirmed": confirmed}

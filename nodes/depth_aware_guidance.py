@@ -166,8 +166,8 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     tooltip=(
                         "Compares target_depth with the depth of the image through a blur, a share of the "
                         "shorter side that shrinks to 0 where the target ends. 0.125 keeps more of the "
-                        "prompt's objects and follows the map a little less closely; 0 compares sharp maps. No "
-                        "gain with a latent head."
+                        "prompt's objects and follows the map a little less closely; 0 compares sharp maps. "
+                        "No gain with a latent head."
                     ),
                     extra_dict=ADVANCED,
                 ),

@@ -40,7 +40,7 @@ LEGEND = (
     "its mean probability of them, which is certain sooner.",
     "- depth moved: mean difference between the judge's depth and that without guidance. CPU s: median "
     f"seconds of one thread to sample a picture, in batches of {BATCH}.",
-    "- renders: the scenes themselves, after the autoencoder. renders, bent: the same, warped by "
+    "- renders: the scenes of the targets, after the autoencoder. renders, bent: the same, warped by "
     f"{BENT:.0%} of their side, which shows how the figures respond to broken geometry.",
 )
 

@@ -30,7 +30,7 @@ REPORTING_REFERENCE = range(2 * HELD_OUT + 20_000, 2 * HELD_OUT + 40_000)
 """Renders that those pictures are compared with."""
 
 CONFIRMING = range(2 * HELD_OUT + 40_000, 2 * HELD_OUT + 60_000)
-"""Pictures that report a setting which was chosen on reported ones."""
+"""Pictures that report settings which were chosen after the reported tables."""
 
 REFERENCES = {TUNING: TUNING_REFERENCE, REPORTING: REPORTING_REFERENCE, CONFIRMING: REPORTING_REFERENCE}
 """The renders that pictures are compared with, by the pictures' seeds."""

@@ -127,9 +127,9 @@ def target_loss(d: Tensor, target: Tensor, mask: Tensor | None = None, sigma: fl
     """|| d - fit_target(target, d) ||^2 / || d - mean(d) ||^2 (B,), inside the mask.
 
     The share of the depth's variance that the target does not explain. Without the denominator, a flatter
-    image would have a lower loss, and guidance would drain contrast. 0 where the target is flat: it has no
-    shape to follow, and the gradient would be rounding. sigma: blur of both maps before they are compared, in
-    cells; 0 compares them as they are.
+    image would have a lower loss, and guidance would drain contrast. sigma: blur of both maps before they are
+    compared, in cells; 0 compares them as they are. The loss is 0 where the target is flat after the blur: it
+    has no shape to follow, and the gradient would be rounding.
     """
     d, target = blur_inside(d, mask, sigma), blur_inside(target, mask, sigma)
     share = _shares(d, mask)

@@ -14,6 +14,8 @@ def without_effect(settings: DepthAwareSettings) -> Iterator[str]:
         yield "prior_scale has no effect without a prior. Connect depth_prior."
     if settings.target is None and settings.target_scale not in (0, STRENGTHS["target_scale"]):
         yield "target_scale has no effect without a target. Connect target_depth."
+    if settings.target is None and settings.target_blur > 0:
+        yield "target_blur has no effect without a target. Connect target_depth."
     mask = settings.target_mask
     if mask is not None and settings.target is None:
         yield "target_mask has no effect without a target. Connect target_depth."

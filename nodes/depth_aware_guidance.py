@@ -164,10 +164,10 @@ class InnerDepthAwareGuidance(io.ComfyNode):
                     step=0.005,
                     optional=True,
                     tooltip=(
-                        "Compares target_depth with the depth of the image through a blur, a share of the "
-                        "shorter side that shrinks to 0 where the target ends. 0.125 keeps more of the "
-                        "prompt's objects and follows the map a little less closely; 0 compares sharp maps. "
-                        "No gain with a latent head."
+                        "Compares target_depth with the depth of the image through a blur. Its width, a "
+                        "share of the shorter side, shrinks to 0 where the target ends. 0.125 keeps more of "
+                        "the prompt's objects and follows the map a little less closely; 0 compares sharp "
+                        "maps. No gain with a latent head."
                     ),
                     extra_dict=ADVANCED,
                 ),

@@ -107,6 +107,7 @@ class DepthAwareRun(GuidedRun):
                 DEPTH_AWARE,
                 flat,
             )
+        self.skipped = percent_at(self.model_sampling, self.counted_from)
         self.ranges = {name: self.sigmas(of) for name, of in self.percentages_of.items()}
         self.loss_scale = first_loss_scale(guider)
         self.networks = networks_for(settings, guider.model_patcher.load_device)
@@ -125,8 +126,8 @@ class DepthAwareRun(GuidedRun):
 
     def blur_left(self, sigma: float) -> float:
         """1 at 0 percent, falling evenly to 0 where the target ends."""
-        skipped, here = (percent_at(self.model_sampling, of) for of in (self.counted_from, sigma))
-        return max(0.0, 1 - (here - skipped) / (1 - skipped) / self.percentages_of["target_scale"].end)
+        here = (percent_at(self.model_sampling, sigma) - self.skipped) / (1 - self.skipped)
+        return max(0.0, 1 - here / self.percentages_of["target_scale"].end)
 
     def new_step(self, **settings: Any) -> DepthAwareStep:
         """A step of the kind that the head needs."""

@@ -81,6 +81,7 @@ def test_sag_without_a_step_says_so(said):
     [
         ({"prior_scale": 2.0}, "prior_scale has no effect without a prior. Connect depth_prior."),
         ({"target_scale": 2.0}, "target_scale has no effect without a target. Connect target_depth."),
+        ({"target_blur": 0.125}, "target_blur has no effect without a target. Connect target_depth."),
         (
             {"target_scale": 0.0, "target_mask": torch.ones(1, 8, 8)},
             "target_mask has no effect without a target. Connect target_depth.",
@@ -99,7 +100,7 @@ def test_sag_without_a_step_says_so(said):
             "consistency_scale, or connect depth_prior or target_depth.",
         ),
     ],
-    ids=["prior", "target", "mask", "black mask", "all 0", "nothing connected"],
+    ids=["prior", "target", "blur", "mask", "black mask", "all 0", "nothing connected"],
 )
 def test_what_is_set_and_has_no_effect_is_named(settings, sentence, said):
     depth.depth_guided(tiny.patcher(), **settings)

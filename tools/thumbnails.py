@@ -63,7 +63,6 @@ class Thumbnail(NamedTuple):
     columns: int = 2
 
 
-SPHERES, CYLINDER_AND_SPHERE = ((SCENES[i][0], 3, SCENES[i][2]) for i in (3, 1))
 THUMBNAILS = {
     SAG: Thumbnail(SAG, WITH_SAG, "without | with SAG; Frechet distance 4.32 | 3.48", EIGHT_SEEDS, columns=4),
     SEES: Thumbnail(SEES, SEEN, "an image, attention, a word, features"),
@@ -113,7 +112,7 @@ THUMBNAILS = {
     ),
     "19 Depth-locked restyle": Thumbnail(LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"),
     "20 Depth-aware guidance on SD 1.5": Thumbnail(
-        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SPHERES,)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[3],)
     ),
     "21 DAG + SAG": Thumbnail(BOTH, WITH_BOTH, "DAG + SAG, here on the demo model", (SCENES[2], SCENES[3])),
     "22 Train a depth head on SD 1.5 with Depth Anything 3 labels": Thumbnail(
@@ -126,10 +125,10 @@ THUMBNAILS = {
         LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"
     ),
     "25 Depth lock + SAG on Qwen-Image": Thumbnail(
-        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (CYLINDER_AND_SPHERE,)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[1],)
     ),
     "26 Depth lock + SAG on FLUX.2 Klein": Thumbnail(
-        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SPHERES,)
+        LOCK, LOCKED, "demo model; below: depth to keep | depth drawn", (SCENES[3],)
     ),
     "27 Depth lock + SAG on Krea 2": Thumbnail(
         LOCK, LOCKED, "demo model; below: depth to keep | depth drawn"
